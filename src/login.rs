@@ -1,0 +1,149 @@
+//! Running `tailscale up`, with the key in an inherited memory file.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::process::{Child, Command};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use crate::authkey::AuthKey;
+use crate::outcome::Failure;
+use crate::verdict::{Verdict, judge};
+
+/// How much of the CLI's output is kept, in bytes.
+const MAX_OUTPUT: u64 = 64 * 1024;
+
+/// How long the output may stay open after the CLI has ended (by a process that it left behind).
+const OUTPUT_LIMIT: Duration = Duration::from_secs(1);
+
+/// The `tailscale` CLI and what it's always called with.
+#[derive(Clone, Debug)]
+pub struct Cli {
+    /// A path, or a name to be found in PATH.
+    pub program: PathBuf,
+    pub socket: PathBuf,
+    pub login_server: Option<String>,
+    /// The user's flags for `tailscale up`.
+    pub flags: Vec<String>,
+}
+
+impl Cli {
+    /// The flags that the user gives, the login server included.
+    pub fn asked(&self) -> Vec<String> {
+        let server = self.login_server.iter();
+        server
+            .map(|url| format!("--login-server={url}"))
+            .chain(self.flags.iter().cloned())
+            .collect()
+    }
+
+    /// Starts `tailscale up` with `key`, with the flags `kept` from the node's settings before
+    /// the user's own.
+    pub fn up(&self, key: &AuthKey, kept: &[String]) -> Result<Login, Failure> {
+        let memfd = key
+            .to_inherited_memfd()
+            .map_err(|error| Failure::Internal(format!("cannot make a memory file: {error}")))?;
+        let mut socket = OsString::from("--socket=");
+        socket.push(&self.socket);
+        let mut child = Command::new(&self.program)
+            .arg(socket)
+            .arg("up")
+            .arg(format!(
+                "--auth-key=file:/proc/self/fd/{}",
+                memfd.as_raw_fd()
+            ))
+            .args(kept)
+            .args(self.asked())
+            // It is not the service's main process.
+            .env_remove("NOTIFY_SOCKET")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(|error| self.cannot_start(&error))?;
+        let stdout = collect(child.stdout.take());
+        let stderr = collect(child.stderr.take());
+        Ok(Login {
+            child,
+            stdout,
+            stderr,
+        })
+    }
+
+    fn cannot_start(&self, error: &io::Error) -> Failure {
+        let program = self.program.display();
+        Failure::Misconfigured(match error.kind() {
+            io::ErrorKind::NotFound => format!(
+                "the tailscale command was not found ({program}); \
+                 install tailscale, or name the command with --tailscale"
+            ),
+            _ => format!(
+                "the tailscale command {program} cannot be run ({error}); \
+                 name another with --tailscale"
+            ),
+        })
+    }
+}
+
+/// A `tailscale up` that runs. It is killed when this is dropped.
+pub struct Login {
+    child: Child,
+    stdout: JoinHandle<String>,
+    stderr: JoinHandle<String>,
+}
+
+impl Login {
+    /// Waits for its end. Nothing is lost if this is dropped and called again.
+    pub async fn ended(&mut self) -> io::Result<std::process::ExitStatus> {
+        self.child.wait().await
+    }
+
+    /// What its end means. To be called after [`Login::ended`].
+    pub async fn verdict(mut self) -> Verdict {
+        let code = match self.child.wait().await {
+            Ok(status) => status.code(),
+            Err(_) => None,
+        };
+        let output = collected(self.stdout).await;
+        let errors = collected(self.stderr).await;
+        for line in output.lines().chain(errors.lines()) {
+            log::debug!("tailscale up: {line}");
+        }
+        judge(code, &errors)
+    }
+
+    /// Ends it and waits until it's gone.
+    pub async fn stop(mut self) {
+        if let Err(error) = self.child.kill().await {
+            log::debug!("cannot end `tailscale up`: {error}");
+        }
+    }
+}
+
+/// Reads `stream` to its end, so that the CLI never waits for us, and keeps the start of it.
+fn collect(stream: Option<impl AsyncRead + Unpin + Send + 'static>) -> JoinHandle<String> {
+    tokio::spawn(async move {
+        let mut kept = Vec::new();
+        if let Some(mut stream) = stream {
+            let mut start = (&mut stream).take(MAX_OUTPUT);
+            if start.read_to_end(&mut kept).await.is_ok() {
+                let _ = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
+            }
+        }
+        String::from_utf8_lossy(&kept).into_owned()
+    })
+}
+
+async fn collected(output: JoinHandle<String>) -> String {
+    match timeout(OUTPUT_LIMIT, output).await {
+        Ok(Ok(text)) => text,
+        _ => String::new(),
+    }
+}

@@ -1,0 +1,175 @@
+//! Joins a Linux machine to its tailnet: parse, run, report, exit.
+
+#![forbid(unsafe_code)]
+
+mod authkey;
+mod cli;
+mod connect;
+mod decide;
+mod journal;
+mod localapi;
+mod login;
+mod notify;
+mod outcome;
+mod redact;
+mod settings;
+mod verdict;
+
+use std::io::Write;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser;
+use log::LevelFilter;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::sleep;
+
+use crate::authkey::KeySource;
+use crate::cli::Options;
+use crate::connect::{Config, Connect};
+use crate::login::Cli;
+use crate::notify::Notify;
+use crate::outcome::{Connected, Failure, to_json};
+use crate::redact::redact;
+
+/// How a run ended.
+enum End {
+    Result(Result<Connected, Failure>),
+    /// Told to stop, by the signal of this number.
+    Signal(i32),
+}
+
+fn main() -> ExitCode {
+    let options = match Options::try_parse() {
+        Ok(options) => options,
+        Err(error) => return usage(&error),
+    };
+    journal::init(match (options.quiet, options.verbose) {
+        (true, _) => LevelFilter::Warn,
+        (false, 0) => LevelFilter::Info,
+        (false, 1) => LevelFilter::Debug,
+        (false, _) => LevelFilter::Trace,
+    });
+    let end = match options.check() {
+        Ok(()) => start(&options),
+        Err(failure) => End::Result(Err(failure)),
+    };
+    match end {
+        End::Result(result) => report(&result, options.json),
+        End::Signal(number) => {
+            // The service manager and the shell see what ended us.
+            let _ = signal_hook::low_level::emulate_default_handler(number);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start(options: &Options) -> End {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    match runtime {
+        Ok(runtime) => runtime.block_on(run(options)),
+        Err(error) => End::Result(Err(Failure::Internal(format!("cannot start: {error}")))),
+    }
+}
+
+async fn run(options: &Options) -> End {
+    let config = Config {
+        socket: options.socket.clone(),
+        key: KeySource {
+            path: options.authkey_file.clone(),
+            params: options.authkey_params.clone(),
+            login_server: options.any_login_server(),
+        },
+        authkey_wait: options.authkey_wait,
+        cli: Cli {
+            program: options.tailscale.clone(),
+            socket: options.socket.clone(),
+            login_server: options.login_server.clone(),
+            flags: options.up_flags.clone(),
+        },
+    };
+    let notify = Notify::default();
+    let mut connect = match Connect::new(&config, &notify) {
+        Ok(connect) => connect,
+        Err(failure) => return End::Result(Err(failure)),
+    };
+    let end = tokio::select! {
+        result = connect.run() => Some(End::Result(result)),
+        number = stop_signal() => Some(End::Signal(number)),
+        () = sleep(options.timeout.unwrap_or(Duration::MAX)) => None,
+        () = notify.grace(options.ready_after) => None,
+    };
+    let end = end.unwrap_or_else(|| End::Result(Err(connect.timed_out())));
+    if let End::Signal(_) = end {
+        notify.stopping();
+    }
+    connect.shut_down().await;
+    match &end {
+        End::Result(Ok(connected)) => {
+            notify.status(&connected.to_string());
+            // Always before exit 0: without it, systemd takes the exit for a failure.
+            notify.ready();
+        }
+        End::Result(Err(failure)) => notify.status(&failure.to_string()),
+        End::Signal(_) => {}
+    }
+    end
+}
+
+/// Waits for a signal that asks us to stop, and returns its number.
+async fn stop_signal() -> i32 {
+    let kinds = [
+        SignalKind::terminate(),
+        SignalKind::interrupt(),
+        SignalKind::hangup(),
+    ];
+    let [terminate, interrupt, hangup] = kinds.map(|kind| async move {
+        let received = match signal(kind) {
+            Ok(mut signals) => signals.recv().await,
+            Err(_) => None,
+        };
+        match received {
+            Some(()) => kind.as_raw_value(),
+            // Then the signal ends us as it ends any program.
+            None => std::future::pending().await,
+        }
+    });
+    tokio::select! {
+        number = terminate => number,
+        number = interrupt => number,
+        number = hangup => number,
+    }
+}
+
+/// Prints the result, and on standard output nothing else.
+fn report(result: &Result<Connected, Failure>, json: bool) -> ExitCode {
+    let line = match result {
+        _ if json => Some(to_json(result).to_string()),
+        Ok(connected) => Some(connected.to_string()),
+        Err(_) => None,
+    };
+    if let Some(line) = line {
+        let _ = writeln!(std::io::stdout(), "{}", redact(&line));
+    }
+    match result {
+        Ok(_) => ExitCode::SUCCESS,
+        Err(failure) => {
+            log::error!("{failure}");
+            ExitCode::from(failure.exit().1)
+        }
+    }
+}
+
+/// Help and version, or what is wrong with the command line.
+fn usage(error: &clap::Error) -> ExitCode {
+    let text = error.render().to_string();
+    if error.use_stderr() {
+        let _ = write!(std::io::stderr(), "{}", redact(&text));
+        ExitCode::from(Failure::Usage(String::new()).exit().1)
+    } else {
+        let _ = write!(std::io::stdout(), "{text}");
+        ExitCode::SUCCESS
+    }
+}

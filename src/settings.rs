@@ -1,0 +1,216 @@
+//! Settings that survive a login. Pure functions.
+//!
+//! `tailscale up` replaces all preferences of a node by its flags. Those that have a flag are
+//! kept by mentioning them: the CLI itself prints which. Those that have none, and those set
+//! before the first login (when the CLI does not look), are compared and put back.
+
+use serde_json::{Value, json};
+
+use crate::localapi::Prefs;
+
+/// What a login is meant to change, and what tailscaled keeps there itself.
+const LOGINS_OWN: [&str; 6] = [
+    "Config",
+    "ControlURL",
+    "InternalExitNodePrior",
+    "LoggedOut",
+    "ProfileName",
+    "WantRunning",
+];
+
+/// Flags of `tailscale up` whose preference has another name (`updatePrefs` and `prefsToFlags`
+/// in cmd/tailscale/cli/up.go, v1.98.10). The others are found by their names.
+const OTHER_NAMES: [(&str, &str); 8] = [
+    ("accept-dns", "CorpDNS"),
+    ("accept-routes", "RouteAll"),
+    ("advertise-connector", "AppConnector"),
+    ("advertise-exit-node", "AdvertiseRoutes"),
+    ("host-routes", "AllowSingleHosts"),
+    ("report-posture", "PostureChecking"),
+    ("snat-subnet-routes", "NoSNAT"),
+    ("ssh", "RunSSH"),
+];
+
+/// The name of a flag such as `--name`, `-name` or `--name=value`.
+pub fn flag_name(word: &str) -> Option<&str> {
+    let name = word.strip_prefix("--").or_else(|| word.strip_prefix('-'))?;
+    let name = name.split_once('=').map_or(name, |(name, _)| name);
+    (!name.is_empty()).then_some(name)
+}
+
+/// The value of the flag `name` among `words`, given as `--name=value` or `--name value`.
+pub fn flag_value<'a>(words: &'a [String], name: &str) -> Option<&'a str> {
+    let at = words
+        .iter()
+        .position(|word| flag_name(word) == Some(name))?;
+    match words[at].split_once('=') {
+        Some((_, value)) => Some(value),
+        None => words.get(at + 1).map(String::as_str),
+    }
+}
+
+/// Those of the `printed` flags that `own` doesn't already give: what the user says wins.
+pub fn flags_to_add(printed: Vec<String>, own: &[String]) -> Vec<String> {
+    printed
+        .into_iter()
+        .filter(|word| !own.iter().any(|own| flag_name(own) == flag_name(word)))
+        .collect()
+}
+
+/// Whether the login has reached the preferences: those that it is meant to change differ.
+pub fn login_reached(before: &Prefs, now: &Prefs) -> bool {
+    LOGINS_OWN
+        .iter()
+        .any(|name| before.get(*name) != now.get(*name))
+}
+
+/// The preferences that the login changed and nobody asked for, with their old values.
+pub fn lost(before: &Prefs, now: &Prefs, asked: &[String]) -> Prefs {
+    // A preference may be left out when it has its default.
+    let names = before
+        .keys()
+        .chain(now.keys().filter(|name| !before.contains_key(*name)));
+    names
+        .filter(|name| !LOGINS_OWN.contains(&name.as_str()))
+        .filter(|name| before.get(*name) != now.get(*name))
+        .filter(|name| !asked.iter().any(|word| governs(word, name)))
+        .map(|name| {
+            let old = before.get(name).cloned().unwrap_or(Value::Null);
+            (name.clone(), old)
+        })
+        .collect()
+}
+
+/// Whether the flag `word` sets the preference `pref`.
+fn governs(word: &str, pref: &str) -> bool {
+    let Some(flag) = flag_name(word) else {
+        return false;
+    };
+    if let Some((_, other)) = OTHER_NAMES.iter().find(|(name, _)| *name == flag) {
+        return *other == pref;
+    }
+    let squeezed = flag.replace('-', "");
+    pref.to_lowercase().contains(&squeezed)
+}
+
+/// The ipn.MaskedPrefs that sets `prefs` (ipn/prefs.go `MaskedPrefs`, v1.98.10).
+pub fn masked(prefs: &Prefs) -> Value {
+    let mut masked = prefs.clone();
+    for name in prefs.keys() {
+        let mark = if name == "AutoUpdate" {
+            json!({ "CheckSet": true, "ApplySet": true })
+        } else {
+            json!(true)
+        };
+        masked.insert(format!("{name}Set"), mark);
+    }
+    Value::Object(masked)
+}
+
+/// The ipn.MaskedPrefs that brings a node up and touches no setting.
+pub fn want_running() -> Value {
+    json!({ "WantRunning": true, "WantRunningSet": true })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn prefs(value: Value) -> Prefs {
+        serde_json::from_value(value).unwrap()
+    }
+
+    fn words(words: &[&str]) -> Vec<String> {
+        words.iter().map(|word| (*word).to_owned()).collect()
+    }
+
+    #[test]
+    fn what_a_login_changed_unasked_is_lost() {
+        let before = prefs(json!({
+            "ControlURL": "", "WantRunning": false, "RunWebClient": true, "Hostname": "x",
+            "AutoUpdate": { "Check": true, "Apply": true }, "OperatorUser": "ann",
+        }));
+        let now = prefs(json!({
+            "ControlURL": "https://x", "WantRunning": true, "RunWebClient": false, "Hostname": "x",
+            "AutoUpdate": { "Check": true, "Apply": null }, "NewDefault": 1,
+        }));
+        assert_eq!(
+            Value::Object(lost(&before, &now, &[])),
+            json!({
+                "AutoUpdate": { "Check": true, "Apply": true },
+                "NewDefault": null,
+                "OperatorUser": "ann",
+                "RunWebClient": true,
+            })
+        );
+    }
+
+    #[test]
+    fn what_the_user_asked_for_is_not_lost() {
+        let before = prefs(json!({
+            "RunSSH": true, "CorpDNS": true, "AdvertiseRoutes": ["10.0.0.0/8"], "RouteAll": true,
+            "ExitNodeID": "n1", "ExitNodeIP": "", "NoSNAT": true, "ShieldsUp": true,
+            "Hostname": "x", "OperatorUser": "ann", "NoStatefulFiltering": true,
+        }));
+        let now = prefs(json!({
+            "RunSSH": false, "CorpDNS": false, "AdvertiseRoutes": null, "RouteAll": false,
+            "ExitNodeID": "", "ExitNodeIP": "100.64.0.9", "NoSNAT": false, "ShieldsUp": false,
+            "Hostname": "y", "OperatorUser": "", "NoStatefulFiltering": false,
+        }));
+        let asked = words(&[
+            "--ssh=false",
+            "--accept-dns=false",
+            "--advertise-exit-node=false",
+            "-accept-routes=false",
+            "--exit-node",
+            "100.64.0.9",
+            "--snat-subnet-routes",
+            "--shields-up=false",
+            "--hostname=y",
+            "--operator=",
+            "--stateful-filtering",
+        ]);
+        assert_eq!(lost(&before, &now, &asked), Prefs::new());
+        let all = lost(&before, &now, &words(&["--ssh=false"]));
+        assert!(!all.contains_key("RunSSH") && all.len() == 10);
+    }
+
+    #[test]
+    fn a_flag_of_the_user_takes_the_place_of_the_kept_one() {
+        let printed = words(&["--accept-routes", "--hostname=x", "--ssh"]);
+        let own = words(&["--ssh=false", "-hostname", "y"]);
+        assert_eq!(flags_to_add(printed, &own), words(&["--accept-routes"]));
+    }
+
+    #[test]
+    fn masks_mark_each_field_and_both_parts_of_auto_update() {
+        let masked = masked(&prefs(
+            json!({ "RunSSH": true, "AutoUpdate": { "Apply": true } }),
+        ));
+        assert_eq!(
+            masked,
+            json!({
+                "RunSSH": true, "RunSSHSet": true,
+                "AutoUpdate": { "Apply": true },
+                "AutoUpdateSet": { "CheckSet": true, "ApplySet": true },
+            })
+        );
+    }
+
+    #[test]
+    fn a_flags_value_is_found_in_both_forms() {
+        let flags = words(&["--ssh", "--login-server=https://a", "--hostname", "x"]);
+        assert_eq!(flag_value(&flags, "login-server"), Some("https://a"));
+        assert_eq!(flag_value(&flags, "hostname"), Some("x"));
+        assert_eq!(flag_value(&flags, "operator"), None);
+    }
+
+    #[test]
+    fn a_login_has_reached_the_preferences_when_its_own_have_changed() {
+        let before = prefs(json!({ "WantRunning": false, "Hostname": "" }));
+        let set_by_an_admin = prefs(json!({ "WantRunning": false, "Hostname": "y" }));
+        let up = prefs(json!({ "WantRunning": true, "Hostname": "" }));
+        assert!(!login_reached(&before, &set_by_an_admin));
+        assert!(login_reached(&before, &up));
+    }
+}
