@@ -402,3 +402,433 @@ fn with_key(key: &Key) -> Action {
         Key::Wanting { error, .. } => Action::Fail(Failure::KeyFile(error.clone())),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Duration = Duration::ZERO;
+    const AN_AGE: Duration = Duration::from_secs(3600);
+
+    const REFUSAL: &str = "invalid key: API key does not exist";
+    const TROUBLE: &str = "fetch control key: dial tcp: connection refused";
+
+    fn status(state: &str) -> Status {
+        Status {
+            version: "1.98.10-t1-g2".into(),
+            backend_state: state.into(),
+            ..Status::default()
+        }
+    }
+
+    fn online(mut status: Status) -> Status {
+        status.node.online = true;
+        status
+    }
+
+    fn asking(mut status: Status) -> Status {
+        status.auth_url = "https://login.tailscale.com/a/1".into();
+        status
+    }
+
+    fn with_error(mut status: Status, error: &str) -> Status {
+        status.health = vec![format!(
+            "You are logged out. The last login error was: {error}"
+        )];
+        status
+    }
+
+    fn version(mut status: Status, version: &str) -> Status {
+        status.version = version.into();
+        status
+    }
+
+    fn tried(login: Login) -> Tried {
+        Tried {
+            login,
+            ..Tried::default()
+        }
+    }
+
+    fn ready(refused: bool) -> Key {
+        Key::Ready { refused }
+    }
+
+    fn missing(overdue: bool) -> Key {
+        Key::Wanting {
+            error: KeyFileError::Missing("/k".into()),
+            overdue,
+        }
+    }
+
+    fn in_flight(seconds: u64, begun: bool) -> Login {
+        Login::InFlight {
+            lasted: Duration::from_secs(seconds),
+            begun,
+        }
+    }
+
+    fn refused(seconds: u64, forgotten: bool) -> Login {
+        Login::Refused {
+            refusal: REFUSAL.into(),
+            ago: Duration::from_secs(seconds),
+            forgotten,
+        }
+    }
+
+    fn first(status: &Status) -> Action {
+        decide(&situation(status, None), NOW, &Tried::default())
+    }
+
+    fn may_send_the_key(action: &Action) -> bool {
+        matches!(action, Action::ReadKey | Action::LogIn)
+    }
+
+    #[test]
+    fn the_table_row_by_row() {
+        let address: IpAddr = "100.64.0.1".parse().unwrap();
+        let stranded = Action::Rescue {
+            refusal: Some(REFUSAL.into()),
+        };
+        let control =
+            |why: Option<&str>| Action::Wait(Waiting::ControlServer(why.map(str::to_owned)));
+        assert_eq!(
+            decide(&Situation::NoDaemon, AN_AGE, &Tried::default()),
+            Action::Wait(Waiting::Tailscaled)
+        );
+        for state in ["NoState", "Starting"] {
+            assert_eq!(first(&status(state)), Action::Wait(Waiting::Settling));
+            assert_eq!(
+                first(&with_error(status(state), TROUBLE)),
+                control(Some(TROUBLE))
+            );
+            assert_eq!(first(&with_error(status(state), REFUSAL)), stranded);
+        }
+        assert_eq!(first(&with_error(status("Running"), REFUSAL)), stranded);
+        assert_eq!(first(&online(status("Running"))), Action::Finish);
+        assert_eq!(
+            decide(
+                &situation(&online(status("Running")), Some(address)),
+                NOW,
+                &Tried::default()
+            ),
+            Action::Wait(Waiting::Address(address))
+        );
+        assert_eq!(
+            decide(
+                &Situation::AddressPending(address),
+                ADDRESS_PATIENCE,
+                &Tried::default()
+            ),
+            Action::Finish
+        );
+        assert_eq!(first(&asking(status("Running"))), Action::ReadKey);
+        assert_eq!(first(&status("Running")), control(None));
+        assert_eq!(
+            first(&with_error(status("Running"), TROUBLE)),
+            control(Some(TROUBLE))
+        );
+        assert_eq!(first(&status("Stopped")), Action::BringUp);
+        assert_eq!(first(&status("NeedsLogin")), Action::ReadKey);
+        assert_eq!(
+            first(&status("NeedsMachineAuth")),
+            Action::Wait(Waiting::Approval)
+        );
+        assert_eq!(
+            first(&status("Dancing")),
+            Action::Wait(Waiting::Unknown("Dancing".into()))
+        );
+    }
+
+    #[test]
+    fn the_key_is_sent_only_where_a_login_is_needed() {
+        let mut keyed = Tried::default();
+        for key in [Key::Unread, ready(false)] {
+            keyed.key = key;
+            for lasted in [NOW, AN_AGE] {
+                for state in [
+                    "NoState",
+                    "Starting",
+                    "Running",
+                    "Stopped",
+                    "NeedsMachineAuth",
+                    "?",
+                ] {
+                    for status in [
+                        status(state),
+                        online(status(state)),
+                        with_error(status(state), REFUSAL),
+                        with_error(status(state), TROUBLE),
+                    ] {
+                        let action = decide(&situation(&status, None), lasted, &keyed);
+                        assert!(!may_send_the_key(&action), "{status:?}: {action:?}");
+                    }
+                }
+                for other in [Situation::NoDaemon, Situation::Unintelligible("x".into())] {
+                    assert!(!may_send_the_key(&decide(&other, lasted, &keyed)));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn no_second_login_while_one_is_under_way() {
+        for login in [
+            in_flight(0, false),
+            in_flight(3600, true),
+            Login::WithDaemon { stale: None },
+        ] {
+            for key in [Key::Unread, ready(false), missing(true)] {
+                let tried = Tried {
+                    key,
+                    ..tried(login.clone())
+                };
+                for status in [
+                    status("NeedsLogin"),
+                    with_error(status("NeedsLogin"), TROUBLE),
+                    with_error(status("NeedsLogin"), REFUSAL),
+                    status("NoState"),
+                    with_error(status("NoState"), REFUSAL),
+                ] {
+                    let action = decide(&situation(&status, None), NOW, &tried);
+                    assert!(
+                        !may_send_the_key(&action),
+                        "{status:?} {tried:?}: {action:?}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_walk_through_a_fresh_join() {
+        let mut tried = Tried::default();
+        let needs_login = situation(&status("NeedsLogin"), None);
+        assert_eq!(decide(&needs_login, NOW, &tried), Action::ReadKey);
+        tried.key = missing(false);
+        assert_eq!(
+            decide(&needs_login, NOW, &tried),
+            Action::Wait(Waiting::KeyFile(KeyFileError::Missing("/k".into())))
+        );
+        tried.key = Key::Busy;
+        assert_eq!(
+            decide(&needs_login, NOW, &tried),
+            Action::Wait(Waiting::OtherRun)
+        );
+        tried.key = ready(false);
+        assert_eq!(decide(&needs_login, NOW, &tried), Action::LogIn);
+        tried.login = in_flight(0, true);
+        for state in ["NeedsLogin", "NoState", "Starting"] {
+            assert_eq!(
+                decide(&situation(&status(state), None), NOW, &tried),
+                Action::Wait(Waiting::LoggingIn)
+            );
+        }
+        assert_eq!(
+            decide(&situation(&status("NeedsMachineAuth"), None), NOW, &tried),
+            Action::Wait(Waiting::Approval)
+        );
+        assert_eq!(
+            decide(&situation(&online(status("Running")), None), NOW, &tried),
+            Action::Finish
+        );
+    }
+
+    #[test]
+    fn a_walk_through_a_refused_key() {
+        let needs_login = situation(&status("NeedsLogin"), None);
+        let settling = situation(&status("NoState"), None);
+        assert_eq!(
+            decide(&needs_login, NOW, &tried(refused(1, false))),
+            Action::Wait(Waiting::Verdict(REFUSAL.into()))
+        );
+        assert_eq!(
+            decide(&needs_login, NOW, &tried(refused(2, false))),
+            Action::ForgetKey {
+                refusal: REFUSAL.into()
+            }
+        );
+        let with = |login, key| Tried {
+            key,
+            ..tried(login)
+        };
+        assert_eq!(
+            decide(&needs_login, NOW, &with(refused(2, true), Key::Unread)),
+            Action::ReadKey
+        );
+        // The secret was replaced in the meantime.
+        assert_eq!(
+            decide(&needs_login, NOW, &with(refused(2, true), ready(false))),
+            Action::LogIn
+        );
+        // It may have a node key to come up on.
+        assert_eq!(
+            decide(&settling, NOW, &with(refused(2, true), ready(true))),
+            Action::Wait(Waiting::Settling)
+        );
+        for (seen, login) in [
+            (&needs_login, refused(2, true)),
+            (&settling, refused(10, true)),
+        ] {
+            assert_eq!(
+                decide(seen, NOW, &with(login, ready(true))),
+                Action::Fail(Failure::KeyRefused(REFUSAL.into()))
+            );
+        }
+        // The error was an older login's.
+        assert_eq!(
+            decide(&Situation::Connected, NOW, &tried(refused(1, false))),
+            Action::Finish
+        );
+    }
+
+    #[test]
+    fn a_key_file_that_stays_away_ends_the_run_and_one_that_cannot_be_used_does_at_once() {
+        let needs_login = situation(&status("NeedsLogin"), None);
+        let with = |key| Tried {
+            key,
+            ..Tried::default()
+        };
+        assert_eq!(
+            decide(&needs_login, NOW, &with(missing(true))),
+            Action::Fail(Failure::KeyFile(KeyFileError::Missing("/k".into())))
+        );
+        let error = KeyFileError::Unusable {
+            path: "/k".into(),
+            problem: "is a directory",
+        };
+        let key = Key::Wanting {
+            error: error.clone(),
+            overdue: false,
+        };
+        assert_eq!(
+            decide(&needs_login, NOW, &with(key)),
+            Action::Fail(Failure::KeyFile(error))
+        );
+    }
+
+    #[test]
+    fn someone_elses_dead_key_is_cleared_away_once_and_never_by_a_key() {
+        let mut tried = Tried::default();
+        let needs_login = situation(&with_error(status("NeedsLogin"), REFUSAL), None);
+        let running = situation(&with_error(status("Running"), REFUSAL), None);
+        for seen in [&needs_login, &running] {
+            assert!(matches!(decide(seen, NOW, &tried), Action::Rescue { .. }));
+        }
+        tried.rescued = true;
+        assert_eq!(decide(&needs_login, NOW, &tried), Action::ReadKey);
+        assert!(matches!(decide(&running, AN_AGE, &tried), Action::Wait(_)));
+        // It has given up on the key already: nothing to clear away.
+        let asking = situation(&asking(with_error(status("Running"), REFUSAL)), None);
+        assert_eq!(decide(&asking, NOW, &Tried::default()), Action::ReadKey);
+    }
+
+    #[test]
+    fn the_rescue_of_a_node_that_stays_offline_is_for_daemons_that_keep_their_network_map() {
+        let rescue = Action::Rescue { refusal: None };
+        for (daemon, action) in [
+            ("1.98.10", &rescue),
+            ("1.82.0-t12", &rescue),
+            ("2.0.1", &rescue),
+            ("1.80.3-tdd4e", &Action::Wait(Waiting::ControlServer(None))),
+            ("odd", &Action::Wait(Waiting::ControlServer(None))),
+        ] {
+            let offline = situation(&version(status("Running"), daemon), None);
+            assert_eq!(
+                &decide(&offline, OFFLINE_PATIENCE, &Tried::default()),
+                action,
+                "{daemon}"
+            );
+            for tried in [
+                Tried {
+                    rescued: true,
+                    ..Tried::default()
+                },
+                // It would make tailscaled forget our key.
+                tried(Login::WithDaemon { stale: None }),
+            ] {
+                assert!(matches!(decide(&offline, AN_AGE, &tried), Action::Wait(_)));
+            }
+        }
+    }
+
+    #[test]
+    fn a_refusal_that_up_did_not_tell_of_is_believed_when_it_stays() {
+        let fresh = tried(Login::WithDaemon { stale: None });
+        let stale = tried(Login::WithDaemon {
+            stale: Some(REFUSAL.into()),
+        });
+        for seen in [
+            situation(&with_error(status("Running"), REFUSAL), None),
+            situation(&with_error(status("NeedsLogin"), REFUSAL), None),
+        ] {
+            assert!(matches!(decide(&seen, NOW, &fresh), Action::Wait(_)));
+            assert!(matches!(
+                decide(&seen, REFUSAL_DOUBT, &fresh),
+                Action::ForgetKey { .. }
+            ));
+            assert!(matches!(
+                decide(&seen, REFUSAL_DOUBT, &stale),
+                Action::Wait(_)
+            ));
+            assert!(matches!(
+                decide(&seen, STALE_DOUBT, &stale),
+                Action::ForgetKey { .. }
+            ));
+        }
+    }
+
+    #[test]
+    fn a_cli_that_does_nothing_is_ended_and_one_that_waits_for_the_control_server_is_not() {
+        let needs_login = situation(&status("NeedsLogin"), None);
+        assert_eq!(
+            decide(&needs_login, NOW, &tried(in_flight(30, false))),
+            Action::AbandonLogin
+        );
+        let unreachable = situation(&with_error(status("NeedsLogin"), TROUBLE), None);
+        assert_eq!(
+            decide(&unreachable, AN_AGE, &tried(in_flight(3600, true))),
+            Action::Wait(Waiting::ControlServer(Some(TROUBLE.into())))
+        );
+    }
+
+    #[test]
+    fn a_login_that_failed_in_passing_is_tried_again_after_a_while() {
+        let needs_login = situation(&status("NeedsLogin"), None);
+        let failed = |may_retry| {
+            tried(Login::Failed {
+                error: "EOF".into(),
+                may_retry,
+            })
+        };
+        assert_eq!(
+            decide(&needs_login, NOW, &failed(false)),
+            Action::Wait(Waiting::Retry("EOF".into()))
+        );
+        assert_eq!(decide(&needs_login, NOW, &failed(true)), Action::ReadKey);
+    }
+
+    #[test]
+    fn whoever_stops_tailscale_while_we_wait_is_left_alone() {
+        let mut tried = Tried::default();
+        assert_eq!(decide(&Situation::Stopped, NOW, &tried), Action::BringUp);
+        tried.brought_up = true;
+        assert_eq!(
+            decide(&Situation::Stopped, AN_AGE, &tried),
+            Action::Wait(Waiting::StoppedByOther)
+        );
+    }
+
+    #[test]
+    fn no_way_to_the_socket_is_final_after_a_moment() {
+        let denied = Situation::Denied("the socket may not be opened".into());
+        assert!(matches!(
+            decide(&denied, NOW, &Tried::default()),
+            Action::Wait(_)
+        ));
+        assert!(matches!(
+            decide(&denied, SOCKET_PATIENCE, &Tried::default()),
+            Action::Fail(Failure::Denied(_))
+        ));
+    }
+}
