@@ -1,0 +1,416 @@
+//! The tailnet: the control server of the tests, and what its administrator can do.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::process::{self, Process, open_temp_dir, tail};
+use crate::{Binaries, Node, PATIENCE, http};
+
+/// A control server with one empty tailnet, on loopback, on ports of its own.
+pub struct Tailnet {
+    // Declared first, so that it ends before its folder goes.
+    process: Process,
+    served: Served,
+    dir: TempDir,
+}
+
+/// What `control` prints when it serves.
+#[derive(Debug, Deserialize)]
+struct Served {
+    url: String,
+    tls_url: String,
+    ca_file: PathBuf,
+    admin: String,
+    api: String,
+}
+
+/// What an auth key is to be; by default single-use and good.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct KeySpec {
+    /// For any number of devices.
+    pub reusable: bool,
+    /// Its time has passed.
+    pub expired: bool,
+    /// The administrator has taken it back.
+    pub revoked: bool,
+    /// Its devices need no approval.
+    pub preapproved: bool,
+    /// Its devices vanish when they go offline.
+    pub ephemeral: bool,
+    /// The tags of its devices, like `tag:server`.
+    pub tags: Vec<String>,
+}
+
+/// The tailnet as its control server sees it.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct State {
+    /// Rises with every change.
+    pub seq: u64,
+    /// How often devices registered.
+    pub registers: Registers,
+    /// Every auth key that was made here or tried.
+    pub keys: BTreeMap<String, KeyUse>,
+    /// Every device.
+    pub nodes: Vec<Device>,
+    /// The login pages that wait for a person.
+    pub auth_urls: Vec<String>,
+    /// What was asked of the stand-in for Tailscale's API.
+    pub api_requests: Vec<ApiRequest>,
+}
+
+/// Counts of register requests.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(default)]
+pub struct Registers {
+    /// All of them.
+    pub total: u64,
+    /// Those with an auth key.
+    pub with_key: u64,
+    /// Those without one.
+    pub without_key: u64,
+    /// Those answered with 429.
+    pub rate_limited: u64,
+}
+
+/// What happened to one auth key.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(default)]
+pub struct KeyUse {
+    /// Registers that came with it.
+    pub attempts: u64,
+    /// Those that it was good for.
+    pub uses: u64,
+}
+
+/// One device of the tailnet.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+#[allow(missing_docs, reason = "the names say it all")]
+pub struct Device {
+    pub id: u64,
+    pub hostname: String,
+    pub name: String,
+    pub node_key: String,
+    pub addresses: Vec<String>,
+    pub online: bool,
+    pub approved: bool,
+    pub expired: bool,
+    pub tags: Vec<String>,
+    pub routes: Vec<String>,
+    pub ephemeral: bool,
+    pub last_register_had_key: bool,
+}
+
+/// A request to the stand-in for Tailscale's API.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+#[allow(missing_docs, reason = "the names say it all")]
+pub struct ApiRequest {
+    pub path: String,
+    pub body: Value,
+}
+
+impl State {
+    /// What happened to this key; zeros if it was never seen.
+    pub fn key(&self, key: &str) -> KeyUse {
+        self.keys.get(key).copied().unwrap_or_default()
+    }
+
+    /// How many devices are online.
+    pub fn online(&self) -> usize {
+        self.nodes.iter().filter(|device| device.online).count()
+    }
+
+    /// The device with this host name.
+    pub fn device(&self, hostname: &str) -> Option<&Device> {
+        self.nodes.iter().find(|device| device.hostname == hostname)
+    }
+}
+
+impl Tailnet {
+    /// Starts the control server, having built it if need be.
+    pub fn start() -> Self {
+        let dir = open_temp_dir("tailnet-");
+        let log = File::create(dir.path().join("control.log")).expect("a folder of our own");
+        let mut command = process::command(&Binaries::main().control(), None);
+        command
+            .env("HOME", dir.path())
+            // It ends when this pipe is closed.
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(log);
+        let mut process = Process::spawn(command);
+
+        let stdout = process.child.stdout.take().expect("its output is a pipe");
+        let (sender, first_line) = mpsc::channel();
+        thread::spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                let _ = sender.send(line);
+            }
+        });
+        let served = first_line
+            .recv_timeout(PATIENCE)
+            .ok()
+            .and_then(|line| serde_json::from_str(&line).ok());
+        match served {
+            Some(served) => Self {
+                process,
+                served,
+                dir,
+            },
+            None => panic!(
+                "the control server did not start:\n{}",
+                fs::read_to_string(dir.path().join("control.log")).unwrap_or_default()
+            ),
+        }
+    }
+
+    /// The login server, over HTTP.
+    pub fn url(&self) -> &str {
+        &self.served.url
+    }
+
+    /// The same over TLS; the daemon has to trust [`Self::ca_file`].
+    pub fn tls_url(&self) -> &str {
+        &self.served.tls_url
+    }
+
+    /// For the daemon's `SSL_CERT_FILE`.
+    pub fn ca_file(&self) -> &Path {
+        &self.served.ca_file
+    }
+
+    /// The stand-in for `https://api.tailscale.com`.
+    pub fn api_url(&self) -> &str {
+        &self.served.api
+    }
+
+    /// A good key for one device.
+    pub fn single_use_key(&self) -> String {
+        self.key(&KeySpec::default())
+    }
+
+    /// A good key for any number of devices.
+    pub fn reusable_key(&self) -> String {
+        self.key(&KeySpec {
+            reusable: true,
+            ..KeySpec::default()
+        })
+    }
+
+    /// A key as specified.
+    pub fn key(&self, spec: &KeySpec) -> String {
+        let spec = serde_json::to_value(spec).expect("a plain struct");
+        text(&self.post("/keys", &spec), "key")
+    }
+
+    /// Deletes a key: the control server no longer knows it.
+    pub fn delete_key(&self, key: &str) {
+        self.post("/keys/delete", &json!({ "key": key }));
+    }
+
+    /// Revokes a key.
+    pub fn revoke_key(&self, key: &str) {
+        self.post("/keys/revoke", &json!({ "key": key }));
+    }
+
+    /// Lets a key expire.
+    pub fn expire_key(&self, key: &str) {
+        self.post("/keys/expire", &json!({ "key": key }));
+    }
+
+    /// The secret of a new OAuth client, which may make keys with these tags.
+    pub fn oauth_client(&self, tags: &[&str]) -> String {
+        text(
+            &self.post("/oauth-clients", &json!({ "tags": tags })),
+            "secret",
+        )
+    }
+
+    /// Changes what the control server does, like `json!({"approval": true})`.
+    #[allow(
+        clippy::needless_pass_by_value,
+        reason = "reads best with json! in the call"
+    )]
+    pub fn policy(&self, change: Value) {
+        self.post("/policy", &change);
+    }
+
+    /// Makes the control server fail: `down`, `hang`, `reset`, `500`, `garbage`, `slow`,
+    /// `drop_register_reply`. Open connections are cut.
+    pub fn fault(&self, fault: &str) {
+        self.policy(json!({ "fault": fault }));
+    }
+
+    /// Ends every fault.
+    pub fn lift_faults(&self) {
+        self.fault("none");
+    }
+
+    /// Approves a device.
+    pub fn approve(&self, id: u64) {
+        self.post_to_node(id, "approve");
+    }
+
+    /// Lets a device's node key expire.
+    pub fn expire(&self, id: u64) {
+        self.post_to_node(id, "expire");
+    }
+
+    /// Takes that back.
+    pub fn unexpire(&self, id: u64) {
+        self.post_to_node(id, "unexpire");
+    }
+
+    /// Deletes a device.
+    pub fn delete(&self, id: u64) {
+        self.post_to_node(id, "delete");
+    }
+
+    /// Logs in on a login page, as a person would. Takes its URL or its last part.
+    pub fn complete_auth_url(&self, url: &str) {
+        self.post(
+            &format!("/auth-urls/{}/complete", last_part(url)),
+            &json!({}),
+        );
+    }
+
+    /// Refuses the login on a login page.
+    pub fn refuse_auth_url(&self, url: &str) {
+        self.post(&format!("/auth-urls/{}/refuse", last_part(url)), &json!({}));
+    }
+
+    /// What the control server sees now.
+    pub fn state(&self) -> State {
+        self.read_state("/state", PATIENCE)
+    }
+
+    /// Waits until the control server sees what is asked for.
+    pub fn wait_until(&self, seen: impl FnMut(&State) -> bool, what: &str) -> State {
+        self.wait_until_for(PATIENCE, seen, what)
+    }
+
+    /// As [`Self::wait_until`], for a time of its own.
+    pub fn wait_until_for(
+        &self,
+        limit: Duration,
+        mut seen: impl FnMut(&State) -> bool,
+        what: &str,
+    ) -> State {
+        let deadline = Instant::now() + limit;
+        let mut state = self.state();
+        while !seen(&state) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            assert!(
+                !left.is_zero(),
+                "waited {limit:?} in vain for {what}; the tailnet: {state:#?}"
+            );
+            let path = format!(
+                "/state?after={}&timeout_ms={}",
+                state.seq,
+                left.as_millis().max(1)
+            );
+            state = self.read_state(&path, left + PATIENCE);
+        }
+        state
+    }
+
+    /// The device that this node is, by its node key.
+    pub fn device(&self, node: &Node) -> Option<Device> {
+        let key = node.node_key();
+        let mut devices = self.state().nodes.into_iter();
+        devices.find(|device| device.node_key == key)
+    }
+
+    /// The device that this node is; panics if the control server doesn't know it.
+    pub fn device_id(&self, node: &Node) -> u64 {
+        match self.device(node) {
+            Some(device) => device.id,
+            None => panic!(
+                "no device has the node key {:?}: {:#?}",
+                node.node_key(),
+                self.state().nodes
+            ),
+        }
+    }
+
+    /// What the control server has logged.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.dir.path().join("control.log")).unwrap_or_default()
+    }
+
+    fn read_state(&self, path: &str, limit: Duration) -> State {
+        let state = self.admin("GET", path, None, limit);
+        serde_json::from_value(state.clone()).unwrap_or_else(|error| {
+            panic!("the control server's state cannot be read ({error}): {state}")
+        })
+    }
+
+    fn post_to_node(&self, id: u64, action: &str) {
+        self.post(&format!("/nodes/{id}/{action}"), &json!({}));
+    }
+
+    fn post(&self, path: &str, body: &Value) -> Value {
+        self.admin("POST", path, Some(body), PATIENCE)
+    }
+
+    fn admin(&self, method: &str, path: &str, body: Option<&Value>, limit: Duration) -> Value {
+        let host = self.served.admin.trim_start_matches("http://");
+        let body = body.map(Value::to_string);
+        let reply = TcpStream::connect(host).and_then(|stream| {
+            stream.set_read_timeout(Some(limit))?;
+            http::ask(
+                stream,
+                host,
+                method,
+                path,
+                body.as_deref().map(str::as_bytes),
+            )
+        });
+        match reply {
+            Ok(reply) if reply.status < 300 && reply.body.is_empty() => Value::Null,
+            Ok(reply) if reply.status < 300 => reply.json(),
+            Ok(reply) => panic!(
+                "the control server refused {method} {path} {}: {} {}",
+                body.unwrap_or_default(),
+                reply.status,
+                reply.text()
+            ),
+            Err(error) => panic!("the control server does not answer {method} {path}: {error}"),
+        }
+    }
+}
+
+impl Drop for Tailnet {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            eprintln!("--- the control server's log:\n{}", tail(&self.log(), 60));
+        }
+        // Closing its standard input lets it remove its own folder; what is left is killed.
+        drop(self.process.child.stdin.take());
+        self.process.wait(Duration::from_secs(2));
+    }
+}
+
+fn text(answer: &Value, name: &str) -> String {
+    answer[name]
+        .as_str()
+        .unwrap_or_else(|| panic!("the control server's answer has no {name}: {answer}"))
+        .to_owned()
+}
+
+fn last_part(url: &str) -> &str {
+    url.rsplit('/').next().unwrap_or(url)
+}
