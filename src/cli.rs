@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::FalseyValueParser;
 use clap::{ArgAction, Parser};
 
 use crate::outcome::Failure;
@@ -11,31 +12,56 @@ use crate::settings::{flag_name, flag_value};
 
 /// Join this machine to its tailnet with an auth key from a file
 ///
-/// Waits until tailscaled settles, is done if it is connected, and otherwise runs
-/// `tailscale up` with the auth key. A node that has a valid node key never needs the
-/// auth key, which then need not even exist.
+/// Waits until tailscaled settles, is done if the node is connected, and otherwise runs
+/// `tailscale up` with the auth key. A node with a valid node key never needs the auth key,
+/// which then need not even exist.
 #[derive(Debug, Parser)]
 #[command(
     version,
     max_term_width = 80,
-    override_usage = "tailscale-autoconnect --authkey-file FILE [OPTIONS] [-- FLAGS FOR `tailscale up`]",
-    after_help = "Exit status: 0 connected, 64 usage, 66 no key file, 69 no tailscaled, 75 time is up,\n77 refused, 78 cannot work as configured."
+    override_usage = "tailscale-autoconnect --authkey-file FILE [OPTIONS]\n       \
+                      [-- FLAGS FOR `tailscale up`]",
+    after_help = "Exit status: 0 connected, 64 usage, 66 no key file, 69 no tailscaled, 75 time is\n\
+                  up, 77 refused, 78 cannot work as configured.",
+    after_long_help = "\
+Times are written as systemd and people do: 90s, 5min, 1h 30min, infinity; a
+bare number is seconds. Flags after `--` go to `tailscale up` as they are.
+
+Each option can also be given by an environment variable: TAILSCALE_AUTOCONNECT_
+and its name in capitals, such as TAILSCALE_AUTOCONNECT_READY_AFTER. The command
+line wins.
+
+Exit status:
+   0              connected
+  64 USAGE        the command line is wrong
+  66 NOINPUT      the key file is needed, and missing or unreadable
+  69 UNAVAILABLE  --timeout passed and tailscaled never answered
+  75 TEMPFAIL     --timeout passed on anything else
+  77 NOPERM       the control server refused the key, or tailscaled refused us
+  78 CONFIG       the key file, the CLI or the settings cannot work as they are"
 )]
 pub struct Options {
     /// File with the auth key or OAuth client secret
+    ///
+    /// It is read when it is needed, once, and is waited for if it isn't there yet.
+    /// [default: /run/agenix/tailscale-token]
     #[arg(
         long,
         value_name = "FILE",
         env = "TAILSCALE_AUTOCONNECT_AUTHKEY_FILE",
         default_value = "/run/agenix/tailscale-token",
+        hide_default_value = true,
         hide_env = true
     )]
     pub authkey_file: PathBuf,
 
     /// How long to wait for that file
+    ///
+    /// Counted from when the key is first needed. Then the run ends with 66, and systemd
+    /// starts the next one.
     #[arg(
         long,
-        value_name = "DUR",
+        value_name = "TIME",
         env = "TAILSCALE_AUTOCONNECT_AUTHKEY_WAIT",
         default_value = "60s",
         value_parser = duration,
@@ -43,7 +69,10 @@ pub struct Options {
     )]
     pub authkey_wait: Duration,
 
-    /// Attributes for an OAuth secret, ephemeral=…&preauthorized=…
+    /// ephemeral=…&preauthorized=… for an OAuth secret
+    ///
+    /// Appended to an OAuth client secret (tskey-client-…): ephemeral, preauthorized and
+    /// baseURL, joined by `&`. An auth key takes none.
     #[arg(
         long,
         value_name = "STR",
@@ -52,17 +81,33 @@ pub struct Options {
     )]
     pub authkey_params: Option<String>,
 
+    /// Control server, if it isn't Tailscale's
+    ///
+    /// May also stand after `--`, but not in both places.
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "TAILSCALE_AUTOCONNECT_LOGIN_SERVER",
+        hide_env = true
+    )]
+    login_server: Option<String>,
+
     /// Socket of tailscaled
+    ///
+    /// [default: /var/run/tailscale/tailscaled.sock]
     #[arg(
         long,
         value_name = "PATH",
         env = "TAILSCALE_AUTOCONNECT_SOCKET",
         default_value = "/var/run/tailscale/tailscaled.sock",
+        hide_default_value = true,
         hide_env = true
     )]
     pub socket: PathBuf,
 
     /// The tailscale command
+    ///
+    /// A path, or a name that is looked for in PATH.
     #[arg(
         long,
         value_name = "PATH",
@@ -72,29 +117,24 @@ pub struct Options {
     )]
     pub tailscale: PathBuf,
 
-    /// Control server, if not Tailscale's
-    #[arg(
-        long,
-        value_name = "URL",
-        env = "TAILSCALE_AUTOCONNECT_LOGIN_SERVER",
-        hide_env = true
-    )]
-    pub login_server: Option<String>,
-
     /// Give up after this time [default: never]
+    ///
+    /// Without it, the program keeps trying until the node is connected or cannot be.
     #[arg(
         long,
-        value_name = "DUR",
+        value_name = "TIME",
         env = "TAILSCALE_AUTOCONNECT_TIMEOUT",
         value_parser = duration,
         hide_env = true
     )]
     pub timeout: Option<Duration>,
 
-    /// Tell systemd READY after this time at the latest
+    /// Tell systemd READY by then
+    ///
+    /// A boot is not held up longer; the work goes on. `infinity`: only when connected.
     #[arg(
         long,
-        value_name = "DUR",
+        value_name = "TIME",
         env = "TAILSCALE_AUTOCONNECT_READY_AFTER",
         default_value = "15s",
         value_parser = duration,
@@ -103,15 +143,27 @@ pub struct Options {
     pub ready_after: Duration,
 
     /// Print the result as one JSON object
-    #[arg(long, env = "TAILSCALE_AUTOCONNECT_JSON", hide_env = true)]
+    #[arg(
+        long,
+        env = "TAILSCALE_AUTOCONNECT_JSON",
+        value_parser = FalseyValueParser::new(),
+        hide_env = true
+    )]
     pub json: bool,
 
     /// Say more (-vv: all)
-    #[arg(short, long, action = ArgAction::Count)]
+    #[arg(short, long, action = ArgAction::Count, env = "TAILSCALE_AUTOCONNECT_VERBOSE", hide_env = true)]
     pub verbose: u8,
 
     /// Say warnings and errors only
-    #[arg(short, long, conflicts_with = "verbose")]
+    #[arg(
+        short,
+        long,
+        conflicts_with = "verbose",
+        env = "TAILSCALE_AUTOCONNECT_QUIET",
+        value_parser = FalseyValueParser::new(),
+        hide_env = true
+    )]
     pub quiet: bool,
 
     /// Flags for `tailscale up`
@@ -157,7 +209,7 @@ impl Options {
                 ));
             }
         }
-        if self.login_server.is_some() && flag_value(&self.up_flags, "login-server").is_some() {
+        if self.login_server().is_some() && flag_value(&self.up_flags, "login-server").is_some() {
             return usage(
                 "--login-server is given twice, before and after `--`; give it once".into(),
             );
@@ -165,12 +217,15 @@ impl Options {
         Ok(())
     }
 
+    /// The login server given by the option; an empty variable gives none.
+    pub fn login_server(&self) -> Option<String> {
+        self.login_server.clone().filter(|url| !url.is_empty())
+    }
+
     /// The login server, wherever it's given.
     pub fn any_login_server(&self) -> Option<String> {
         let flag = flag_value(&self.up_flags, "login-server");
-        self.login_server
-            .clone()
-            .or_else(|| flag.map(str::to_owned))
+        self.login_server().or_else(|| flag.map(str::to_owned))
     }
 }
 

@@ -86,7 +86,7 @@ async fn run(options: &Options) -> End {
         cli: Cli {
             program: options.tailscale.clone(),
             socket: options.socket.clone(),
-            login_server: options.login_server.clone(),
+            login_server: options.login_server(),
             flags: options.up_flags.clone(),
         },
     };
