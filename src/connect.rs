@@ -1,5 +1,6 @@
 //! The loop: observe, decide, act, until the node is connected or cannot be.
 
+use std::future::pending;
 use std::io;
 use std::mem::discriminant;
 use std::net::{IpAddr, UdpSocket};
@@ -20,6 +21,10 @@ use crate::verdict::{LoginError, Verdict, last_login_error};
 /// The timer behind the doorbell: a tenth of the time already waited, within these limits.
 const TIMER_LEAST: Duration = Duration::from_millis(50);
 const TIMER_MOST: Duration = Duration::from_secs(2);
+
+/// How many rings without a change are followed at once, and how long each one waits after that.
+const VAIN_RINGS: u32 = 30;
+const VAIN_REST: Duration = Duration::from_millis(100);
 
 /// How long something is waited for before it's worth a line in the journal.
 const WORTH_A_LINE: Duration = Duration::from_secs(3);
@@ -48,7 +53,7 @@ pub struct Connect<'a> {
     config: &'a Config,
     notify: &'a Notify,
     api: LocalApi,
-    doorbell: Option<Doorbell>,
+    bus: Bus,
     /// The last status, and whether there ever was one.
     status: Option<Status>,
     situation: Situation,
@@ -64,6 +69,16 @@ pub struct Connect<'a> {
     attempts: u32,
     /// What the login of this run does to the node's settings.
     touched: Option<Touched>,
+}
+
+/// The doorbell on tailscaled's bus, with what keeps a broken one from making us spin.
+#[derive(Default)]
+struct Bus {
+    doorbell: Option<Doorbell>,
+    /// After it was refused or has ended, it's not asked for again until then.
+    reopen_at: Option<Instant>,
+    /// Rings since the situation last changed.
+    vain_rings: u32,
 }
 
 enum KeyState {
@@ -113,6 +128,13 @@ struct Sight {
     error: Option<LoginError>,
 }
 
+impl Bus {
+    fn close(&mut self, rest: Duration) {
+        self.doorbell = None;
+        self.reopen_at = Some(Instant::now() + rest);
+    }
+}
+
 impl Sight {
     fn of(status: &Status) -> Self {
         Self {
@@ -132,7 +154,7 @@ impl<'a> Connect<'a> {
             config,
             notify,
             api,
-            doorbell: None,
+            bus: Bus::default(),
             status: None,
             situation: Situation::NoDaemon,
             since: Instant::now(),
@@ -175,7 +197,14 @@ impl<'a> Connect<'a> {
             if let Progress::InFlight { login, .. } = self.replace_progress(Progress::WithDaemon) {
                 login.stop().await;
             }
-            self.settle().await;
+            if self
+                .touched
+                .as_ref()
+                .is_some_and(|touched| !touched.settled)
+            {
+                self.observe().await;
+                self.follow_login().await;
+            }
         };
         if timeout(SHUT_DOWN_LIMIT, ending).await.is_err() {
             log::warn!("tailscaled did not answer in time to look after the node's settings");
@@ -221,12 +250,14 @@ impl<'a> Connect<'a> {
             log::debug!("{situation:?}");
             self.situation = situation;
             self.since = Instant::now();
+            self.bus.vain_rings = 0;
         }
     }
 
     /// A tailscaled that goes away takes the key with it.
     fn daemon_is_gone(&mut self) {
-        self.doorbell = None;
+        self.bus.doorbell = None;
+        self.bus.reopen_at = None;
         if matches!(self.progress, Progress::WithDaemon) {
             self.retry_later("tailscaled was restarted", None);
         }
@@ -294,38 +325,57 @@ impl<'a> Connect<'a> {
     /// Waits for the doorbell, the end of the CLI or the timer, whichever comes first.
     async fn wait(&mut self, waiting: Waiting) {
         let timer = self.say(waiting);
-        if self.doorbell.is_none() && self.situation != Situation::NoDaemon {
-            match self.api.watch().await {
-                Ok(doorbell) => self.doorbell = Some(doorbell),
-                Err(error) => log::debug!("no bus, the timer does: {error}"),
+        self.open_bus(timer).await;
+        let rests = self.bus.vain_rings >= VAIN_RINGS;
+        let ring = async {
+            match &mut self.bus.doorbell {
+                Some(doorbell) => {
+                    if rests {
+                        sleep(VAIN_REST).await;
+                    }
+                    doorbell.ring().await
+                }
+                None => pending().await,
             }
-        }
-        let doorbell = &mut self.doorbell;
-        let progress = &mut self.progress;
-        let mut bus_ended = false;
+        };
+        let cli_end = async {
+            match &mut self.progress {
+                Progress::InFlight { login, .. } => login.ended().await,
+                _ => pending().await,
+            }
+        };
         tokio::select! {
-            rang = async {
-                match doorbell {
-                    Some(doorbell) => doorbell.ring().await,
-                    None => std::future::pending().await,
+            rang = ring => {
+                self.bus.vain_rings += 1;
+                if !rang {
+                    self.bus.close(timer);
                 }
-            } => bus_ended = !rang,
-            _ = async {
-                match progress {
-                    Progress::InFlight { login, .. } => login.ended().await.map(drop),
-                    _ => std::future::pending::<io::Result<()>>().await,
-                }
-            } => self.judge_login().await,
+            }
+            () = cli_end => self.judge_login().await,
             () = sleep(timer) => {}
-        }
-        if bus_ended {
-            self.doorbell = None;
-            // A bus that ends at once, again and again, must not make us spin.
-            sleep(TIMER_LEAST).await;
         }
         // A key file that was not good is looked at again, in case that it has changed.
         if !matches!(self.key, KeyState::Ready(_)) {
             self.key = KeyState::Unread;
+        }
+    }
+
+    /// Sees to it that there is a doorbell, if there can be one. `rest` is the time to do without
+    /// one where it is refused.
+    async fn open_bus(&mut self, rest: Duration) {
+        let resting = |at: Instant| Instant::now() < at;
+        if self.bus.doorbell.is_some()
+            || self.situation == Situation::NoDaemon
+            || self.bus.reopen_at.is_some_and(resting)
+        {
+            return;
+        }
+        match self.api.watch().await {
+            Ok(doorbell) => self.bus.doorbell = Some(doorbell),
+            Err(error) => {
+                log::debug!("no bus, the timer does: {error}");
+                self.bus.close(rest);
+            }
         }
     }
 
@@ -411,12 +461,6 @@ impl<'a> Connect<'a> {
 
     /// Looks whether the login has come to the node, and puts back the settings when it has.
     async fn follow_login(&mut self) {
-        if !matches!(
-            self.progress,
-            Progress::InFlight { .. } | Progress::WithDaemon
-        ) {
-            return;
-        }
         let (Some(touched), Some(status)) = (&mut self.touched, &self.status) else {
             return;
         };

@@ -10,7 +10,7 @@ use std::time::Duration;
 use crate::authkey::KeyFileError;
 use crate::localapi::Status;
 use crate::outcome::Failure;
-use crate::verdict::{LoginError, last_login_error};
+use crate::verdict::{LoginError, last_login_error, trouble};
 
 /// How long a node may run on the last network map it knew before its login is restarted.
 const OFFLINE_PATIENCE: Duration = Duration::from_secs(30);
@@ -81,7 +81,7 @@ pub fn situation(status: &Status, unbound: Option<IpAddr>) -> Situation {
             Situation::Stranded { refusal }
         }
         "NoState" | "Starting" => Situation::Settling {
-            trouble: error.map(LoginError::into_text),
+            trouble: trouble(&status.health),
         },
         "Running" if online => match unbound {
             Some(address) => Situation::AddressPending(address),
@@ -89,7 +89,7 @@ pub fn situation(status: &Status, unbound: Option<IpAddr>) -> Situation {
         },
         "Running" if asks => Situation::NeedsLogin { error, asks },
         "Running" => Situation::Offline {
-            trouble: error.map(LoginError::into_text),
+            trouble: trouble(&status.health),
             may_restart: keeps_map_over_restart(&status.version),
         },
         "Stopped" => Situation::Stopped,

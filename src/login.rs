@@ -101,8 +101,10 @@ pub struct Login {
 
 impl Login {
     /// Waits for its end. Nothing is lost if this is dropped and called again.
-    pub async fn ended(&mut self) -> io::Result<std::process::ExitStatus> {
-        self.child.wait().await
+    pub async fn ended(&mut self) {
+        if let Err(error) = self.child.wait().await {
+            log::debug!("cannot wait for `tailscale up`: {error}");
+        }
     }
 
     /// What its end means. To be called after [`Login::ended`].

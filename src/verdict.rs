@@ -42,6 +42,26 @@ pub fn last_login_error(health: &[String]) -> Option<LoginError> {
         .next()
 }
 
+/// What keeps a node from the control server, as far as tailscaled says.
+pub fn trouble(health: &[String]) -> Option<String> {
+    const SIGNS: [&str; 5] = [
+        "cannot connect",
+        "nable to connect",
+        "network is down",
+        "network down",
+        "State store failed",
+    ];
+    let login = last_login_error(health).map(LoginError::into_text);
+    // The order of health messages is random; the words are not to change with it.
+    login.or_else(|| {
+        health
+            .iter()
+            .filter(|message| SIGNS.iter().any(|sign| message.contains(sign)))
+            .min()
+            .map(|message| brief(message))
+    })
+}
+
 /// Whether an error of the login passes without anybody changing the key or the settings.
 ///
 /// What the control server says itself arrives bare, in words that cannot be listed; transport
@@ -275,6 +295,19 @@ mod tests {
             );
         }
         assert_eq!(last_login_error(&["You are logged out.".to_owned()]), None);
+    }
+
+    #[test]
+    fn what_keeps_a_node_from_the_control_server_is_found_whatever_the_order() {
+        let down = "Tailscale cannot connect because the network is down.".to_owned();
+        let routes = "Some peers are advertising routes but --accept-routes is false".to_owned();
+        for health in [
+            vec![down.clone(), routes.clone()],
+            vec![routes.clone(), down.clone()],
+        ] {
+            assert_eq!(trouble(&health), Some(down.clone()));
+        }
+        assert_eq!(trouble(&[routes]), None);
     }
 
     #[test]
