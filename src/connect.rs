@@ -7,6 +7,7 @@ use std::net::{IpAddr, UdpSocket};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
 use tokio::time::{sleep, timeout};
 
 use crate::authkey::{AuthKey, KeyFileError, KeySource, NoKey};
@@ -54,7 +55,9 @@ pub struct Connect<'a> {
     notify: &'a Notify,
     api: LocalApi,
     bus: Bus,
-    /// The last status, and whether there ever was one.
+    /// tailscaled has answered, whatever it said.
+    answered: bool,
+    /// The last status.
     status: Option<Status>,
     situation: Situation,
     since: Instant,
@@ -155,6 +158,7 @@ impl<'a> Connect<'a> {
             notify,
             api,
             bus: Bus::default(),
+            answered: false,
             status: None,
             situation: Situation::NoDaemon,
             since: Instant::now(),
@@ -177,6 +181,7 @@ impl<'a> Connect<'a> {
         loop {
             self.observe().await;
             self.follow_login().await;
+            self.watch_key().await;
             match decide(&self.situation, self.since.elapsed(), &self.tried()) {
                 Action::Wait(waiting) => self.wait(waiting).await,
                 Action::BringUp => self.bring_up().await?,
@@ -216,7 +221,7 @@ impl<'a> Connect<'a> {
     pub fn timed_out(&self) -> Failure {
         let socket = self.config.socket.display().to_string();
         match &self.waiting {
-            _ if self.status.is_none() => Failure::TailscaledUnreachable { socket },
+            _ if !self.answered => Failure::TailscaledUnreachable { socket },
             Some((Waiting::KeyFile(error), _)) => Failure::KeyFile(error.clone()),
             Some((waiting, _)) => Failure::TimedOut(waiting.clone()),
             None => Failure::TimedOut(Waiting::Settling),
@@ -246,6 +251,7 @@ impl<'a> Connect<'a> {
             Err(LocalApiError::Denied(why)) => Situation::Denied(why),
             Err(LocalApiError::BadAnswer(why)) => Situation::Unintelligible(why),
         };
+        self.answered |= situation != Situation::NoDaemon;
         if situation != self.situation {
             log::debug!("{situation:?}");
             self.situation = situation;
@@ -258,6 +264,10 @@ impl<'a> Connect<'a> {
     fn daemon_is_gone(&mut self) {
         self.bus.doorbell = None;
         self.bus.reopen_at = None;
+        self.key_is_lost();
+    }
+
+    fn key_is_lost(&mut self) {
         if matches!(self.progress, Progress::WithDaemon) {
             self.retry_later("tailscaled was restarted", None);
         }
@@ -333,7 +343,7 @@ impl<'a> Connect<'a> {
                     if rests {
                         sleep(VAIN_REST).await;
                     }
-                    doorbell.ring().await
+                    doorbell.ring().await;
                 }
                 None => pending().await,
             }
@@ -345,14 +355,12 @@ impl<'a> Connect<'a> {
             }
         };
         tokio::select! {
-            rang = ring => {
-                self.bus.vain_rings += 1;
-                if !rang {
-                    self.bus.close(timer);
-                }
-            }
+            () = ring => self.bus.vain_rings += 1,
             () = cli_end => self.judge_login().await,
             () = sleep(timer) => {}
+        }
+        if self.bus.doorbell.as_ref().is_some_and(Doorbell::is_over) {
+            self.bus.close(timer);
         }
         // A key file that was not good is looked at again, in case that it has changed.
         if !matches!(self.key, KeyState::Ready(_)) {
@@ -476,6 +484,18 @@ impl<'a> Connect<'a> {
         }
         if touched.begun {
             self.settle().await;
+        }
+    }
+
+    /// Notices that tailscaled has lost the key by a restart that nobody saw: on a new node it is
+    /// logged out again then. (On others it asks for a person, which shows in the status.)
+    async fn watch_key(&mut self) {
+        if matches!(self.progress, Progress::WithDaemon)
+            && matches!(self.situation, Situation::NeedsLogin { .. })
+            && let Ok(prefs) = self.api.prefs().await
+            && prefs.get("LoggedOut") == Some(&Value::Bool(true))
+        {
+            self.key_is_lost();
         }
     }
 

@@ -10,6 +10,7 @@ use std::time::Duration;
 use crate::authkey::KeyFileError;
 use crate::localapi::Status;
 use crate::outcome::Failure;
+use crate::redact::excerpt;
 use crate::verdict::{LoginError, last_login_error, trouble};
 
 /// How long a node may run on the last network map it knew before its login is restarted.
@@ -95,7 +96,7 @@ pub fn situation(status: &Status, unbound: Option<IpAddr>) -> Situation {
         "Stopped" => Situation::Stopped,
         "NeedsLogin" => Situation::NeedsLogin { error, asks },
         "NeedsMachineAuth" => Situation::NeedsApproval,
-        other => Situation::Unknown(other.chars().take(40).collect()),
+        other => Situation::Unknown(excerpt(other, 40)),
     }
 }
 

@@ -5,7 +5,7 @@ use std::io::Write;
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use rustix::fs::fstat;
 
-use crate::redact::redact;
+use crate::redact::one_line;
 
 struct Journal {
     /// Standard error is the journal, which takes a priority at the start of a line.
@@ -32,8 +32,7 @@ impl Log for Journal {
         if !self.enabled(record.metadata()) {
             return;
         }
-        let text = record.args().to_string();
-        let text = redact(&text);
+        let text = one_line(&record.args().to_string());
         // A closed standard error must not end a login.
         let _ = if self.with_priority {
             writeln!(std::io::stderr(), "<{}>{text}", priority(record.level()))

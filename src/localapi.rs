@@ -13,6 +13,8 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use tokio::time::timeout;
 
+use crate::redact::excerpt;
+
 /// tailscaled accepts only this host name (and none), see `validHost` in localapi.go.
 const BASE: &str = "http://local-tailscaled.sock/localapi/v0";
 
@@ -144,30 +146,49 @@ impl LocalApi {
             let text = format!("watch-ipn-bus: {}", response.status());
             return Err(LocalApiError::BadAnswer(text));
         }
-        Ok(Doorbell { response })
+        Ok(Doorbell {
+            response,
+            rang: false,
+            ended: false,
+        })
     }
 }
 
 /// The open bus. It says only that something has changed: what, is for the status to say.
 pub struct Doorbell {
     response: Response,
+    rang: bool,
+    ended: bool,
 }
 
 impl Doorbell {
-    /// Waits until bytes arrive. False: the bus has ended. Nothing is lost if it's dropped.
-    pub async fn ring(&mut self) -> bool {
-        if !matches!(self.response.chunk().await, Ok(Some(_))) {
-            return false;
+    /// Waits until bytes arrive, or until a bus that has brought some ends: tailscaled may be
+    /// restarting then. The end of one that never did is no news, and waits for ever. Nothing is
+    /// lost if this is dropped.
+    pub async fn ring(&mut self) {
+        if !self.ended {
+            self.ended = !matches!(self.response.chunk().await, Ok(Some(_)));
         }
+        if self.ended && !self.rang {
+            std::future::pending::<()>().await;
+        }
+        self.rang = true;
         // What has arrived together is one ring. Bounded, for a bus that never falls silent.
         for _ in 0..64 {
             match timeout(Duration::ZERO, self.response.chunk()).await {
                 Ok(Ok(Some(_))) => {}
-                Ok(_) => return false,
+                Ok(_) => self.ended = true,
                 Err(_) => break,
             }
+            if self.ended {
+                break;
+            }
         }
-        true
+    }
+
+    /// Whether the bus has ended.
+    pub fn is_over(&self) -> bool {
+        self.ended
     }
 }
 
@@ -193,7 +214,7 @@ async fn answer(request: RequestBuilder) -> Result<Vec<u8>, LocalApiError> {
         return Ok(body);
     }
     let said = String::from_utf8_lossy(&body);
-    let said: String = said.trim().chars().take(300).collect();
+    let said = excerpt(&said, 200);
     if matches!(status, StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED) {
         return Err(LocalApiError::Denied(said));
     }
@@ -222,6 +243,13 @@ fn classify(error: &reqwest::Error) -> LocalApiError {
             LocalApiError::Denied("the socket may not be opened".into())
         }
         Some(_) => LocalApiError::Unreachable(cause.to_string()),
+        // hyper's own error, which has no kind: it hung up before it had answered.
+        None if cause
+            .to_string()
+            .contains("connection closed before message completed") =>
+        {
+            LocalApiError::Unreachable("it hung up without an answer".into())
+        }
         None => LocalApiError::BadAnswer(cause.to_string()),
     }
 }

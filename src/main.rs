@@ -30,7 +30,7 @@ use crate::connect::{Config, Connect};
 use crate::login::Cli;
 use crate::notify::Notify;
 use crate::outcome::{Connected, Failure, to_json};
-use crate::redact::redact;
+use crate::redact::{one_line, redact};
 
 /// How a run ended.
 enum End {
@@ -151,7 +151,7 @@ fn report(result: &Result<Connected, Failure>, json: bool) -> ExitCode {
         Err(_) => None,
     };
     if let Some(line) = line {
-        let _ = writeln!(std::io::stdout(), "{}", redact(&line));
+        let _ = writeln!(std::io::stdout(), "{}", one_line(&line));
     }
     match result {
         Ok(_) => ExitCode::SUCCESS,

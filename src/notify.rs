@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use sd_notify::NotifyState;
 use tokio::time::sleep;
 
-use crate::redact::redact;
+use crate::redact::one_line;
 
 /// How much longer than allowed so far the start may take, each time that we ask for it.
 const EXTENSION: Duration = Duration::from_secs(60);
@@ -32,7 +32,7 @@ impl Notify {
     /// STATUS=, if it is news.
     pub fn status(&self, text: &str) {
         if *self.status.borrow() != text {
-            send(NotifyState::Status(&redact(text)));
+            send(NotifyState::Status(&one_line(text)));
             self.status.replace(text.to_owned());
         }
     }

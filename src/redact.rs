@@ -1,6 +1,6 @@
-//! Keeps secrets out of everything that is shown.
+//! Makes text fit to be shown: without secrets, in one line.
 //!
-//! Every sink (log, STATUS=, result) passes its text through [`redact`], so a key is hidden
+//! Every sink (log, STATUS=, result) passes its text through [`one_line`], so a key is hidden
 //! wherever the text came from: an error of ours, the CLI's output, a health message.
 
 use std::borrow::Cow;
@@ -44,6 +44,23 @@ pub fn redact(text: &str) -> Cow<'_, str> {
     shown
 }
 
+/// `text` as it may be shown: redacted, and without line breaks and other control characters,
+/// which could forge a line of the journal or a message to systemd.
+pub fn one_line(text: &str) -> String {
+    redact(text).replace(char::is_control, " ")
+}
+
+/// The first line of a text from elsewhere, cut to `most` characters. It's redacted before it is
+/// cut, since what is left of a key can't be told from other text.
+pub fn excerpt(text: &str, most: usize) -> String {
+    let text = redact(text);
+    let line = text.trim().lines().next().unwrap_or_default().trim();
+    if line.chars().count() <= most {
+        return line.to_owned();
+    }
+    line.chars().take(most).chain(['…']).collect()
+}
+
 /// Whether `text` looks like a key itself, such as one given in the place of a path.
 pub fn looks_like_a_key(text: &str) -> bool {
     KEY_PREFIXES.iter().any(|prefix| text.starts_with(prefix))
@@ -81,6 +98,18 @@ mod tests {
     fn a_remembered_secret_is_hidden_whatever_it_looks_like() {
         remember("correcthorsebattery");
         assert_eq!(redact("got correcthorsebattery!"), "got [key hidden]!");
+    }
+
+    #[test]
+    fn a_secret_is_hidden_before_a_text_is_cut() {
+        remember("0123456789abcdef");
+        assert_eq!(excerpt("no 0123456789abcdef", 9), "no [key h…");
+        assert_eq!(excerpt(" first \nsecond", 20), "first");
+    }
+
+    #[test]
+    fn nothing_shown_can_start_a_line() {
+        assert_eq!(one_line("a\nREADY=1\r<0>b\u{1b}"), "a READY=1 <0>b ");
     }
 
     #[test]

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use crate::outcome::Failure;
+use crate::redact::excerpt;
 
 /// The last login error that tailscaled reports.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -236,12 +237,7 @@ fn last_line(text: &str) -> &str {
 
 /// The first line, at a length that fits a status.
 fn brief(text: &str) -> String {
-    const MOST: usize = 200;
-    let line = text.trim().lines().next().unwrap_or_default().trim();
-    if line.chars().count() <= MOST {
-        return line.to_owned();
-    }
-    line.chars().take(MOST).chain(['…']).collect()
+    excerpt(text, 200)
 }
 
 #[cfg(test)]
