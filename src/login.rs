@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::{Child, Command};
 use tokio::task::JoinHandle;
@@ -62,6 +63,8 @@ impl Cli {
             .args(self.asked())
             // It is not the service's main process.
             .env_remove("NOTIFY_SOCKET")
+            // The command may be a wrapper; it is ended with all that it has started.
+            .process_group(0)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -70,7 +73,9 @@ impl Cli {
             .map_err(|error| self.cannot_start(&error))?;
         let stdout = collect(child.stdout.take());
         let stderr = collect(child.stderr.take());
+        let group = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
         Ok(Login {
+            group,
             child,
             stdout,
             stderr,
@@ -94,9 +99,17 @@ impl Cli {
 
 /// A `tailscale up` that runs. It is killed when this is dropped.
 pub struct Login {
+    /// The process group of the CLI and of what it has started.
+    group: Option<Pid>,
     child: Child,
     stdout: JoinHandle<String>,
     stderr: JoinHandle<String>,
+}
+
+impl Drop for Login {
+    fn drop(&mut self) {
+        self.kill_group();
+    }
 }
 
 impl Login {
@@ -113,8 +126,9 @@ impl Login {
             Ok(status) => status.code(),
             Err(_) => None,
         };
-        let output = collected(self.stdout).await;
-        let errors = collected(self.stderr).await;
+        self.kill_group();
+        let output = collected(&mut self.stdout).await;
+        let errors = collected(&mut self.stderr).await;
         for line in output.lines().chain(errors.lines()) {
             log::debug!("tailscale up: {line}");
         }
@@ -123,8 +137,16 @@ impl Login {
 
     /// Ends it and waits until it's gone.
     pub async fn stop(mut self) {
+        self.kill_group();
         if let Err(error) = self.child.kill().await {
             log::debug!("cannot end `tailscale up`: {error}");
+        }
+    }
+
+    fn kill_group(&mut self) {
+        // An empty group is none any more: there is nothing to end.
+        if let Some(group) = self.group.take() {
+            let _ = kill_process_group(group, Signal::KILL);
         }
     }
 }
@@ -143,7 +165,7 @@ fn collect(stream: Option<impl AsyncRead + Unpin + Send + 'static>) -> JoinHandl
     })
 }
 
-async fn collected(output: JoinHandle<String>) -> String {
+async fn collected(output: &mut JoinHandle<String>) -> String {
     match timeout(OUTPUT_LIMIT, output).await {
         Ok(Ok(text)) => text,
         _ => String::new(),

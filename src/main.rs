@@ -2,7 +2,9 @@
 
 #![forbid(unsafe_code)]
 
+mod attempt;
 mod authkey;
+mod bus;
 mod cli;
 mod connect;
 mod decide;

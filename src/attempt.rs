@@ -1,0 +1,389 @@
+//! The login of this run: starting `tailscale up`, following it to its end, and looking after the
+//! node's settings and the auth key meanwhile.
+
+use std::future::pending;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::authkey::AuthKey;
+use crate::decide;
+use crate::localapi::{LocalApi, LocalApiError, Prefs, Status};
+use crate::login::{Cli, Login};
+use crate::outcome::Failure;
+use crate::settings;
+use crate::verdict::{LoginError, Verdict, last_login_error};
+
+/// The time between two logins that failed in passing doubles from one to the other.
+const RETRY_FIRST: Duration = Duration::from_secs(1);
+const RETRY_LONGEST: Duration = Duration::from_secs(60);
+
+/// How often a login is started again because the CLI wants other settings mentioned: an admin
+/// may be changing them meanwhile.
+const MOST_SETTINGS_ROUNDS: u32 = 3;
+
+/// All logins of this run, one after the other.
+pub struct Attempt<'a> {
+    cli: &'a Cli,
+    progress: Progress,
+    /// How many logins were started.
+    count: u32,
+    touched: Option<Touched>,
+}
+
+enum Progress {
+    NotTried,
+    InFlight {
+        login: Login,
+        started: Instant,
+        /// How often the CLI has wanted settings mentioned.
+        rounds: u32,
+    },
+    WithDaemon,
+    Failed {
+        error: String,
+        retry_at: Instant,
+    },
+    Refused {
+        refusal: String,
+        at: Instant,
+        forgotten: bool,
+    },
+    Impossible(Failure),
+}
+
+/// The node before a login, and how much of the login has come to it.
+struct Touched {
+    prefs: Prefs,
+    sight: Sight,
+    /// tailscaled has shown a sign of the login.
+    begun: bool,
+    /// The settings are as they were.
+    settled: bool,
+}
+
+/// The part of a status that a login changes.
+#[derive(PartialEq)]
+struct Sight {
+    state: String,
+    online: bool,
+    auth_url: String,
+    error: Option<LoginError>,
+}
+
+impl Sight {
+    fn of(status: &Status) -> Self {
+        Self {
+            state: status.backend_state.clone(),
+            online: status.node.online,
+            auth_url: status.auth_url.clone(),
+            error: last_login_error(&status.health),
+        }
+    }
+}
+
+impl<'a> Attempt<'a> {
+    /// None yet.
+    pub fn new(cli: &'a Cli) -> Self {
+        Self {
+            cli,
+            progress: Progress::NotTried,
+            count: 0,
+            touched: None,
+        }
+    }
+
+    /// Whether an auth key was sent in this run.
+    pub fn was_made(&self) -> bool {
+        self.count > 0
+    }
+
+    /// How it stands, for the policy.
+    pub fn state(&self) -> decide::Login {
+        match &self.progress {
+            Progress::NotTried => decide::Login::NotTried,
+            Progress::InFlight { started, .. } => decide::Login::InFlight {
+                lasted: started.elapsed(),
+                begun: self.has_begun(),
+            },
+            Progress::WithDaemon => decide::Login::WithDaemon {
+                stale: self.stale_refusal(),
+            },
+            Progress::Failed { error, retry_at } => decide::Login::Failed {
+                error: error.clone(),
+                may_retry: Instant::now() >= *retry_at,
+            },
+            Progress::Refused {
+                refusal,
+                at,
+                forgotten,
+            } => decide::Login::Refused {
+                refusal: refusal.clone(),
+                ago: at.elapsed(),
+                forgotten: *forgotten,
+            },
+            Progress::Impossible(failure) => decide::Login::Impossible(failure.clone()),
+        }
+    }
+
+    /// Whether the key has no use before the next login, which is to read it anew.
+    pub fn is_paused(&self) -> bool {
+        matches!(&self.progress, Progress::Failed { retry_at, .. } if Instant::now() < *retry_at)
+    }
+
+    /// Starts a login with `key` on the node that `status` shows.
+    pub async fn start(
+        &mut self,
+        api: &LocalApi,
+        key: &AuthKey,
+        status: &Status,
+    ) -> Result<(), LocalApiError> {
+        let prefs = match self.touched.take() {
+            // Settings that an earlier login has left changed are still to be put back.
+            Some(touched) if touched.begun && !touched.settled => touched.prefs,
+            _ => api.prefs().await?,
+        };
+        self.touched = Some(Touched {
+            prefs,
+            sight: Sight::of(status),
+            begun: false,
+            settled: false,
+        });
+        self.count += 1;
+        self.run_cli(key, &[], 0);
+        Ok(())
+    }
+
+    fn run_cli(&mut self, key: &AuthKey, kept: &[String], rounds: u32) {
+        self.progress = match self.cli.up(key, kept) {
+            Ok(login) => Progress::InFlight {
+                login,
+                started: Instant::now(),
+                rounds,
+            },
+            Err(failure) => Progress::Impossible(failure),
+        };
+    }
+
+    /// Waits for the end of the CLI, if it runs. Nothing is lost if this is dropped.
+    pub async fn cli_ended(&mut self) {
+        match &mut self.progress {
+            Progress::InFlight { login, .. } => login.ended().await,
+            _ => pending().await,
+        }
+    }
+
+    /// Takes in what the end of the CLI means. `key` is the one that it was started with.
+    pub async fn judge(&mut self, api: &LocalApi, key: Option<&AuthKey>) {
+        let Progress::InFlight { login, rounds, .. } = self.hand_over() else {
+            return;
+        };
+        match login.verdict().await {
+            Verdict::Done => self.mark_begun(),
+            Verdict::KeepSettings(flags) => self.start_keeping(key, flags, rounds + 1),
+            Verdict::Refused(refusal) => {
+                self.mark_begun();
+                self.refused(refusal, false);
+            }
+            Verdict::Impossible(failure) => self.progress = Progress::Impossible(failure),
+            Verdict::Transient {
+                error,
+                daemon_restarted,
+                retry_after,
+            } => {
+                log::warn!("the login did not come to an end: {error}");
+                if let Ok(status) = api.status().await {
+                    self.follow(api, &status).await;
+                }
+                // tailscaled tries by itself with a key that it has been given.
+                if daemon_restarted || !self.has_begun() {
+                    self.retry_later(&error, retry_after);
+                }
+            }
+        }
+    }
+
+    /// The CLI wants settings mentioned that it would reset otherwise.
+    fn start_keeping(&mut self, key: Option<&AuthKey>, flags: Vec<String>, rounds: u32) {
+        let kept = settings::flags_to_add(flags, &self.cli.asked());
+        match key {
+            Some(key) if rounds <= MOST_SETTINGS_ROUNDS && !kept.is_empty() => {
+                log::info!("keeping the node's settings: {}", kept.join(" "));
+                self.run_cli(key, &kept, rounds);
+            }
+            _ => {
+                self.progress = Progress::Impossible(Failure::Misconfigured(
+                    "`tailscale up` wants settings mentioned that it does not name; \
+                     give them as flags after `--`"
+                        .to_owned(),
+                ));
+            }
+        }
+    }
+
+    /// Looks whether the login has come to the node, and then puts back the settings that it has
+    /// changed; and whether tailscaled still has the key.
+    pub async fn follow(&mut self, api: &LocalApi, status: &Status) {
+        if let Some(touched) = &mut self.touched
+            && !touched.begun
+        {
+            touched.begun = Sight::of(status) != touched.sight
+                || match api.prefs().await {
+                    Ok(now) => settings::login_reached(&touched.prefs, &now),
+                    Err(_) => false,
+                };
+        }
+        if self.has_begun() {
+            self.settle(api).await;
+        }
+        // A restart that nobody saw: a new node is logged out again then. (Others ask for a
+        // person, which shows in the status.)
+        if matches!(self.progress, Progress::WithDaemon)
+            && status.backend_state == "NeedsLogin"
+            && let Ok(prefs) = api.prefs().await
+            && prefs.get("LoggedOut") == Some(&Value::Bool(true))
+        {
+            self.daemon_is_gone();
+        }
+    }
+
+    /// A tailscaled that goes away takes the key with it.
+    pub fn daemon_is_gone(&mut self) {
+        if matches!(self.progress, Progress::WithDaemon) {
+            self.retry_later("tailscaled was restarted", None);
+        }
+    }
+
+    /// Puts back the settings that the login changed and nobody asked for. It's done once, as
+    /// early as can be: what changes later was changed by an admin.
+    async fn settle(&mut self, api: &LocalApi) {
+        let Some(touched) = &mut self.touched else {
+            return;
+        };
+        if touched.settled {
+            return;
+        }
+        let Ok(now) = api.prefs().await else {
+            return;
+        };
+        touched.settled = true;
+        let lost = settings::lost(&touched.prefs, &now, &self.cli.asked());
+        if !lost.is_empty() {
+            put_back(api, lost).await;
+        }
+    }
+
+    /// Ends a CLI that does nothing.
+    pub async fn abandon(&mut self) {
+        self.end_cli().await;
+        log::warn!("`tailscale up` did nothing for a long time and was ended");
+        self.retry_later("`tailscale up` did nothing", None);
+    }
+
+    /// The key was refused: makes tailscaled forget it, which would go on sending it and would
+    /// keep a node with a valid node key off its tailnet.
+    pub async fn forget(&mut self, api: &LocalApi, refusal: String) -> Result<(), LocalApiError> {
+        self.end_cli().await;
+        match api.restart_login().await {
+            // Not a restart but a stand-still: it may go on with the key when it wakes up.
+            Err(error @ LocalApiError::NoAnswer) => {
+                self.refused(refusal, false);
+                return Err(error);
+            }
+            Err(error) => log::debug!("cannot restart the login: {error}"),
+            Ok(()) => {}
+        }
+        self.settle(api).await;
+        self.refused(refusal, true);
+        Ok(())
+    }
+
+    /// The run ends: nothing of the login may stay behind but its success.
+    pub async fn shut_down(&mut self, api: &LocalApi) {
+        self.end_cli().await;
+        if self
+            .touched
+            .as_ref()
+            .is_some_and(|touched| !touched.settled)
+            && let Ok(status) = api.status().await
+        {
+            self.follow(api, &status).await;
+        }
+    }
+
+    // ---- small steps
+
+    async fn end_cli(&mut self) {
+        if let Progress::InFlight { login, .. } = self.hand_over() {
+            login.stop().await;
+        }
+    }
+
+    /// Takes out a CLI that runs; from then on tailscaled has the key.
+    fn hand_over(&mut self) -> Progress {
+        match self.progress {
+            Progress::InFlight { .. } => {
+                std::mem::replace(&mut self.progress, Progress::WithDaemon)
+            }
+            _ => Progress::NotTried,
+        }
+    }
+
+    fn has_begun(&self) -> bool {
+        self.touched.as_ref().is_some_and(|touched| touched.begun)
+    }
+
+    fn mark_begun(&mut self) {
+        if let Some(touched) = &mut self.touched {
+            touched.begun = true;
+        }
+    }
+
+    /// The refusal that tailscaled showed before the login.
+    fn stale_refusal(&self) -> Option<String> {
+        match &self.touched.as_ref()?.sight.error {
+            Some(LoginError::Refused(text)) => Some(text.clone()),
+            _ => None,
+        }
+    }
+
+    fn refused(&mut self, refusal: String, forgotten: bool) {
+        self.progress = Progress::Refused {
+            refusal,
+            at: match self.progress {
+                Progress::Refused { at, .. } => at,
+                _ => Instant::now(),
+            },
+            forgotten,
+        };
+    }
+
+    fn retry_later(&mut self, error: &str, at_least: Option<Duration>) {
+        let doublings = self.count.saturating_sub(1).min(16);
+        let longest = (RETRY_FIRST * 2u32.pow(doublings)).min(RETRY_LONGEST);
+        // Half of it by chance, so that many machines don't come back at once.
+        let delay = longest.mul_f64(0.5 + fastrand::f64() / 2.0);
+        self.progress = Progress::Failed {
+            error: error.to_owned(),
+            retry_at: Instant::now() + delay.max(at_least.unwrap_or_default()),
+        };
+    }
+}
+
+async fn put_back(api: &LocalApi, lost: Prefs) {
+    let names: Vec<&str> = lost.keys().map(String::as_str).collect();
+    log::info!(
+        "putting back settings that the login changed: {}",
+        names.join(", ")
+    );
+    if api.edit_prefs(&settings::masked(&lost)).await.is_ok() {
+        return;
+    }
+    // One that tailscaled doesn't take must not cost the others.
+    for (name, old) in lost {
+        let one = Prefs::from_iter([(name.clone(), old)]);
+        if let Err(error) = api.edit_prefs(&settings::masked(&one)).await {
+            log::warn!("the login changed the setting {name}, which cannot be put back: {error}");
+        }
+    }
+}
