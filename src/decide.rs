@@ -57,10 +57,11 @@ pub enum Situation {
         may_restart: bool,
     },
     Stopped,
-    /// A login is needed. `asks`: tailscaled has given up on keys and asks for a person.
     NeedsLogin {
         error: Option<LoginError>,
+        /// tailscaled has given up on keys and asks for a person.
         asks: bool,
+        has_node_key: bool,
     },
     NeedsApproval,
     /// A state that this program does not know.
@@ -73,6 +74,7 @@ pub fn situation(status: &Status, unbound: Option<IpAddr>) -> Situation {
     let error = last_login_error(&status.health);
     let asks = !status.auth_url.is_empty();
     let online = status.node.online;
+    let has_node_key = status.have_node_key;
     match status.backend_state.as_str() {
         "NoState" | "Starting" | "Running"
             if !online
@@ -88,13 +90,21 @@ pub fn situation(status: &Status, unbound: Option<IpAddr>) -> Situation {
             Some(address) => Situation::AddressPending(address),
             None => Situation::Connected,
         },
-        "Running" if asks => Situation::NeedsLogin { error, asks },
+        "Running" if asks => Situation::NeedsLogin {
+            error,
+            asks,
+            has_node_key,
+        },
         "Running" => Situation::Offline {
             trouble: trouble(&status.health),
             may_restart: keeps_map_over_restart(&status.version),
         },
         "Stopped" => Situation::Stopped,
-        "NeedsLogin" => Situation::NeedsLogin { error, asks },
+        "NeedsLogin" => Situation::NeedsLogin {
+            error,
+            asks,
+            has_node_key,
+        },
         "NeedsMachineAuth" => Situation::NeedsApproval,
         other => Situation::Unknown(excerpt(other, 40)),
     }
@@ -291,6 +301,7 @@ pub fn decide(situation: &Situation, lasted: Duration, tried: &Tried) -> Action 
             S::NeedsLogin {
                 error: Some(LoginError::Refused(text)),
                 asks: false,
+                ..
             },
             Login::NotTried,
         ) if !tried.rescued => Action::Rescue {
@@ -378,15 +389,19 @@ fn after_refusal(situation: &Situation, tried: &Tried) -> Action {
         };
     }
     let needs_login = matches!(situation, Situation::NeedsLogin { .. });
-    let may_recover = matches!(
-        situation,
-        Situation::Settling { .. } | Situation::Offline { .. }
-    );
+    let may_recover = match situation {
+        Situation::Settling { .. } | Situation::Offline { .. } => true,
+        // The answer to its node key is still to come: either it's in, or it asks for a person.
+        Situation::NeedsLogin {
+            asks, has_node_key, ..
+        } => *has_node_key && !asks,
+        _ => false,
+    };
     match tried.key {
         Key::Unread => Action::ReadKey,
+        _ if may_recover && *ago < RECOVERY_PATIENCE => Action::Wait(Waiting::Settling),
         // The secret was replaced in the meantime.
         Key::Ready { refused: false } if needs_login => Action::LogIn,
-        _ if may_recover && *ago < RECOVERY_PATIENCE => Action::Wait(Waiting::Settling),
         _ => Action::Fail(Failure::KeyRefused(refusal.clone())),
     }
 }
@@ -663,6 +678,24 @@ mod tests {
             Action::LogIn
         );
         // It may have a node key to come up on.
+        let mut keyed = status("NeedsLogin");
+        keyed.have_node_key = true;
+        assert_eq!(
+            decide(
+                &situation(&keyed, None),
+                NOW,
+                &with(refused(2, true), ready(false))
+            ),
+            Action::Wait(Waiting::Settling)
+        );
+        assert_eq!(
+            decide(
+                &situation(&asking(keyed), None),
+                NOW,
+                &with(refused(2, true), ready(false))
+            ),
+            Action::LogIn
+        );
         assert_eq!(
             decide(&settling, NOW, &with(refused(2, true), ready(true))),
             Action::Wait(Waiting::Settling)

@@ -58,6 +58,9 @@ pub struct Status {
     #[serde(default, rename = "TUN")]
     pub tun: bool,
     pub backend_state: String,
+    /// Whether it has a node key, valid or not. Since 1.66; false before.
+    #[serde(default)]
+    pub have_node_key: bool,
     /// Where a person can log this node in; empty if tailscaled has no need of it.
     #[serde(default, rename = "AuthURL")]
     pub auth_url: String,
