@@ -20,6 +20,8 @@ use crate::settings;
 
 /// The timer behind the doorbell: a tenth of the time already waited, within these limits.
 const TIMER_LEAST: Duration = Duration::from_millis(50);
+/// Without a tailscaled nothing can ring, and to look for its socket costs next to nothing.
+const TIMER_LEAST_WITHOUT_DAEMON: Duration = Duration::from_millis(10);
 const TIMER_MOST: Duration = Duration::from_secs(2);
 
 /// How long something is waited for before it's worth a line in the journal.
@@ -242,7 +244,12 @@ impl<'a> Connect<'a> {
             since,
             logged: worth_a_line,
         });
-        (waited / 10).clamp(TIMER_LEAST, TIMER_MOST)
+        let least = if self.situation == Situation::NoDaemon {
+            TIMER_LEAST_WITHOUT_DAEMON
+        } else {
+            TIMER_LEAST
+        };
+        (waited / 10).clamp(least, TIMER_MOST)
     }
 
     async fn bring_up(&mut self) -> Result<(), Failure> {

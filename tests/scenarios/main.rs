@@ -3,9 +3,19 @@
 //!
 //! Every test has its own tailnet and its own nodes.
 
+mod control_server;
+mod daemon;
 mod join;
+mod joined;
+mod keyfile;
+mod login_command;
+mod reboot;
+mod refusal;
+mod renewal;
+mod secrecy;
+mod settings;
 
-use tailnet_harness::{KeyFile, Node, Run, Tailnet};
+use tailnet_harness::{Finished, KeyFile, Node, Run, Tailnet};
 
 /// The program under test, as an admin would run it on `node`.
 fn program(tailnet: &Tailnet, node: &Node, key: &KeyFile) -> Run {
@@ -18,4 +28,14 @@ fn program_without_server(node: &Node, key: &KeyFile) -> Run {
         .node(node)
         .cli()
         .authkey_file(key.path())
+}
+
+/// What a join comes to, however it went: the node is online, the key was used once, and READY
+/// was said before exit 0.
+fn assert_joined(run: &Finished, tailnet: &Tailnet, node: &Node, key: &str) {
+    run.assert_code(0);
+    assert!(run.ready_at().is_some());
+    assert_eq!(run.left_behind, Vec::<u32>::new());
+    assert!(Node::is_online(&node.status()));
+    assert_eq!(tailnet.state().key(key).uses, 1);
 }

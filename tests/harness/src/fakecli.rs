@@ -39,9 +39,9 @@ impl FakeCli {
         Self::script("exec sleep 3600")
     }
 
-    /// Never ends by itself, nor by SIGTERM.
+    /// Never ends by itself, nor by a signal that can be ignored.
     pub fn stubborn() -> Self {
-        Self::script("trap '' TERM\nwhile :; do sleep 3600; done")
+        Self::script("trap '' TERM INT HUP\nexec sleep 3600")
     }
 
     /// Prints these texts and exits.

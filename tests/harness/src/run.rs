@@ -30,8 +30,8 @@ const END: &[u8] = b"\0end of notifications";
 
 /// A program to be run.
 ///
-/// Its environment is empty but for `PATH`, `HOME` (a folder of its own), `NOTIFY_SOCKET` and what
-/// the test adds.
+/// Its environment is empty but for `PATH`, `HOME` and `TMPDIR` (folders of its own),
+/// `NOTIFY_SOCKET` and what the test adds.
 #[derive(Clone, Debug)]
 pub struct Run {
     program: PathBuf,
@@ -163,6 +163,7 @@ impl Run {
         let shown = format!("{:?}", command.get_args().collect::<Vec<_>>());
         command
             .env("HOME", home)
+            .env("TMPDIR", dir.path())
             .env(MARK, &mark)
             .current_dir(dir.path())
             .stdout(Stdio::piped())
@@ -191,7 +192,7 @@ impl Run {
             mark,
             shown,
             limit: self.limit,
-            _dir: dir,
+            dir: Arc::new(dir),
         }
     }
 }
@@ -373,7 +374,7 @@ pub struct Running {
     mark: String,
     shown: String,
     limit: Duration,
-    _dir: TempDir,
+    dir: Arc<TempDir>,
 }
 
 impl Running {
@@ -491,6 +492,7 @@ impl Running {
             elapsed: exited.duration_since(now.started),
             notifications: now.notifications.clone(),
             left_behind: ours,
+            dir: Arc::clone(&self.dir),
             _echo: EchoOnFailure(self.report(&now)),
         };
         drop(now);
@@ -585,6 +587,7 @@ pub struct Finished {
     pub notifications: Vec<Notification>,
     /// The processes that it started and that still ran when it had ended.
     pub left_behind: Vec<u32>,
+    dir: Arc<TempDir>,
     _echo: EchoOnFailure,
 }
 
@@ -600,6 +603,11 @@ impl Finished {
             },
         );
         self
+    }
+
+    /// Where it ran, with all that it wrote there, to `HOME` or to `TMPDIR`.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
     }
 
     /// The `STATUS=` texts, in order.

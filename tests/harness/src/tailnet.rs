@@ -2,14 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader};
+use std::io::{self, BufRead, BufReader};
 use std::net::TcpStream;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -22,6 +24,8 @@ pub struct Tailnet {
     // Declared first, so that it ends before its folder goes.
     process: Process,
     served: Served,
+    /// Where it is reached, if that isn't where the test runs.
+    network: Option<File>,
     dir: TempDir,
 }
 
@@ -142,9 +146,23 @@ impl State {
 impl Tailnet {
     /// Starts the control server, having built it if need be.
     pub fn start() -> Self {
+        Self::serve(process::command(&Binaries::main().control(), None), false)
+    }
+
+    /// The same in a network of its own, which has nothing but a loopback and which only root can
+    /// make. A machine that is to join must be started in [`Self::network`].
+    pub fn start_apart() -> Self {
+        let mut command = process::command(Path::new("unshare"), None);
+        command
+            .args(["--net", "--", "sh", "-c"])
+            .arg("ip link set lo up && exec \"$0\"")
+            .arg(Binaries::main().control());
+        Self::serve(command, true)
+    }
+
+    fn serve(mut command: Command, apart: bool) -> Self {
         let dir = open_temp_dir("tailnet-");
         let log = File::create(dir.path().join("control.log")).expect("a folder of our own");
-        let mut command = process::command(&Binaries::main().control(), None);
         command
             .env("HOME", dir.path())
             // It ends when this pipe is closed.
@@ -165,16 +183,26 @@ impl Tailnet {
             .ok()
             .and_then(|line| serde_json::from_str(&line).ok());
         match served {
-            Some(served) => Self {
-                process,
-                served,
-                dir,
-            },
+            Some(served) => {
+                let network = format!("/proc/{}/ns/net", process.pid());
+                let network = apart.then(|| File::open(network).expect("it runs"));
+                Self {
+                    process,
+                    served,
+                    network,
+                    dir,
+                }
+            }
             None => panic!(
                 "the control server did not start:\n{}",
                 fs::read_to_string(dir.path().join("control.log")).unwrap_or_default()
             ),
         }
+    }
+
+    /// The file of the network namespace that [`Self::start_apart`] has made.
+    pub fn network(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/ns/net", self.process.pid()))
     }
 
     /// The login server, over HTTP.
@@ -317,14 +345,27 @@ impl Tailnet {
                 !left.is_zero(),
                 "waited {limit:?} in vain for {what}; the tailnet: {state:#?}"
             );
-            let path = format!(
-                "/state?after={}&timeout_ms={}",
-                state.seq,
-                left.as_millis().max(1)
-            );
-            state = self.read_state(&path, left + PATIENCE);
+            state = self.state_after(state.seq, left);
         }
         state
+    }
+
+    /// Panics as soon as the control server sees something else than what is asked for, within
+    /// `time`.
+    pub fn holds_for(&self, time: Duration, mut holds: impl FnMut(&State) -> bool, what: &str) {
+        let deadline = Instant::now() + time;
+        let mut state = self.state();
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            assert!(
+                holds(&state),
+                "{left:?} before the end, no more: {what}; the tailnet: {state:#?}"
+            );
+            if left.is_zero() {
+                return;
+            }
+            state = self.state_after(state.seq, left);
+        }
     }
 
     /// The device that this node is, by its node key.
@@ -351,6 +392,12 @@ impl Tailnet {
         fs::read_to_string(self.dir.path().join("control.log")).unwrap_or_default()
     }
 
+    /// The first state after that number, or the present one when `limit` has passed.
+    fn state_after(&self, seq: u64, limit: Duration) -> State {
+        let path = format!("/state?after={seq}&timeout_ms={}", limit.as_millis().max(1));
+        self.read_state(&path, limit + PATIENCE)
+    }
+
     fn read_state(&self, path: &str, limit: Duration) -> State {
         let state = self.admin("GET", path, None, limit);
         serde_json::from_value(state.clone()).unwrap_or_else(|error| {
@@ -366,10 +413,22 @@ impl Tailnet {
         self.admin("POST", path, Some(body), PATIENCE)
     }
 
+    fn connect(&self, host: &str) -> io::Result<TcpStream> {
+        let Some(network) = &self.network else {
+            return TcpStream::connect(host);
+        };
+        // A thread of its own enters the network; the socket that it makes stays there.
+        let connecting = || {
+            move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network))?;
+            TcpStream::connect(host)
+        };
+        thread::scope(|scope| scope.spawn(connecting).join()).expect("connecting does not panic")
+    }
+
     fn admin(&self, method: &str, path: &str, body: Option<&Value>, limit: Duration) -> Value {
         let host = self.served.admin.trim_start_matches("http://");
         let body = body.map(Value::to_string);
-        let reply = TcpStream::connect(host).and_then(|stream| {
+        let reply = self.connect(host).and_then(|stream| {
             stream.set_read_timeout(Some(limit))?;
             http::ask(
                 stream,

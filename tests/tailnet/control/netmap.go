@@ -233,7 +233,10 @@ func (t *tailnet) wireNodeLocked(n *node, self bool) *tailcfg.Node {
 	if self {
 		// Both forms: daemons of different ages look for different ones.
 		wire.Capabilities = []tailcfg.NodeCapability{tailcfg.CapabilitySSH}
-		wire.CapMap = tailcfg.NodeCapMap{tailcfg.CapabilitySSH: nil}
+		wire.CapMap = tailcfg.NodeCapMap{
+			tailcfg.CapabilitySSH:            nil,
+			tailcfg.NodeAttrCacheNetworkMaps: nil, // on disk; TS_USE_CACHED_NETMAP=false overrides it
+		}
 	}
 	return wire
 }

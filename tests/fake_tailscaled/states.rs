@@ -1,0 +1,121 @@
+//! What each state of the daemon leads to, where a real daemon cannot be held in it.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tailnet_harness::{FakeTailscaled, status_json};
+
+use crate::{STATUS, changes, connect, program, stays};
+
+/// Runs into `--timeout` while the daemon stays as it is; the sentence and the STATUS must name
+/// what was waited for, and nothing may have been changed.
+fn waits_for(status: Value, what: &str) {
+    let fake = FakeTailscaled::with_status(status);
+    let run = program(&fake).args(["--timeout", "1s"]).run();
+    run.assert_code(75);
+    assert!(run.statuses().contains(&what), "{:?}", run.statuses());
+    let sentence = format!("not connected within the time limit: {what}");
+    assert!(run.stderr.contains(&sentence), "{}", run.stderr);
+    assert!(run.elapsed < Duration::from_secs(10), "{:?}", run.elapsed);
+    assert_eq!(changes(&fake), Vec::<String>::new());
+}
+
+#[test]
+fn an_unknown_state_is_waited_for_and_named() {
+    waits_for(
+        status_json("Hibernating", json!({})),
+        "waiting: tailscaled is in the unknown state Hibernating",
+    );
+}
+
+#[test]
+fn a_long_name_of_a_state_is_cut() {
+    waits_for(
+        status_json(&"x".repeat(5000), json!({})),
+        &format!(
+            "waiting: tailscaled is in the unknown state {}…",
+            "x".repeat(40)
+        ),
+    );
+}
+
+#[test]
+fn an_unknown_state_is_left_for_a_known_one() {
+    let fake = FakeTailscaled::with_status(status_json("Hibernating", json!({})));
+    let run = program(&fake).spawn();
+    run.wait_status_text("unknown state Hibernating");
+    connect(&fake);
+    let run = run.wait();
+    run.assert_code(0);
+    assert_eq!(
+        run.stdout,
+        "connected as fake.tail0000.ts.net (100.64.0.1, fd7a:115c:a1e0::1)\n"
+    );
+}
+
+#[test]
+fn approval_is_waited_for_without_doing_anything() {
+    waits_for(
+        status_json("NeedsMachineAuth", json!({ "Self": { "Online": true } })),
+        "waiting for an admin to approve this device",
+    );
+}
+
+#[test]
+fn a_settling_daemon_is_given_its_time_and_no_key() {
+    waits_for(
+        status_json("NoState", json!({ "HaveNodeKey": true })),
+        "waiting for tailscaled to settle",
+    );
+    waits_for(
+        status_json("Starting", json!({})),
+        "waiting for tailscaled to settle",
+    );
+}
+
+#[test]
+fn an_unreachable_control_server_is_waited_for_and_the_reason_said() {
+    let trouble = "fetch control key: Get \"https://x/key\": dial tcp: lookup x: no such host";
+    waits_for(
+        status_json(
+            "NoState",
+            json!({ "Health": [format!(
+                "You are logged out. The last login error was: {trouble}"
+            )] }),
+        ),
+        &format!("waiting for the control server: {trouble}"),
+    );
+}
+
+#[test]
+fn a_node_that_runs_but_is_not_online_is_waited_for() {
+    for version in ["1.80.3-t0", "1.98.10-t0"] {
+        waits_for(
+            status_json(
+                "Running",
+                json!({ "Version": version, "Self": { "Online": false } }),
+            ),
+            "waiting for the control server",
+        );
+    }
+}
+
+#[test]
+fn a_daemon_without_a_name_and_addresses_is_connected_nevertheless() {
+    let fake = FakeTailscaled::start(stays(status_json(
+        "Running",
+        json!({ "TailscaleIPs": null, "Health": null, "Self": { "DNSName": "" } }),
+    )));
+    let run = program(&fake).run();
+    run.assert_code(0);
+    assert_eq!(run.stdout, "connected\n");
+    assert_eq!(fake.count(STATUS), 1);
+}
+
+#[test]
+fn a_running_node_takes_one_request() {
+    let fake = FakeTailscaled::with_status(status_json("Running", json!({})));
+    let run = program(&fake).run();
+    run.assert_code(0);
+    assert_eq!(fake.requests().len(), 1);
+}

@@ -1,0 +1,285 @@
+//! Measures the numbers that must be kept, on real daemons: `tests/measure.sh` runs it on the
+//! release build of the program, whose path is its argument.
+//!
+//! What is compared was measured in turns within one run, so that a slow machine is slow for both.
+//! A time that is missed is measured again, at most twice: other load on the machine is no failure.
+
+use std::fmt;
+use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tailnet_harness::{CountingProxy, KeyFile, Node, PATIENCE, Run, Tailnet};
+
+const JOINS: usize = 41;
+const SECOND_RUNS: usize = 101;
+const MEMORY_RUNS: usize = 11;
+const REBOOTS: usize = 15;
+
+/// How often a time that is missed is measured again.
+const RETRIES: usize = 2;
+
+fn main() -> ExitCode {
+    // Cargo adds an argument of its own.
+    let Some(program) = std::env::args_os().skip(1).find(|word| word != "--bench") else {
+        eprintln!("which program? Run tests/measure.sh");
+        return ExitCode::from(64);
+    };
+    let program = Path::new(&program);
+
+    println!(
+        "{:<46}{:<27}{:<12}",
+        "what", "median (least to most)", "limit"
+    );
+    let mut kept = true;
+    for measure in [fresh_join, second_run, reboot, size] {
+        let mut rows = measure(program);
+        for _ in 0..RETRIES {
+            if rows.iter().all(|row| row.kept() || !row.is_time) {
+                break;
+            }
+            rows.iter().for_each(|row| println!("{row}"));
+            println!("A limit was missed, which a busy machine may be the cause of. Again:");
+            rows = measure(program);
+        }
+        rows.iter().for_each(|row| println!("{row}"));
+        kept &= rows.iter().all(Row::kept);
+    }
+    if kept {
+        ExitCode::SUCCESS
+    } else {
+        println!("A limit is missed.");
+        ExitCode::FAILURE
+    }
+}
+
+/// One line of the table.
+struct Row {
+    what: &'static str,
+    median: f64,
+    least: f64,
+    most: f64,
+    limit: Option<f64>,
+    unit: &'static str,
+    /// Whether it depends on how busy the machine is.
+    is_time: bool,
+}
+
+impl Row {
+    fn of(
+        what: &'static str,
+        mut samples: Vec<f64>,
+        limit: impl Into<Option<f64>>,
+        unit: &'static str,
+    ) -> Self {
+        samples.sort_by(f64::total_cmp);
+        Self {
+            what,
+            median: samples[samples.len() / 2],
+            least: samples[0],
+            most: samples[samples.len() - 1],
+            limit: limit.into(),
+            unit,
+            is_time: matches!(unit, "ms" | "×"),
+        }
+    }
+
+    fn kept(&self) -> bool {
+        self.limit.is_none_or(|limit| self.median <= limit)
+    }
+
+    fn measured(&self) -> String {
+        let Self {
+            median,
+            least,
+            most,
+            ..
+        } = self;
+        match self.unit {
+            "requests" => format!("{median}"),
+            _ if least == most => format!("{median:.2}"),
+            _ => format!("{median:.2} ({least:.2} to {most:.2})"),
+        }
+    }
+}
+
+impl fmt::Display for Row {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:<46}{:<27}", self.what, self.measured())?;
+        let Some(limit) = self.limit else {
+            return write!(f, "{}", self.unit);
+        };
+        let limit = format!("{limit} {}", self.unit);
+        let verdict = if self.kept() { "ok" } else { "MISSED" };
+        write!(f, "{limit:<12}{verdict}")
+    }
+}
+
+/// A fresh node joins: the program in turns with plain `tailscale up`.
+fn fresh_join(program: &Path) -> Vec<Row> {
+    let tailnet = Tailnet::start();
+    let ours = |node: &Node, key: &Path| on_node(program, &tailnet, node, key);
+    let plain = |node: &Node, key: &Path| {
+        let server = format!("--login-server={}", tailnet.url());
+        node.tailscale_run(["up", &format!("--auth-key=file:{}", key.display()), &server])
+    };
+    let join = |with: &dyn Fn(&Node, &Path) -> Run| {
+        let node = Node::start();
+        node.wait_state("NeedsLogin");
+        let key = KeyFile::new(tailnet.single_use_key());
+        let finished = with(&node, key.path()).run();
+        finished.assert_code(0);
+        node.wait_online();
+        milliseconds(finished.elapsed)
+    };
+    // Each goes first every other time.
+    let pairs: Vec<(f64, f64)> = (0..JOINS)
+        .map(|round| {
+            if round % 2 == 0 {
+                let first = join(&ours);
+                (first, join(&plain))
+            } else {
+                let first = join(&plain);
+                (join(&ours), first)
+            }
+        })
+        .collect();
+    let each = |value: fn(&(f64, f64)) -> f64| pairs.iter().map(value).collect();
+    vec![
+        Row::of("fresh join", each(|pair| pair.0), None, "ms"),
+        Row::of(
+            "  the same by `tailscale up`",
+            each(|pair| pair.1),
+            None,
+            "ms",
+        ),
+        Row::of("  ratio", each(|pair| pair.0 / pair.1), 1.10, "×"),
+        Row::of("  difference", each(|pair| pair.0 - pair.1), 60.0, "ms"),
+    ]
+}
+
+/// The node is connected already, and there is nothing to do.
+fn second_run(program: &Path) -> Vec<Row> {
+    let tailnet = Tailnet::start();
+    let node = Node::start();
+    node.join(&tailnet);
+
+    let command = |program: &Path| {
+        let mut command = Command::new(program);
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        command
+    };
+    let options = |command: &mut Command| {
+        command
+            .args(["--quiet", "--authkey-file", "/nonexistent", "--socket"])
+            .arg(node.socket())
+            .arg("--tailscale")
+            .arg(node.cli());
+    };
+    let wall = || {
+        let mut command = command(program);
+        options(&mut command);
+        let start = Instant::now();
+        let status = command.status().expect("the program starts");
+        let took = start.elapsed();
+        assert!(status.success(), "the program ended with {status}");
+        milliseconds(took)
+    };
+    // Through `time`, which is small: a child's peak begins with what its parent had.
+    let memory = || {
+        let mut command = command(Path::new("/usr/bin/time"));
+        command.args(["-f", "%M"]).arg(program);
+        options(&mut command);
+        let output = command
+            .output()
+            .expect("/usr/bin/time (Debian's package time) is there");
+        let said = String::from_utf8_lossy(&output.stderr);
+        let kib: f64 = said.trim().parse().unwrap_or_else(|_| panic!("{said}"));
+        kib / 1024.0
+    };
+    let proxy = CountingProxy::start(&node);
+    Run::new(program)
+        .socket(proxy.socket())
+        .cli()
+        .authkey_file("/nonexistent")
+        .run()
+        .assert_code(0);
+    let requests = proxy.requests().len();
+
+    let sample = |count: usize, of: &dyn Fn() -> f64| (0..count).map(|_| of()).collect();
+    vec![
+        Row::of(
+            "already running, wall time",
+            sample(SECOND_RUNS, &wall),
+            10.0,
+            "ms",
+        ),
+        Row::of("  peak memory", sample(MEMORY_RUNS, &memory), 8.0, "MiB"),
+        Row::of(
+            "  requests to tailscaled",
+            vec![requests as f64],
+            2.0,
+            "requests",
+        ),
+    ]
+}
+
+/// A node that has joined boots: the program and the daemon are started together.
+fn reboot(program: &Path) -> Vec<Row> {
+    let tailnet = Tailnet::start();
+    let node = Node::builder().cached_netmap(true).start();
+    node.join(&tailnet);
+    let boot = || {
+        node.terminate();
+        thread::scope(|scope| {
+            node.launch_only();
+            let online = scope.spawn(|| first_online(&node));
+            let start = Instant::now();
+            let finished = on_node(program, &tailnet, &node, Path::new("/nonexistent")).run();
+            finished.assert_code(0);
+            let exit = start + finished.elapsed;
+            let online = online.join().expect("the node gets online");
+            milliseconds(exit.duration_since(online))
+        })
+    };
+    let times = (0..REBOOTS).map(|_| boot()).collect();
+    vec![Row::of(
+        "reboot, exit after status says online",
+        times,
+        30.0,
+        "ms",
+    )]
+}
+
+/// Asks for the status as quickly as it can until the node is online, and says when that was.
+fn first_online(node: &Node) -> Instant {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let reply = node.local_get("/localapi/v0/status?peers=false");
+        let now = Instant::now();
+        if reply.is_ok_and(|reply| reply.status == 200 && Node::is_online(&reply.json())) {
+            return now;
+        }
+        assert!(now < deadline, "the node does not get online");
+    }
+}
+
+fn size(program: &Path) -> Vec<Row> {
+    let bytes = program.metadata().expect("the program is there").len();
+    let megabytes = bytes as f64 / 1e6;
+    vec![Row::of("size of the program", vec![megabytes], 3.0, "MB")]
+}
+
+/// The program as an admin would run it.
+fn on_node(program: &Path, tailnet: &Tailnet, node: &Node, key: &Path) -> Run {
+    Run::new(program)
+        .node(node)
+        .cli()
+        .authkey_file(key)
+        .login_server(tailnet.url())
+}
+
+fn milliseconds(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}

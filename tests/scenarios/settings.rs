@@ -1,0 +1,339 @@
+//! Settings of a node survive a login, also those that `tailscale up` has no flag for.
+
+use serde_json::{Value, json};
+use tailnet_harness::{KeyFile, KeySpec, Node, Tailnet};
+
+use crate::joined::{Joined, assert_connected, deleted_key};
+use crate::{program, program_without_server};
+
+/// All preferences, but for those that a login is meant to change and those that the daemon keeps
+/// there itself.
+fn settings(node: &Node) -> Value {
+    let mut prefs = node.prefs();
+    let all = prefs.as_object_mut().expect("preferences");
+    for own in [
+        "Config",
+        "ControlURL",
+        "InternalExitNodePrior",
+        "LoggedOut",
+        "WantRunning",
+    ] {
+        all.remove(own);
+    }
+    prefs
+}
+
+/// A node with these settings, made with `tailscale set`, whose key has expired.
+fn expired_with(flags: &[&str]) -> (Joined, Value) {
+    let joined = Joined::new();
+    let settings = set_and_expire(&joined, flags);
+    (joined, settings)
+}
+
+fn set_and_expire(joined: &Joined, flags: &[&str]) -> Value {
+    let plain = settings(&joined.node);
+    set(&joined.node, flags);
+    let settings = settings(&joined.node);
+    assert_ne!(settings, plain);
+    joined.tailnet.expire(joined.device.id);
+    joined.node.wait_state("NeedsLogin");
+    settings
+}
+
+fn set(node: &Node, flags: &[&str]) {
+    node.tailscale_ok(["set"].iter().chain(flags));
+}
+
+/// The program logs the node in, with these flags for `up`, and it's the same device as before.
+fn renew(joined: &Joined, flags: &[&str]) {
+    let key = joined.tailnet.single_use_key();
+    let run = joined.program(&KeyFile::new(&key)).up_flags(flags).run();
+    assert_connected(&run);
+    assert_eq!(joined.tailnet.state().key(&key).uses, 1);
+    joined.assert_same_device();
+}
+
+/// Settings made with these flags of `tailscale set` are as before after a login.
+fn are_kept(flags: &[&str]) {
+    let (joined, before) = expired_with(flags);
+    renew(&joined, &[]);
+    assert_eq!(settings(&joined.node), before);
+}
+
+#[test]
+#[ignore = "needs real tailscaled: run tests/run.sh"]
+fn settings_that_have_a_flag_are_kept() {
+    are_kept(&[
+        "--accept-routes",
+        "--accept-dns=false",
+        "--hostname=kept",
+        "--shields-up",
+        "--ssh",
+        "--advertise-routes=192.0.2.0/24,198.51.100.0/24",
+        "--operator=nobody",
+        "--snat-subnet-routes=false",
+    ]);
+}
+
+#[test]
+#[ignore = "needs real tailscaled: run tests/run.sh"]
+fn settings_that_have_no_flag_are_kept() {
+    are_kept(&["--auto-update", "--update-check=false", "--webclient"]);
+}
+
+#[test]
+#[ignore = "needs real tailscaled: run tests/run.sh"]
+fn settings_with_and_without_a_flag_are_kept_together() {
+    are_kept(&["--webclient", "--ssh", "--auto-update", "--hostname=kept"]);
+}
+
+#[test]
+#[ignore = "needs real tailscaled: run tests/run.sh"]
+fn a_value_that_a_shell_would_take_apart_is_kept() {
+    // No name of a machine may look so; an operator is only a name to tailscaled.
+    are_kept(&["--operator=o'brien $HOME \"x\" `id` \\ *;#"]);
+}
+
+#[test]
+#[ignore = "needs real tailscaled: run tests/run.sh"]
+fn an_advertised_exit_node_goes_on_being_one() {
+    let (joined, before) = expired_with(&["--advertise-exit-node"]);
+    renew(&joined, &[]);
+    assert_eq!(settings(&joined.node), before);
+    let routes = joined.assert_same_device().routes;
+    assert!(routes.contains(&"0.0.0.0/0".to_owned()), "{routes:?}");
+}
+
+#[test]
+#[ignore = "needs real tailscaled: run tests/run.sh"]
+fn the_exit_node_that_is_used_is_kept() {
+    let joined = Joined::new();
+    let exit = Node::start();
+    exit.join_with(
+        &joined.tailnet,
+        &["--hostname=exit", "--advertise-exit-node"],
+    );
+    joined.node.wait_status(
+        |status| {
+            let peers = status["Peer"].as_object().into_iter().flatten();
+            peers
+                .into_iter()
+                .any(|(_, peer)| peer["ExitNodeOption"] == true)
+        },
+        "an exit node",
+    );
+    let before = set_and_expire(
+        &joined,
+        &["--exit-node=exit", "--exit-node-allow-lan-access"],
+    );
+    assert_ne!(before["ExitNodeID"], "");
+
+    renew(&joined, &[]);
+
+    joined.node.wait_status(
+        |status| status["ExitNodeStatus"]["Online"] == true,
+        "the exit node in use",
+    );
+    assert_eq!(settings(&joined.node), before);
+}
+
+#[test]
+#[ignore = "needs real tailscaled: run tests/run.sh"]
+fn tags_are_kept() {
+    let (tailnet, node) = (Tailnet::start(), Node::start());
+    let tagged = || {
+        tailnet.key(&KeySpec {
+            tags: vec!["tag:server".to_owned()],
+            ..KeySpec::default()
+        })
+    };
+    log_in(&tailnet, &node, &tagged(), &["--advertise-tags=tag:server"]);
+    let (before, device) = (settings(&node), tailnet.device(&node).expect("it joined"));
+    assert_eq!(device.tags, ["tag:server"]);
+    tailnet.expire(device.id);
+    node.wait_state("NeedsLogin");
+
+    log_in(&tailnet, &node, &tagged(), &[]);
+
+    assert_eq!(settings(&node), before);
+    let now = tailnet.device(&node).expect("it logged in");
+    assert_eq!((now.id, now.tags), (device.id, device.tags));
+}
+
+/// A node that was never logged in, with settings made already.
+fn fresh_with(flags: &[&str]) -> (Tailnet, Node, Value) {
+    let (tailnet, node) = (Tailnet::start(), Node::start());
+    set(&node, flags);
+    let settings = settings(&node);
+    (tailnet, node, settings)
+}
+
+/// Its first login, with these flags for `up`.
+fn first_login(tailnet: &Tailnet, node: &Node, flags: &[&str]) {
+    let key = tailnet.single_use_key();
+    log_in(tailnet, node, &key, flags);
+    assert_eq!(tailnet.state().key(&key).attempts, 1);
+}
+
+/// A login with this key and these flags for `up`.
+fn log_in(tailnet: &Tailnet, node: &Node, key: &str, flags: &[&str]) {
+    let file = KeyFile::new(key);
+    let run = program(tailnet, node, &file).up_flags(flags).run();
+    assert_connected(&run);
+    assert!(Node::is_online(&node.status()));
+    assert_eq!(tailnet.state().key(key).uses, 1);
+}
+
+#[test]
+#[ignore = "needs real tailscaled: run tests/run.sh"]
+fn settings_made_before_the_first_login_are_kept() {
+    let (tailnet, node, before) = fresh_with(&[
+        "--hostname=early",
+        "--accept-routes",
+        "--operator=nobody",
+        "--auto-update",
+    ]);
+    first_login(&tailnet, &node, &[]);
+    assert_eq!(settings(&node), before);
+    // The tailnet hears of them, too.
+    tailnet.wait_until(
+        |state| state.device("early").is_some(),
+        "the device to have its name",
+    );
+}
+
+#[test]
+#[ignore = "needs real tailscaled: run tests/run.sh"]
+fn flags_after_the_dashes_are_applied_at_the_first_login() {
+    let (tailnet, node) = (Tailnet::start(), Node::start());
+    first_login(
+        &tailnet,
+        &node,
+        &["--hostname=flagged", "--accept-routes", "--shields-up=true"],
+    );
+    let prefs = node.prefs();
+    assert_eq!(
+        [&prefs["Hostname"], &prefs["RouteAll"], &prefs["ShieldsUp"]],
+        [&json!("flagged"), &json!(true), &json!(true)]
+    );
+    assert!(tailnet.state().device("flagged").is_some());
+}
+
+#[test]
+#[ignore = "needs real tailscaled: run tests/run.sh"]
+fn a_flag_after_the_dashes_wins_over_a_setting_made_before_the_first_login() {
+    let (tailnet, node, mut before) = fresh_with(&["--hostname=early", "--accept-routes"]);
+    first_login(&tailnet, &node, &["--hostname", "flagged"]);
+    before["Hostname"] = json!("flagged");
+    assert_eq!(settings(&node), before);
+}
+
+#[test]
+#[ignore = "needs real tailscaled: run tests/run.sh"]
+fn a_flag_after_the_dashes_wins_over_a_kept_setting() {
+    let (joined, mut before) = expired_with(&["--ssh", "--accept-routes", "--hostname=kept"]);
+    renew(&joined, &["--ssh=false", "--hostname=flagged"]);
+    before["RunSSH"] = json!(false);
+    before["Hostname"] = json!("flagged");
+    assert_eq!(settings(&joined.node), before);
+}
+
+#[test]
+#[ignore = "needs real tailscaled: run tests/run.sh"]
+fn flags_after_the_dashes_change_nothing_on_a_node_that_is_connected() {
+    let joined = Joined::new();
+    set(&joined.node, &["--ssh"]);
+    let (before, sent) = (joined.node.prefs(), joined.registers_with_key());
+    let file = KeyFile::absent();
+    let run = joined.program(&file).up_flags(["--ssh=false"]).run();
+    assert_connected(&run);
+    assert_eq!(joined.node.prefs(), before);
+    assert_eq!(joined.registers_with_key(), sent);
+}
+
+#[test]
+#[ignore = "needs real tailscaled: run tests/run.sh"]
+fn a_refused_key_leaves_the_settings_of_an_expired_node_as_they_were() {
+    let (joined, before) =
+        expired_with(&["--ssh", "--hostname=kept", "--auto-update", "--webclient"]);
+    let url = joined.node.prefs()["ControlURL"].clone();
+    refused(&joined.tailnet, &joined.node);
+    assert_eq!(settings(&joined.node), before);
+    assert_eq!(joined.node.prefs()["ControlURL"], url);
+    // Nor does the login that follows lose them.
+    renew(&joined, &[]);
+    assert_eq!(settings(&joined.node), before);
+}
+
+#[test]
+#[ignore = "needs real tailscaled: run tests/run.sh"]
+fn a_refused_key_leaves_the_settings_of_a_fresh_node_as_they_were() {
+    let (tailnet, node, before) =
+        fresh_with(&["--hostname=early", "--accept-routes", "--auto-update"]);
+    refused(&tailnet, &node);
+    assert_eq!(settings(&node), before);
+    first_login(&tailnet, &node, &[]);
+    assert_eq!(settings(&node), before);
+}
+
+fn refused(tailnet: &Tailnet, node: &Node) {
+    let key = deleted_key(tailnet);
+    let run = program(tailnet, node, &KeyFile::new(&key)).run();
+    run.assert_code(77);
+    assert!(
+        run.stderr
+            .contains("the control server refused the auth key: ")
+    );
+    assert!(tailnet.state().key(&key).attempts > 0);
+    assert_eq!(node.backend_state(), "NeedsLogin");
+}
+
+#[test]
+#[ignore = "needs real tailscaled: run tests/run.sh"]
+fn the_login_server_may_stand_after_the_dashes() {
+    let (tailnet, node) = (Tailnet::start(), Node::start());
+    let key = tailnet.single_use_key();
+    let run = program_without_server(&node, &KeyFile::new(&key))
+        .up_flags(["--login-server", tailnet.url(), "--hostname=flagged"])
+        .run();
+    assert_connected(&run);
+    assert!(Node::is_online(&node.status()));
+    assert_eq!(tailnet.state().key(&key).uses, 1);
+    assert_eq!(node.prefs()["ControlURL"], tailnet.url());
+    assert!(tailnet.state().device("flagged").is_some());
+}
+
+#[test]
+#[ignore = "needs real tailscaled: run tests/run.sh"]
+fn a_login_server_that_only_the_node_knows_is_kept() {
+    let (joined, before) = expired_with(&["--accept-routes"]);
+    let Joined { tailnet, node, .. } = &joined;
+    let key = tailnet.single_use_key();
+    let run = program_without_server(node, &KeyFile::new(&key)).run();
+    assert_connected(&run);
+    assert_eq!(tailnet.state().key(&key).uses, 1);
+    joined.assert_same_device();
+    assert_eq!(node.prefs()["ControlURL"], tailnet.url());
+    assert_eq!(settings(node), before);
+}
+
+#[test]
+#[ignore = "needs real tailscaled: run tests/run.sh"]
+fn what_an_admin_sets_while_approval_is_pending_is_not_reverted() {
+    let (tailnet, node, mut before) = fresh_with(&["--hostname=early", "--auto-update"]);
+    tailnet.policy(json!({ "approval": true }));
+    let file = KeyFile::new(tailnet.single_use_key());
+    let run = program(&tailnet, &node, &file).spawn();
+    run.wait_status_text("waiting for an admin to approve this device");
+    assert_eq!(settings(&node), before);
+
+    set(&node, &["--hostname=late", "--accept-routes"]);
+    tailnet.approve(tailnet.device_id(&node));
+
+    assert_connected(&run.wait());
+    before["Hostname"] = json!("late");
+    before["RouteAll"] = json!(true);
+    assert_eq!(settings(&node), before);
+    assert_eq!(tailnet.state().registers.with_key, 1);
+    assert!(Node::is_online(&node.status()));
+}
