@@ -1,0 +1,118 @@
+# shellcheck shell=bash disable=SC2034 # its variables are used where it is sourced
+# What demo.sh, run.sh and measure.sh share: having what is needed, and starting processes that
+# end with the script. Sourced by them, never run.
+
+root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
+
+bold='' dim='' red='' green='' plain=''
+if [[ -t 1 && -z ${NO_COLOR:-} && ${TERM:-dumb} != dumb ]]; then
+    bold=$'\e[1m' dim=$'\e[2m' red=$'\e[31m' green=$'\e[32m' plain=$'\e[0m'
+fi
+
+# Where tests/tailnet/build.sh keeps what it builds.
+cache=${TAILNET_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/tailscale-autoconnect-tests}
+
+# Nothing here is asked of a person.
+exec </dev/null
+
+# A folder for all that the script writes; it goes with the script. Others may look in, since some
+# tests run programs as another user.
+dir=$(mktemp -d "${TMPDIR:-/tmp}/autoconnect.XXXXXX")
+chmod 755 "$dir"
+
+# The process groups that were started and not yet waited for.
+groups=()
+
+# start COMMAND… runs it in the background, in a process group of its own whose number is $started.
+start() {
+    set -m
+    "$@" &
+    set +m
+    started=$!
+    groups+=("$started")
+}
+
+# As in `start tied COMMAND…`: it also ends when this script is killed.
+tied() { exec setpriv --pdeathsig TERM -- "$@"; }
+
+# finish GROUP waits for its end, and returns its exit code.
+finish() {
+    local code=0
+    wait "$1" 2>/dev/null || code=$?
+    forget "$1"
+    return "$code"
+}
+
+# end GROUP asks all processes of a group to end, and kills those that haven't after two seconds.
+end() {
+    local tries
+    kill -TERM -- "-$1" 2>/dev/null || true
+    for ((tries = 0; tries < 100; tries++)); do
+        kill -0 -- "-$1" 2>/dev/null || break
+        sleep 0.02
+    done
+    kill -KILL -- "-$1" 2>/dev/null || true
+    finish "$1" || true
+}
+
+forget() {
+    local group rest=()
+    for group in "${groups[@]}"; do
+        [[ $group == "$1" ]] || rest+=("$group")
+    done
+    groups=("${rest[@]}")
+}
+
+clean_up() {
+    while ((${#groups[@]})); do
+        end "${groups[-1]}"
+    done
+    cd /
+    rm -rf -- "$dir"
+}
+trap clean_up EXIT
+trap 'exit 129' HUP
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+say() { printf '%s\n' "$*"; }
+
+# The time in microseconds.
+now() { printf '%s' "${EPOCHREALTIME/[^0-9]/}"; }
+
+# need COMMAND:PACKAGE… installs the Debian packages whose commands are missing; without the right
+# to do so, it says how.
+need() {
+    local pair packages=()
+    for pair; do
+        command -v "${pair%%:*}" >/dev/null || packages+=("${pair##*:}")
+    done
+    ((${#packages[@]})) || return 0
+    if ((EUID)) || ! command -v apt-get >/dev/null; then
+        say "Missing: ${packages[*]}. Install it and run this again:"
+        say "    sudo apt-get install ${packages[*]}"
+        return 69
+    fi >&2
+    say "Installing ${packages[*]} with apt-get." >&2
+    local install=(apt-get install --yes --no-install-recommends "${packages[@]}")
+    export DEBIAN_FRONTEND=noninteractive
+    # The second time with fresh package lists: a new machine has none.
+    if ! "${install[@]}" >"$dir/apt.log" 2>&1 &&
+        ! { apt-get update && "${install[@]}"; } >"$dir/apt.log" 2>&1; then
+        cat -- "$dir/apt.log"
+        say "apt-get could not install ${packages[*]}."
+        return 69
+    fi >&2
+}
+
+need_cargo() {
+    command -v cargo >/dev/null && return
+    say "Missing: cargo. Install Rust (https://rustup.rs, or your distribution's package) and run this again." >&2
+    return 69
+}
+
+# Where cargo puts what it builds.
+target_folder() {
+    cargo metadata --manifest-path "$root/Cargo.toml" --format-version 1 --no-deps |
+        sed -nE 's/.*"target_directory":"([^"]*)".*/\1/p'
+}
