@@ -390,8 +390,9 @@ fn after_refusal(situation: &Situation, tried: &Tried) -> Action {
     }
     let needs_login = matches!(situation, Situation::NeedsLogin { .. });
     let may_recover = match situation {
-        Situation::Settling { .. } | Situation::Offline { .. } => true,
-        // The answer to its node key is still to come: either it's in, or it asks for a person.
+        // The last refusal is shown until the answer to the node key is there.
+        Situation::Settling { .. } | Situation::Offline { .. } | Situation::Stranded { .. } => true,
+        // Either that lets it in, or it asks for a person.
         Situation::NeedsLogin {
             asks, has_node_key, ..
         } => *has_node_key && !asks,
