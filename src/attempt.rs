@@ -4,8 +4,6 @@
 use std::future::pending;
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
-
 use crate::authkey::AuthKey;
 use crate::decide;
 use crate::localapi::{LocalApi, LocalApiError, Prefs, Status};
@@ -131,17 +129,12 @@ impl<'a> Attempt<'a> {
         matches!(&self.progress, Progress::Failed { retry_at, .. } if Instant::now() < *retry_at)
     }
 
-    /// Starts a login with `key` on the node that `status` shows.
-    pub async fn start(
-        &mut self,
-        api: &LocalApi,
-        key: &AuthKey,
-        status: &Status,
-    ) -> Result<(), LocalApiError> {
+    /// Starts a login with `key` on the node that `status` and `prefs` show.
+    pub fn start(&mut self, key: &AuthKey, status: &Status, prefs: Prefs) {
         let prefs = match self.touched.take() {
             // Settings that an earlier login has left changed are still to be put back.
             Some(touched) if touched.begun && !touched.settled => touched.prefs,
-            _ => api.prefs().await?,
+            _ => prefs,
         };
         self.touched = Some(Touched {
             prefs,
@@ -151,7 +144,6 @@ impl<'a> Attempt<'a> {
         });
         self.count += 1;
         self.run_cli(key, &[], 0);
-        Ok(())
     }
 
     fn run_cli(&mut self, key: &AuthKey, kept: &[String], rounds: u32) {
@@ -241,7 +233,7 @@ impl<'a> Attempt<'a> {
         if matches!(self.progress, Progress::WithDaemon)
             && status.backend_state == "NeedsLogin"
             && let Ok(prefs) = api.prefs().await
-            && prefs.get("LoggedOut") == Some(&Value::Bool(true))
+            && settings::is_logged_out(&prefs)
         {
             self.daemon_is_gone();
         }
@@ -294,8 +286,21 @@ impl<'a> Attempt<'a> {
             Ok(()) => {}
         }
         self.settle(api).await;
+        self.take_back_want_running(api).await;
         self.refused(refusal, true);
         Ok(())
+    }
+
+    /// `up` has said that the node wants to run. Where it did not before, that would look like a
+    /// login under way to the next run.
+    async fn take_back_want_running(&self, api: &LocalApi) {
+        let wanted = |touched: &Touched| touched.prefs.get("WantRunning") != Some(&false.into());
+        if self.touched.as_ref().is_none_or(wanted) {
+            return;
+        }
+        if let Err(error) = api.edit_prefs(&settings::want_running(false)).await {
+            log::debug!("cannot take back WantRunning: {error}");
+        }
     }
 
     /// The run ends: nothing of the login may stay behind but its success.

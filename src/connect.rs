@@ -12,7 +12,7 @@ use crate::attempt::Attempt;
 use crate::authkey::{AuthKey, KeyFileError, KeySource, NoKey};
 use crate::bus::Bus;
 use crate::decide::{Action, Key, Situation, Tried, Waiting, decide, situation};
-use crate::localapi::{LocalApi, LocalApiError, Status};
+use crate::localapi::{LocalApi, LocalApiError, Prefs, Status};
 use crate::login::Cli;
 use crate::notify::Notify;
 use crate::outcome::{Connected, Failure};
@@ -49,6 +49,8 @@ pub struct Connect<'a> {
     answered: bool,
     /// The last status.
     status: Option<Status>,
+    /// The node's preferences now, looked at only where a login is about to be started.
+    prefs: Option<Prefs>,
     situation: Situation,
     /// When the situation became what it is.
     since: Instant,
@@ -88,6 +90,7 @@ impl<'a> Connect<'a> {
             bus: Bus::default(),
             answered: false,
             status: None,
+            prefs: None,
             situation: Situation::NoDaemon,
             since: Instant::now(),
             waiting: None,
@@ -144,11 +147,17 @@ impl<'a> Connect<'a> {
     // ---- observe
 
     async fn observe(&mut self) {
+        self.prefs = None;
         let situation = match self.api.status().await {
             Ok(status) => {
                 self.attempt.follow(&self.api, &status).await;
                 let situation = situation(&status, first_unbound(&status));
                 self.status = Some(status);
+                if matches!(situation, Situation::NeedsLogin { .. })
+                    && matches!(self.key, KeyState::Ready(_))
+                {
+                    self.prefs = self.api.prefs().await.ok();
+                }
                 situation
             }
             Err(LocalApiError::Unreachable(why)) => {
@@ -190,6 +199,7 @@ impl<'a> Connect<'a> {
         Tried {
             brought_up: self.brought_up,
             rescued: self.rescued,
+            others_login: self.prefs.as_ref().is_some_and(settings::login_under_way),
             login: self.attempt.state(),
             key,
         }
@@ -256,7 +266,7 @@ impl<'a> Connect<'a> {
         log::info!("tailscale is stopped; bringing it up, without an auth key");
         // tailscaled remembers the auth key of its last login, and would send it again.
         let brought_up = match self.api.restart_login().await {
-            Ok(()) => self.api.edit_prefs(&settings::want_running()).await,
+            Ok(()) => self.api.edit_prefs(&settings::want_running(true)).await,
             error => error,
         };
         match brought_up {
@@ -285,11 +295,14 @@ impl<'a> Connect<'a> {
         let (KeyState::Ready(key), Some(status)) = (&self.key, &self.status) else {
             return;
         };
+        let Some(prefs) = self.prefs.take() else {
+            return self
+                .wait(Waiting::Answer("no preferences".to_owned()))
+                .await;
+        };
         let path = self.config.key.path.display();
         log::info!("logging in with the auth key from {path}");
-        if let Err(error) = self.attempt.start(&self.api, key, status).await {
-            self.wait_after(&error).await;
-        }
+        self.attempt.start(key, status, prefs);
     }
 
     /// A key that someone else sent was refused; or the node has been offline for long.

@@ -25,6 +25,8 @@ const STALE_DOUBT: Duration = Duration::from_secs(30);
 const RECOVERY_PATIENCE: Duration = Duration::from_secs(10);
 /// How long the CLI may run without tailscaled showing any sign of it.
 const CLI_PATIENCE: Duration = Duration::from_secs(30);
+/// How long a login that someone else seems to have started may take without any sign of it.
+const OTHERS_PATIENCE: Duration = Duration::from_secs(30);
 /// How long permission to open the socket is waited for: tailscaled sets its mode after it
 /// listens (safesocket/unixsocket.go).
 const SOCKET_PATIENCE: Duration = Duration::from_secs(2);
@@ -126,6 +128,9 @@ pub struct Tried {
     pub brought_up: bool,
     /// The login was restarted without a key.
     pub rescued: bool,
+    /// On a node without a node key, the preferences look as if a login were under way. Known
+    /// once the key is ready.
+    pub others_login: bool,
     pub login: Login,
     pub key: Key,
 }
@@ -307,6 +312,24 @@ pub fn decide(situation: &Situation, lasted: Duration, tried: &Tried) -> Action 
         ) if !tried.rescued => Action::Rescue {
             refusal: Some(text.clone()),
         },
+        // Someone's login is under way, perhaps that of a run before this one: a second one
+        // would burn a single-use key.
+        (
+            S::NeedsLogin {
+                error,
+                asks: false,
+                has_node_key: false,
+            },
+            Login::NotTried,
+        ) if tried.others_login
+            && !tried.rescued
+            && (lasted < OTHERS_PATIENCE || error.is_some()) =>
+        {
+            Action::Wait(match error.clone() {
+                Some(error) => Waiting::ControlServer(Some(error.into_text())),
+                None => Waiting::LoggingIn,
+            })
+        }
         (S::NeedsLogin { .. }, Login::NotTried) => with_key(&tried.key),
         (S::NeedsLogin { .. }, Login::Failed { error, may_retry }) => {
             if *may_retry {
@@ -615,6 +638,31 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn someone_elses_login_is_let_come_to_its_end() {
+        let mut tried = Tried {
+            others_login: true,
+            key: ready(false),
+            ..Tried::default()
+        };
+        let quiet = situation(&status("NeedsLogin"), None);
+        assert_eq!(
+            decide(&quiet, NOW, &tried),
+            Action::Wait(Waiting::LoggingIn)
+        );
+        assert_eq!(decide(&quiet, OTHERS_PATIENCE, &tried), Action::LogIn);
+        let unreachable = situation(&with_error(status("NeedsLogin"), TROUBLE), None);
+        assert_eq!(
+            decide(&unreachable, AN_AGE, &tried),
+            Action::Wait(Waiting::ControlServer(Some(TROUBLE.into())))
+        );
+        // It is over: a person is asked for, or we have ended it.
+        let asking = situation(&asking(status("NeedsLogin")), None);
+        assert_eq!(decide(&asking, NOW, &tried), Action::LogIn);
+        tried.rescued = true;
+        assert_eq!(decide(&quiet, NOW, &tried), Action::LogIn);
     }
 
     #[test]

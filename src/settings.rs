@@ -64,6 +64,17 @@ pub fn login_reached(before: &Prefs, now: &Prefs) -> bool {
         .any(|name| before.get(*name) != now.get(*name))
 }
 
+/// Whether a login is under way on a node without a node key, going by its preferences: `up` has
+/// said that it wants to run, and it's not logged out. After a restart of tailscaled, which loses
+/// the key, it is (measured on 1.80.3 and 1.98.10).
+pub fn login_under_way(prefs: &Prefs) -> bool {
+    prefs.get("WantRunning") == Some(&Value::Bool(true)) && !is_logged_out(prefs)
+}
+
+pub fn is_logged_out(prefs: &Prefs) -> bool {
+    prefs.get("LoggedOut") == Some(&Value::Bool(true))
+}
+
 /// The preferences that the login changed and nobody asked for, with their old values.
 pub fn lost(before: &Prefs, now: &Prefs, asked: &[String]) -> Prefs {
     // A preference may be left out when it has its default.
@@ -107,9 +118,9 @@ pub fn masked(prefs: &Prefs) -> Value {
     Value::Object(masked)
 }
 
-/// The ipn.MaskedPrefs that brings a node up and touches no setting.
-pub fn want_running() -> Value {
-    json!({ "WantRunning": true, "WantRunningSet": true })
+/// The ipn.MaskedPrefs that brings a node up or not, and touches no setting.
+pub fn want_running(want: bool) -> Value {
+    json!({ "WantRunning": want, "WantRunningSet": true })
 }
 
 #[cfg(test)]
@@ -203,6 +214,19 @@ mod tests {
         assert_eq!(flag_value(&flags, "login-server"), Some("https://a"));
         assert_eq!(flag_value(&flags, "hostname"), Some("x"));
         assert_eq!(flag_value(&flags, "operator"), None);
+    }
+
+    #[test]
+    fn a_login_is_under_way_once_up_has_said_so_and_until_a_restart() {
+        for (want, out, under_way) in [
+            (true, false, true),
+            (false, true, false),
+            (true, true, false),
+            (false, false, false),
+        ] {
+            let prefs = prefs(json!({ "WantRunning": want, "LoggedOut": out }));
+            assert_eq!(login_under_way(&prefs), under_way);
+        }
     }
 
     #[test]

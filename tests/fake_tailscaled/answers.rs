@@ -84,16 +84,17 @@ fn what_is_not_http_is_waited_out() {
 
 #[test]
 fn an_answer_can_neither_speak_to_systemd_nor_forge_lines_of_the_journal() {
-    let forged = "state store\nREADY=1\n<0>tailscale-autoconnect: forged";
+    let forged = "state \u{1b}[31mstore\u{b}\nREADY=1\n<0>tailscale-autoconnect: forged";
     let (_fake, run) = for_a_while(Response::status(500, forged));
     assert_eq!(run.ready_at(), None, "{:?}", run.notifications);
-    let lines: Vec<_> = run.stderr.lines().collect();
-    assert!(
-        lines
-            .iter()
-            .all(|line| line.starts_with("tailscale-autoconnect: ")),
-        "{lines:?}"
-    );
+    let said = [&run.stderr].into_iter();
+    let said = said.chain(run.notifications.iter().map(|one| &one.text));
+    for line in said.flat_map(|text| text.lines()) {
+        assert!(!line.contains(char::is_control), "{line:?}");
+    }
+    let ours = |line: &str| line.starts_with("tailscale-autoconnect: ");
+    assert!(run.stderr.lines().all(ours), "{}", run.stderr);
+    assert!(run.stderr.contains("[31mstore"), "{}", run.stderr);
 }
 
 #[test]

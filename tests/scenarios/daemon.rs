@@ -8,10 +8,11 @@ use tailnet_harness::{
     FakeCli, FakeTailscaled, Finished, KeyFile, Node, Response, Run, Running, Tailnet,
 };
 
+use crate::refusal::{QUIET, assert_quiet, assert_refused};
 use crate::{assert_joined, program};
 
 /// How long the control server holds a register, unless the daemon goes away before.
-const HELD: Duration = Duration::from_secs(4);
+const HELD: Duration = Duration::from_secs(3);
 
 /// Joins a fresh node whose daemon cannot be used until `appear` was called.
 fn joins_when_it_appears(node: &Node, appear: impl FnOnce(&Running)) {
@@ -136,6 +137,63 @@ fn a_daemon_that_stands_still_in_mid_login_is_waited_for() {
         run.wait_status_text("waiting for tailscaled");
         node.resume();
     });
+}
+
+/// The control server has let the node in and used up the key; its first network map takes a while.
+/// Until that has come, tailscaled has its new node key in memory only.
+fn before_the_first_map() -> (Tailnet, Node, String, KeyFile, Running) {
+    let tailnet = Tailnet::start();
+    let node = Node::start();
+    let key = tailnet.single_use_key();
+    let file = KeyFile::new(&key);
+    tailnet.policy(json!({"map_delay_ms": 2000}));
+    let run = program(&tailnet, &node, &file).spawn();
+    tailnet.wait_until(|state| state.key(&key).uses == 1, "the key to be used");
+    (tailnet, node, key, file, run)
+}
+
+#[test]
+#[ignore = "needs real tailscaled: run tests/run.sh"]
+fn a_daemon_restarted_before_its_first_network_map_has_lost_its_login_and_says_so() {
+    let (tailnet, node, key, _file, run) = before_the_first_map();
+    node.restart();
+    let run = run.wait();
+
+    assert_refused(&run, "authkey already used");
+    assert_eq!(tailnet.state().key(&key).uses, 1);
+    assert_quiet(&tailnet, &node, QUIET);
+}
+
+/// Ends a run as `systemctl restart` does, and starts the next one.
+fn restarted(run: Running, again: Run) -> Finished {
+    run.signal(Signal::TERM);
+    assert_eq!(run.wait().signal, Some(15));
+    again.run()
+}
+
+#[test]
+#[ignore = "needs real tailscaled: run tests/run.sh"]
+fn a_run_started_again_before_the_first_network_map_does_not_send_the_used_key_again() {
+    let (tailnet, node, key, file, run) = before_the_first_map();
+    let run = restarted(run, program(&tailnet, &node, &file));
+
+    assert_joined(&run, &tailnet, &node, &key);
+    assert_eq!(tailnet.state().key(&key).attempts, 1);
+}
+
+#[test]
+#[ignore = "needs real tailscaled: run tests/run.sh"]
+fn a_run_started_again_in_mid_login_lets_the_login_come_to_its_end() {
+    let tailnet = Tailnet::start();
+    let node = Node::start();
+    let key = tailnet.single_use_key();
+    let file = KeyFile::new(&key);
+
+    let run = in_mid_login(&tailnet, &node, &file);
+    let run = restarted(run, program(&tailnet, &node, &file));
+
+    assert_joined(&run, &tailnet, &node, &key);
+    assert_eq!(tailnet.state().key(&key).attempts, 1);
 }
 
 fn end_cli(run: &Running, signal: Signal) {

@@ -286,7 +286,6 @@ fn a_rate_limit_is_waited_for_and_the_key_used_once() {
     let state = tailnet.state();
     assert_eq!(state.registers.rate_limited, 2);
     assert_eq!(state.key(&key).attempts, 3);
-    assert!(run.elapsed >= Duration::from_secs(2), "{:?}", run.elapsed);
 }
 
 /// Runs the program with a control server whose refusal repeats the key after `lead`, and
