@@ -34,13 +34,13 @@ impl LoginError {
 /// Finds the last login error in the health messages of a status.
 ///
 /// One and the same message carries refusals and transport errors
-/// (health/warnings.go `loginStateWarnable`, v1.98.10).
+/// (health/warnings.go `loginStateWarnable`, v1.98.10; before 1.70, health/health.go).
 pub fn last_login_error(health: &[String]) -> Option<LoginError> {
-    health
-        .iter()
-        .filter_map(|message| message.split_once("The last login error was: "))
-        .map(|(_, error)| LoginError::new(error.trim()))
-        .next()
+    const BEFORE: [&str; 2] = ["The last login error was: ", "last login error="];
+    health.iter().find_map(|message| {
+        let (_, error) = BEFORE.iter().find_map(|words| message.split_once(words))?;
+        Some(LoginError::new(error.trim()))
+    })
 }
 
 /// What keeps a node from the control server, as far as tailscaled says.
@@ -263,6 +263,8 @@ mod tests {
                 last_login_error(&health),
                 Some(LoginError::Refused(text.into()))
             );
+            let before_1_70 = vec![format!("not logged in, last login error={text}")];
+            assert_eq!(last_login_error(&before_1_70), last_login_error(&health));
             assert_eq!(
                 judge(Some(1), &format!("backend error: {text}\n")),
                 Verdict::Refused(text.into())

@@ -188,6 +188,8 @@ fn a_time_limit_ends_a_fresh_join_and_a_later_run_connects_with_the_same_key() {
     tailnet.lift_faults();
     let run = program(&tailnet, &node, &file).limit(LONG).run();
     assert_joined(&run, &tailnet, &node, &key);
+    // The daemon went on with the key by itself; it isn't sent a second time.
+    assert_eq!(tailnet.state().key(&key).attempts, 1);
 }
 
 /// A node that was on its tailnet boots while the control server is down: its node key stays, and
