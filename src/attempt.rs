@@ -124,6 +124,11 @@ impl<'a> Attempt<'a> {
         }
     }
 
+    /// Whether the CLI runs.
+    pub fn is_running(&self) -> bool {
+        matches!(self.progress, Progress::InFlight { .. })
+    }
+
     /// Whether the key has no use before the next login, which is to read it anew.
     pub fn is_paused(&self) -> bool {
         matches!(&self.progress, Progress::Failed { retry_at, .. } if Instant::now() < *retry_at)
@@ -216,26 +221,25 @@ impl<'a> Attempt<'a> {
     /// Looks whether the login has come to the node, and then puts back the settings that it has
     /// changed; and whether tailscaled still has the key.
     pub async fn follow(&mut self, api: &LocalApi, status: &Status) {
-        if let Some(touched) = &mut self.touched
-            && !touched.begun
-        {
-            touched.begun = Sight::of(status) != touched.sight
-                || match api.prefs().await {
-                    Ok(now) => settings::login_reached(&touched.prefs, &now),
-                    Err(_) => false,
-                };
+        let Some(touched) = &mut self.touched else {
+            return;
+        };
+        touched.begun |= Sight::of(status) != touched.sight;
+        let watched =
+            matches!(self.progress, Progress::WithDaemon) && status.backend_state == "NeedsLogin";
+        if !touched.begun || watched {
+            let Ok(prefs) = api.prefs().await else {
+                return;
+            };
+            touched.begun |= settings::login_reached(&touched.prefs, &prefs);
+            // A restart that nobody saw: a new node is logged out again then. (Others ask for a
+            // person, which shows in the status.)
+            if watched && settings::is_logged_out(&prefs) {
+                self.daemon_is_gone();
+            }
         }
         if self.has_begun() {
             self.settle(api).await;
-        }
-        // A restart that nobody saw: a new node is logged out again then. (Others ask for a
-        // person, which shows in the status.)
-        if matches!(self.progress, Progress::WithDaemon)
-            && status.backend_state == "NeedsLogin"
-            && let Ok(prefs) = api.prefs().await
-            && settings::is_logged_out(&prefs)
-        {
-            self.daemon_is_gone();
         }
     }
 

@@ -155,6 +155,7 @@ impl<'a> Connect<'a> {
                 self.status = Some(status);
                 if matches!(situation, Situation::NeedsLogin { .. })
                     && matches!(self.key, KeyState::Ready(_))
+                    && !self.attempt.is_running()
                 {
                     self.prefs = self.api.prefs().await.ok();
                 }
