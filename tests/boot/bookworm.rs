@@ -1,0 +1,27 @@
+//! The main tests on systemd 252.
+
+use crate::machine::Debian::Bookworm;
+use crate::{boot_order, join, key_file, running, sandbox};
+
+macro_rules! on_bookworm {
+    ($($name:ident: $test:path;)*) => {$(
+        #[test]
+        #[ignore = "boots real systemd: run tests/run.sh"]
+        fn $name() {
+            $test(Bookworm);
+        }
+    )*};
+}
+
+on_bookworm! {
+    a_first_boot_joins_and_a_consumer_finds_the_addresses_in_place: join::first_boot;
+    later_boots_need_no_auth_key: join::later_boots;
+    a_control_server_that_is_down_holds_up_no_boot: boot_order::holds_up_no_boot;
+    a_slow_secret_service_that_nothing_else_waits_for_is_waited_for: boot_order::slow_secret_service;
+    without_a_secret_it_tries_again_until_one_comes: key_file::no_secret;
+    a_secret_that_cannot_be_used_is_final: key_file::unusable_secret;
+    a_refused_key_is_final_until_a_new_one_is_there_and_started_with: key_file::refused_key;
+    it_runs_again_whenever_tailscaled_was_restarted: running::daemon_restarts;
+    it_can_write_nowhere_and_change_nothing: sandbox::nothing_to_write;
+    systemd_finds_no_fault_with_the_unit_and_little_exposure: sandbox::unit_is_sound;
+}

@@ -1,0 +1,150 @@
+//! An auth key that stays away, cannot be used or belongs to another user.
+
+use std::time::Duration;
+
+use tailnet_harness::Tailnet;
+
+use crate::machine::{Debian, Machine, UNIT, setting};
+
+pub fn no_secret(debian: Debian) {
+    let tailnet = Tailnet::start_apart();
+    let key = tailnet.single_use_key();
+    let mut machine = Machine::new(debian, &tailnet);
+    machine.encrypt_secret(&key);
+    machine.drop_in("20-wait", &setting("AUTHKEY_WAIT", "300ms"));
+
+    machine.boot();
+    let resting = |unit: &crate::machine::Unit| unit.is("SubState", "auto-restart");
+    let first = machine.wait_ours("to rest", |unit| resting(unit) && unit.is("NRestarts", "0"));
+    assert_eq!(first.end(), "exited 66");
+    machine.wait_exit_shown("66/NOINPUT", "/run/agenix/tailscale-token does not exist");
+    let second = machine.wait_ours("to rest again", |unit| {
+        resting(unit) && !unit.is("ExecMainPID", first.get("ExecMainPID"))
+    });
+    if debian == Debian::Trixie {
+        let (first, second) = (first.get("RestartUSecNext"), second.get("RestartUSecNext"));
+        let grows = first == "5s" && second.starts_with("9.8");
+        assert!(grows, "first {first}, then {second}");
+    }
+    assert_eq!(tailnet.state().registers.total, 0);
+
+    machine.install_secret();
+    let ours = machine.wait_done();
+    assert_eq!(ours.number("NRestarts"), 2);
+    assert_eq!(tailnet.state().key(&key).uses, 1);
+    assert!(machine.is_online());
+}
+
+#[test]
+#[ignore = "boots real systemd: run tests/run.sh"]
+fn without_a_secret_it_tries_ever_more_rarely_until_one_comes() {
+    no_secret(Debian::Trixie);
+}
+
+pub fn unusable_secret(debian: Debian) {
+    let tailnet = Tailnet::start_apart();
+    let mut machine = Machine::new(debian, &tailnet);
+    machine.secret("-----BEGIN AGE ENCRYPTED FILE-----\nYWdlLWVuY3J5cHRpb24ub3Jn\n");
+
+    machine.boot();
+    let ours = machine.wait_ours("failed", |unit| unit.is("ActiveState", "failed"));
+
+    assert_eq!(ours.end(), "exited 78");
+    // A restart would be auto-restart, not failed.
+    assert_eq!(
+        (ours.get("SubState"), ours.number("NRestarts")),
+        ("failed", 0)
+    );
+    machine.wait_exit_shown("78/CONFIG", "is still encrypted with age");
+    assert_eq!(tailnet.state().registers.total, 0);
+}
+
+#[test]
+#[ignore = "boots real systemd: run tests/run.sh"]
+fn a_secret_that_cannot_be_used_is_final() {
+    unusable_secret(Debian::Trixie);
+}
+
+#[test]
+#[ignore = "boots real systemd: run tests/run.sh"]
+fn a_key_of_another_user_that_nobody_else_may_read_is_used() {
+    let tailnet = Tailnet::start_apart();
+    let key = tailnet.single_use_key();
+    let mut machine = Machine::new(Debian::Trixie, &tailnet);
+    machine.secret(&key);
+    machine.write("etc/tailscale-token.owner", "nobody:nogroup\n");
+
+    machine.boot();
+    machine.wait_done();
+
+    let owner = machine.run(&["stat", "-Lc", "%U %a", "/run/agenix/tailscale-token"]);
+    assert_eq!(owner, "nobody 400\n");
+    assert_eq!(tailnet.state().key(&key).uses, 1);
+}
+
+pub fn refused_key(debian: Debian) {
+    let tailnet = Tailnet::start_apart();
+    let dead = tailnet.single_use_key();
+    tailnet.revoke_key(&dead);
+    let mut machine = Machine::new(debian, &tailnet);
+    machine.secret(&dead);
+
+    machine.boot();
+    let ours = machine.wait_ours("failed", |unit| unit.is("ActiveState", "failed"));
+
+    assert_eq!(ours.end(), "exited 77");
+    assert_eq!(
+        (ours.get("SubState"), ours.number("NRestarts")),
+        ("failed", 0)
+    );
+    let refused = "the control server refused the auth key: invalid key: API key";
+    machine.wait_exit_shown("77/NOPERM", refused);
+    let errors = machine.errors_of(UNIT);
+    assert_eq!(
+        errors.lines().filter(|line| line.contains(refused)).count(),
+        1,
+        "{errors}"
+    );
+    // The daemon doesn't go on sending it.
+    let sent = tailnet.state().key(&dead).attempts;
+    tailnet.holds_for(
+        Duration::from_secs(3),
+        |state| state.key(&dead).attempts == sent,
+        "the node is quiet",
+    );
+
+    let key = tailnet.single_use_key();
+    machine.encrypt_secret(&key);
+    machine.install_secret();
+    machine.systemctl("start", UNIT);
+    machine.wait_done();
+    let state = tailnet.state();
+    assert_eq!((state.key(&key).uses, state.key(&dead).attempts), (1, sent));
+    assert!(machine.is_online());
+}
+
+#[test]
+#[ignore = "boots real systemd: run tests/run.sh"]
+fn a_refused_key_is_final_until_a_new_one_is_there_and_started_with() {
+    refused_key(Debian::Trixie);
+}
+
+#[test]
+#[ignore = "boots real systemd: run tests/run.sh"]
+fn it_says_that_it_waits_for_approval_and_is_done_when_that_is_given() {
+    let tailnet = Tailnet::start_apart();
+    tailnet.policy(serde_json::json!({"approval": true}));
+    let key = tailnet.single_use_key();
+    let mut machine = Machine::new(Debian::Trixie, &tailnet);
+    machine.secret(&key);
+
+    machine.boot();
+    machine.wait_status_text("waiting for an admin to approve this device");
+    let device = tailnet.state().nodes[0].id;
+    tailnet.approve(device);
+
+    let ours = machine.wait_done();
+    assert_eq!(ours.number("NRestarts"), 0);
+    let state = tailnet.state();
+    assert_eq!((state.key(&key).attempts, state.key(&key).uses), (1, 1));
+}

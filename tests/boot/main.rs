@@ -1,0 +1,18 @@
+//! The package on Debian machines that boot real systemd: real tailscaled with a TUN device, a
+//! secret that age decrypts with the machine's SSH host key, and a control server that speaks the
+//! real protocol. See `tests/run.sh`; only root can run them.
+//!
+//! Every test has its own machine, tailnet and network.
+
+mod bookworm;
+mod boot_order;
+mod drop_ins;
+mod join;
+mod keeping;
+mod key_file;
+mod machine;
+mod nixos;
+mod package;
+mod running;
+mod sandbox;
+mod secret;
