@@ -1,0 +1,61 @@
+# The package, in the conventions of nixpkgs.
+{
+  lib,
+  rustPlatform,
+  makeBinaryWrapper,
+  versionCheckHook,
+  tailscale,
+  testers,
+}:
+
+rustPlatform.buildRustPackage (finalAttrs: {
+  pname = "tailscale-autoconnect";
+  inherit ((lib.importTOML ../Cargo.toml).package) version;
+
+  src = lib.fileset.toSource {
+    root = ../.;
+    # Cargo wants to see the tests, which the manifest names.
+    fileset = lib.fileset.unions [
+      ../Cargo.lock
+      ../Cargo.toml
+      ../src
+      ../tests
+      ../units
+    ];
+  };
+  cargoLock.lockFile = ../Cargo.lock;
+
+  nativeBuildInputs = [ makeBinaryWrapper ];
+
+  # Those that need neither daemons nor containers.
+  cargoTestFlags = [
+    "--bins"
+    "--test=command_line"
+  ];
+
+  # The tailscale in PATH comes first: the one that the running tailscaled belongs to.
+  postInstall = ''
+    install -Dm444 units/tailscale-autoconnect.service -t $out/lib/systemd/system
+    substituteInPlace $out/lib/systemd/system/tailscale-autoconnect.service \
+      --replace-fail /usr/bin/tailscale-autoconnect $out/bin/tailscale-autoconnect
+    wrapProgram $out/bin/tailscale-autoconnect --suffix PATH : ${lib.makeBinPath [ tailscale ]}
+  '';
+
+  doInstallCheck = true;
+  nativeInstallCheckInputs = [ versionCheckHook ];
+
+  passthru.tests = {
+    version = testers.testVersion { package = finalAttrs.finalPackage; };
+    vm = testers.runNixOSTest (import ./tests/vm.nix { package = finalAttrs.finalPackage; });
+  };
+
+  meta = {
+    description = "Joins a Linux machine to its tailnet at boot, with an auth key from a file";
+    license = with lib.licenses; [
+      mit
+      asl20
+    ];
+    mainProgram = "tailscale-autoconnect";
+    platforms = lib.platforms.linux;
+  };
+})

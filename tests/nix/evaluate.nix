@@ -1,0 +1,28 @@
+# Evaluates the module in machines that are made of stand-ins.
+{ lib }:
+
+let
+  pkgs = import ./stand-ins/pkgs.nix { inherit lib; };
+  systemd = import ./stand-ins/systemd.nix { inherit lib pkgs; };
+in
+{
+  inherit pkgs systemd;
+
+  package = pkgs.callPackage ../../nix/package.nix { };
+
+  # The configuration of a machine that enables the module, with these modules besides.
+  machine =
+    modules:
+    (lib.evalModules {
+      modules = [
+        ./stand-ins/nixos.nix
+        ../../nix/module.nix
+        { services.tailscale-autoconnect.enable = true; }
+      ]
+      ++ modules;
+      specialArgs = {
+        inherit pkgs;
+        inherit (systemd) utils;
+      };
+    }).config;
+}

@@ -1,0 +1,325 @@
+#!/usr/bin/env bash
+# Tests of the NixOS module, the package, the flake and the example, as far as they can be had without
+# nixpkgs: on small stand-ins for it, with Debian's nix. Ends with one count.
+#
+#   tests/nix/run.sh
+#
+# With NIXPKGS_LIB (the folder lib of nixpkgs) and AGENIX_MODULE (modules/age.nix of agenix) set, the
+# module's cases also run on those.
+# shellcheck disable=SC2016 # what stands in single quotes is for another shell
+set -euo pipefail
+# shellcheck source=tests/common.sh
+source "$(dirname -- "${BASH_SOURCE[0]}")/../common.sh"
+
+here=$root/tests/nix
+tools=$cache/tools
+
+passed=0 failed=0 skipped=0
+
+ok() {
+    passed=$((passed + 1))
+    say "test $1 ... ok"
+}
+
+bad() {
+    failed=$((failed + 1))
+    say "test $1 ... ${red}FAILED$plain"
+    sed 's/^/    /'
+}
+
+skip() {
+    skipped=$((skipped + 1))
+    say "test $1 ... ignored, $2"
+}
+
+# check NAME COMMAND… passes if the command does; its output is shown if it doesn't.
+check() {
+    local name=$1
+    shift
+    if timeout 300 "$@" >"$dir/out" 2>&1; then ok "$name"; else bad "$name" <"$dir/out"; fi
+}
+
+# ---- nix, without a network, a daemon and a store of the machine's
+
+set_up_nix() {
+    need nix-instantiate:nix-bin age:age ssh-keygen:openssh-client jq:jq
+    mkdir -p "$dir/nix/conf" "$dir/home"
+    printf '%s\n' 'substitute = false' 'build-users-group =' 'sandbox = false' \
+        'experimental-features = nix-command flakes' >"$dir/nix/conf/nix.conf"
+    export NIX_CONF_DIR=$dir/nix/conf NIX_USER_CONF_FILES=/dev/null NIX_PATH=
+    export HOME=$dir/home XDG_CACHE_HOME=$dir/home/cache
+}
+
+# Evaluates an expression to JSON. Nothing is written to any store.
+evaluate() { timeout 60 nix-instantiate --eval --strict --json --store dummy:// --expr "$1"; }
+export -f evaluate
+
+# cargo_tool COMMAND CRATE installs a tool into the cache, and says where it is.
+cargo_tool() {
+    mkdir -p -- "$tools"
+    exec 9>"$tools/.lock"
+    flock 9
+    if [[ ! -x $tools/bin/$1 ]]; then
+        say "installing $1 (half a minute, once)" >&2
+        HOME=$home timeout 900 cargo install --locked --quiet --root "$tools" "$2" >&2
+    fi
+    exec 9>&-
+}
+home=$HOME
+
+# ---- the files
+
+mapfile -t files < <(cd -- "$root" && find flake.nix nix tests/nix -name '*.nix' | sort)
+
+parse() {
+    local file
+    for file in "${files[@]}"; do
+        check "parse $file" nix-instantiate --parse "$root/$file"
+    done
+    # What stands between ```nix and ``` in the README.
+    awk -v to="$dir/readme" '
+        /^```/ { inside = $0 == "```nix"; number += inside; next }
+        inside { print > (to number ".nix") }' "$root/README.md"
+    for file in "$dir"/readme*.nix; do
+        check "parse README.md, ${file##*/readme}" nix-instantiate --parse "$file"
+    done
+}
+
+style() {
+    local tool
+    for tool in nixfmt:nixfmt_rs@0.5.3 deadnix:deadnix@1.3.1; do
+        if ! cargo_tool "${tool%%:*}" "${tool##*:}"; then
+            skip "${tool%%:*}" "it cannot be installed"
+        elif [[ $tool == nixfmt:* ]]; then
+            check "nixfmt: all files are in nixpkgs' style" "$tools/bin/nixfmt" --check "${files[@]/#/$root/}"
+        else
+            check "deadnix: nothing is unused" "$tools/bin/deadnix" --fail "${files[@]/#/$root/}"
+        fi
+    done
+}
+
+# ---- the module
+
+# cases WHAT ARGUMENTS evaluates every case of cases.nix, which is called with these arguments.
+cases() {
+    local names name case message
+    names=$(evaluate "builtins.attrNames (import $here/cases.nix $2)")
+    while read -r name; do
+        case="let case = (import $here/cases.nix $2).$(jq -n --arg n "$name" '$n'); in"
+        name="$1: $name"
+        if evaluate "$case case ? fails" | grep -q true; then
+            message=$(evaluate "$case case.says" | jq -r .)
+            if evaluate "$case case.fails" >"$dir/out" 2>&1; then
+                bad "$name" <"$dir/out"
+            elif grep -qF -- "$message" "$dir/out"; then
+                ok "$name"
+            else
+                bad "$name" <"$dir/out"
+            fi
+        elif ! evaluate "$case if case.got == case.want then true else { inherit (case) got want; }" >"$dir/out" 2>&1; then
+            bad "$name" <"$dir/out"
+        elif [[ $(cat "$dir/out") == true ]]; then
+            ok "$name"
+        else
+            jq . "$dir/out" | bad "$name"
+        fi
+    done < <(jq -r '.[]' <<<"$names")
+}
+
+module() {
+    cases module '{ }'
+    if [[ -n ${NIXPKGS_LIB:-} && -n ${AGENIX_MODULE:-} ]]; then
+        cases "module, real lib and agenix" "{ lib = import $NIXPKGS_LIB; agenix = $AGENIX_MODULE; }"
+    else
+        skip "the module's cases and the agenix command, on the real lib and agenix" \
+            "NIXPKGS_LIB and AGENIX_MODULE are not set"
+    fi
+}
+
+# The host of the README, which is a whole flake.
+readme_host() {
+    local host
+    echo '{ }' >"$dir/configuration.nix"
+    host=$(grep -l nixosConfigurations "$dir"/readme*.nix || true)
+    check "README: its host joins with the secret, in under 15 lines" bash -euo pipefail -c '
+        (($(wc -l <"$1") < 15))
+        diff <(echo "[\"/run/agenix/tailscale-token\",[]]") <(evaluate "
+            let
+              inherit (import $2/evaluate.nix { lib = import $2/stand-ins/lib.nix; }) machine;
+              host = (import $1).outputs {
+                nixpkgs.lib.nixosSystem = host: machine host.modules;
+                agenix.nixosModules.default = $2/stand-ins/agenix.nix;
+                tailscale-autoconnect.nixosModules.default = { };
+              };
+              config = host.nixosConfigurations.host;
+            in
+            [
+              config.services.tailscale-autoconnect.authKeyFile
+              (map (a: a.message) (builtins.filter (a: !a.assertion) config.assertions))
+            ]" | jq -c .)' - "$host" "$here"
+}
+
+# ---- the flake and the package
+
+flake() {
+    local copy=$dir/flake file
+    # Not in a git tree, where files that are not yet added don't count.
+    mkdir -p "$copy/tests"
+    for file in flake.nix nix src units tests/nix Cargo.toml Cargo.lock; do
+        cp -r -- "$root/$file" "$copy/$file"
+    done
+    # Evaluated, not built: there is nothing to build with.
+    check "flake: nix flake check on stand-in inputs" nix flake check --no-build "$copy" \
+        --override-input nixpkgs "path:$here/stand-ins" --offline --no-write-lock-file \
+        --store "$dir/nix/root"
+    check "flake: what it offers, and no input but nixpkgs" bash -euo pipefail -c '
+        diff -u <(jq .) <(evaluate "
+            let
+              flake = import $1/flake.nix;
+              nixpkgs = (import $2/stand-ins/flake.nix).outputs { };
+              outputs = flake.outputs { inherit nixpkgs; self = outputs; };
+              names = builtins.mapAttrs (_: builtins.attrNames);
+            in
+            {
+              inputs = builtins.attrNames flake.inputs;
+              checks = names outputs.checks;
+              devShells = names outputs.devShells;
+              packages = names outputs.packages;
+              formatter = builtins.attrNames outputs.formatter;
+              nixosModules = builtins.attrNames outputs.nixosModules;
+              overlay = builtins.attrNames (outputs.overlays.default { callPackage = _: _: 1; } { });
+            }" | jq .)' - "$copy" "$here" <<'END'
+{
+  "checks": {
+    "aarch64-linux": ["module", "package", "vm"],
+    "x86_64-linux": ["module", "package", "vm"]
+  },
+  "devShells": { "aarch64-linux": ["default"], "x86_64-linux": ["default"] },
+  "formatter": ["aarch64-linux", "x86_64-linux"],
+  "inputs": ["nixpkgs"],
+  "nixosModules": ["default"],
+  "overlay": ["tailscale-autoconnect"],
+  "packages": { "aarch64-linux": ["default"], "x86_64-linux": ["default"] }
+}
+END
+    skip "the VM test (nix/tests/vm.nix)" "it needs nixpkgs: nix flake check"
+}
+
+# An attribute of the package, as JSON.
+of_package() {
+    evaluate "let lib = import $here/stand-ins/lib.nix;
+        package = (import $here/stand-ins/pkgs.nix { inherit lib; }).callPackage $root/nix/package.nix { };
+        in $1"
+}
+
+package() {
+    local copy=$dir/source file
+    mkdir -p "$copy"
+    of_package 'map toString package.src.fileset' >"$dir/files.json"
+    while read -r file; do
+        mkdir -p "$copy/$(dirname -- "${file#"$root"/}")"
+        cp -r -- "$file" "$copy/${file#"$root"/}"
+    done < <(jq -r '.[]' "$dir/files.json")
+    if command -v cargo >/dev/null; then
+        check "package: cargo is content with the files that it is made from" \
+            env HOME="$home" CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$root/target}" \
+            cargo check --quiet --locked --all-targets --manifest-path "$copy/Cargo.toml"
+    else
+        skip "package: cargo is content with the files that it is made from" "cargo is missing"
+    fi
+
+    of_package package.postInstall | jq -r . >"$dir/postInstall"
+    check "package: the unit starts its own program, which finds tailscale" bash -euo pipefail -c '
+        cd "$1"
+        export out=$2
+        wrapProgram() { echo "$*" >"$out/wrapped"; }
+        # Of nixpkgs: FILE --replace-fail FROM TO, where FROM has to be there.
+        substituteInPlace() {
+            grep -qF -- "$3" "$1"
+            chmod u+w "$1"
+            sed -i "s|$3|$4|g" "$1"
+        }
+        source "$3"
+        grep -x "ExecStart=$out/bin/tailscale-autoconnect .*" "$out/lib/systemd/system/tailscale-autoconnect.service"
+        if grep /usr "$out/lib/systemd/system/tailscale-autoconnect.service"; then exit 1; fi
+        grep -x "$out/bin/tailscale-autoconnect --suffix PATH : .*-tailscale/bin" "$out/wrapped"
+        ' - "$copy" "$dir/out-of-package" "$dir/postInstall"
+    check "package: its name, version and program" bash -c 'diff <(echo "$1") <(echo "$2")' - \
+        "[\"tailscale-autoconnect\",\"$(sed -nE '/^\[package\]/,/^\[[^p]/s/^version = "(.*)"/\1/p' "$root/Cargo.toml")\",\"tailscale-autoconnect\"]" \
+        "$(of_package '[ package.pname package.version package.meta.mainProgram ]')"
+}
+
+# ---- the example's secret, as the command agenix handles it
+
+# What agenix does in the folder of secrets.nix: it asks nix for the keys that a file is encrypted to,
+# and age for the rest.
+agenix_keys() {
+    nix-instantiate --json --eval --strict --store dummy:// \
+        --expr "(let rules = import ./secrets.nix; in rules.\"$1\".publicKeys)" | jq -r '.[]'
+}
+
+agenix_encrypt() {
+    local keys=() key
+    while read -r key; do keys+=(--recipient "$key"); done < <(agenix_keys "$1")
+    age --encrypt "${keys[@]}" --output "$1"
+}
+
+agenix() {
+    local place=$dir/secrets who
+    mkdir -p "$place"
+    for who in admin host stranger; do
+        ssh-keygen -q -t ed25519 -N '' -C "$who" -f "$place/$who"
+    done
+    export -f agenix_keys agenix_encrypt
+    local in_place=(env -C "$place" bash -euo pipefail -c)
+
+    cp -- "$root/nix/example/secrets.nix" "$place/secrets.nix"
+    check "agenix: the example's secrets.nix can be used as it is" "${in_place[@]}" '
+        echo tskey-auth-first | agenix_encrypt tailscale-token.age
+        test -s tailscale-token.age'
+
+    # Its reader puts in keys of their own.
+    for who in admin host; do
+        sed -i -E "s|^(  $who = )\".*\";|\1\"$(cat "$place/$who.pub")\";|" "$place/secrets.nix"
+    done
+    check "agenix: the admin and the host can decrypt the auth key, others can't" "${in_place[@]}" '
+        echo tskey-auth-second | agenix_encrypt tailscale-token.age
+        for who in admin host; do
+            diff <(echo tskey-auth-second) <(age --decrypt --identity "$who" tailscale-token.age)
+        done
+        ! age --decrypt --identity stranger tailscale-token.age'
+    check "agenix: the file that the example host decrypts is one that secrets.nix knows" "${in_place[@]}" '
+        file=$(sed -nE "s|.*tailscale-token\.file = \./(.*);|\1|p" "$0")
+        test -n "$(agenix_keys "$file")"' "$root/nix/example/tailscale.nix"
+
+    [[ -n ${AGENIX_MODULE:-} ]] || return 0
+    local script
+    script=$(dirname -- "$AGENIX_MODULE")/../pkgs/agenix.sh
+    sed -e 's/@nixInstantiate@/nix-instantiate --store dummy:\/\//g' -e 's/@ageBin@/age/g' \
+        -e 's/@jqBin@/jq/g' -e 's/@mktempBin@/mktemp/g' -e 's/@diffBin@/diff/g' "$script" >"$place/agenix"
+    check "agenix: the real command makes the secret and changes it" "${in_place[@]}" '
+        rm -f tailscale-token.age
+        for token in tskey-auth-third tskey-auth-fourth; do
+            echo "$token" | bash ./agenix -e tailscale-token.age -i admin
+            diff <(echo "$token") <(bash ./agenix -d tailscale-token.age -i host)
+        done'
+}
+
+main() {
+    set_up_nix
+    parse
+    style
+    module
+    readme_host
+    flake
+    package
+    agenix
+    local result=ok
+    ((failed == 0)) || result=FAILED
+    say
+    say "test result: $result. $passed passed; $failed failed; $skipped ignored"
+    say "$passed passed, $failed failed, $skipped skipped"
+    ((failed == 0))
+}
+
+main "$@"
