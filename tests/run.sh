@@ -14,7 +14,7 @@ source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
 skipped_code=77
 deny_version=0.20.2
 
-steps=(format clippy scripts go deny advisories build tests harness scenarios demo measure)
+steps=(format clippy scripts go deny advisories build tests harness scenarios boot nix demo measure)
 declare -A about=(
     [format]="the Rust code is formatted"
     [clippy]="no lint complains of the Rust code"
@@ -26,6 +26,8 @@ declare -A about=(
     [tests]="cargo test: all that needs no daemons"
     [harness]="the tests of the test harness"
     [scenarios]="the program on real daemons"
+    [boot]="the Debian package on machines that boot real systemd"
+    [nix]="tests/nix/run.sh: the NixOS module, the flake and the example"
     [demo]="tests/demo.sh"
     [measure]="tests/measure.sh: the numbers that must be kept"
 )
@@ -81,6 +83,16 @@ step_harness() { cargo test --locked --no-fail-fast --package tailnet-harness --
 
 step_scenarios() { cargo test --locked --test scenarios -- --include-ignored --test-threads=8; }
 
+step_boot() {
+    if ((EUID)); then
+        say "only root can boot machines"
+        return "$skipped_code"
+    fi
+    cargo test --locked --test boot -- --include-ignored --test-threads=4 --nocapture
+}
+
+step_nix() { tests/nix/run.sh; }
+
 step_demo() { tests/demo.sh; }
 
 step_measure() { tests/measure.sh; }
@@ -116,7 +128,7 @@ main() {
 
 passed=0 failed=0 skipped=0
 ignored_at_first=0 # by the step `tests`: what later steps run
-on_daemons=0
+on_daemons=0 booted=0
 failures=() skips=()
 
 run_step() {
@@ -128,6 +140,7 @@ run_step() {
     # What the test runners counted; a check that counts nothing counts as one.
     read -r ok bad ignored < <(awk '
         /^test result: / { ok += $4; bad += $6; ignored += $8 }
+        /^[0-9]+ passed, [0-9]+ failed, [0-9]+ skipped$/ { ok += $1; bad += $3; ignored += $5 }
         /^--- PASS: /    { ok++ }
         /^--- FAIL: /    { bad++ }
         /^--- SKIP: /    { ignored++ }
@@ -135,6 +148,7 @@ run_step() {
     case $step in
         tests) ignored_at_first=$ignored ignored=0 ;;
         scenarios) on_daemons=$((ok + bad)) ;;
+        boot) booted=$((ok + bad)) ;;
     esac
     if ((code == skipped_code)); then
         skip 1 "$step: $(tail -n 1 "$out")"
@@ -155,7 +169,7 @@ run_step() {
     if [[ $step == measure ]] || ((code && code != skipped_code)); then
         sed 's/^/    /' "$out"
     else
-        sed -nE 's/^(test result: |ok  )/    &/p' "$out"
+        sed -nE '/^(test result: |ok  )| \.\.\. ignored, |boots/s/^/    /p' "$out"
     fi
 }
 
@@ -170,7 +184,7 @@ seconds_since() {
 }
 
 summary() {
-    local line not_run=$((ignored_at_first - on_daemons))
+    local line not_run=$((ignored_at_first - on_daemons - booted))
     ((not_run <= 0)) || skip "$not_run" "tests: $not_run were ignored, and no other step ran them"
     say
     ((on_daemons == 0)) || say "Scenario tests on real daemons: $on_daemons."
