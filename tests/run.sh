@@ -79,7 +79,10 @@ step_build() {
 
 step_tests() { cargo test --locked --no-fail-fast; }
 
-step_harness() { cargo test --locked --no-fail-fast --package tailnet-harness -- --include-ignored; }
+# What it skips is no test, but a program for one.
+step_harness() {
+    cargo test --locked --no-fail-fast --package tailnet-harness -- --include-ignored --skip notifying_program
+}
 
 step_scenarios() { cargo test --locked --test scenarios -- --include-ignored --test-threads=8; }
 
@@ -88,7 +91,7 @@ step_boot() {
         say "only root can boot machines"
         return "$skipped_code"
     fi
-    cargo test --locked --test boot -- --include-ignored --test-threads=4 --nocapture
+    BOOT_LOG=$boots cargo test --locked --test boot -- --include-ignored --test-threads=4
 }
 
 step_nix() { tests/nix/run.sh; }
@@ -113,8 +116,10 @@ main() {
     done
 
     need_cargo
-    need age:age cc:build-essential shellcheck:shellcheck /usr/bin/time:time
+    need age:age cc:build-essential jq:jq nix-instantiate:nix-bin shellcheck:shellcheck /usr/bin/time:time
     cd -- "$root"
+    boots=$dir/boots # a line for each machine that was booted
+    touch "$boots"
     # All that the steps leave lying about goes with this script.
     export TMPDIR=$dir/tmp
     mkdir -m 1777 "$TMPDIR"
@@ -140,7 +145,6 @@ run_step() {
     # What the test runners counted; a check that counts nothing counts as one.
     read -r ok bad ignored < <(awk '
         /^test result: / { ok += $4; bad += $6; ignored += $8 }
-        /^[0-9]+ passed, [0-9]+ failed, [0-9]+ skipped$/ { ok += $1; bad += $3; ignored += $5 }
         /^--- PASS: /    { ok++ }
         /^--- FAIL: /    { bad++ }
         /^--- SKIP: /    { ignored++ }
@@ -161,7 +165,7 @@ run_step() {
         failures+=("$step")
         printf '%sFAILED%s ' "$red" "$plain"
     fi
-    ((ignored == 0)) || skip "$ignored" "$step: $ignored ignored"
+    ((ignored == 0)) || skip "$ignored" "$step: $ignored ignored$(reasons "$out")"
     passed=$((passed + ok)) failed=$((failed + bad))
     printf ' %7s\n' "$(seconds_since "$begin")"
     # All of it when it failed, and else what is worth reading: the numbers, and the test runners'
@@ -169,9 +173,12 @@ run_step() {
     if [[ $step == measure ]] || ((code && code != skipped_code)); then
         sed 's/^/    /' "$out"
     else
-        sed -nE '/^(test result: |ok  )| \.\.\. ignored, |boots/s/^/    /p' "$out"
+        sed -nE 's/^(test result: |ok  )/    &/p' "$out"
     fi
 }
+
+# Which tests were ignored, and why, as the test runners say.
+reasons() { sed -nE 's/^test (.*) \.\.\. ignored, (.*)/; \1: \2/p' "$1" | tr -d '\n'; }
 
 skip() {
     skipped=$((skipped + $1))
@@ -188,6 +195,7 @@ summary() {
     ((not_run <= 0)) || skip "$not_run" "tests: $not_run were ignored, and no other step ran them"
     say
     ((on_daemons == 0)) || say "Scenario tests on real daemons: $on_daemons."
+    ((booted == 0)) || say "Machines booted with real systemd: $(wc -l <"$boots")."
     for line in "${skips[@]}"; do say "Skipped: $line."; done
     for line in "${failures[@]}"; do say "${red}Failed: $line.$plain"; done
     say "$passed passed, $failed failed, $skipped skipped"
