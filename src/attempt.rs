@@ -20,6 +20,9 @@ const RETRY_LONGEST: Duration = Duration::from_secs(60);
 /// may be changing them meanwhile.
 const MOST_SETTINGS_ROUNDS: u32 = 3;
 
+/// How often the preferences are looked at while nothing in the status shows the login.
+const PREFS_EVERY: Duration = Duration::from_millis(50);
+
 /// All logins of this run, one after the other.
 pub struct Attempt<'a> {
     cli: &'a Cli,
@@ -53,6 +56,8 @@ enum Progress {
 /// The node before a login, and how much of the login has come to it.
 struct Touched {
     prefs: Prefs,
+    /// The preferences need not be looked at before then.
+    look_at: Instant,
     sight: Sight,
     /// tailscaled has shown a sign of the login.
     begun: bool,
@@ -143,6 +148,7 @@ impl<'a> Attempt<'a> {
         };
         self.touched = Some(Touched {
             prefs,
+            look_at: Instant::now() + PREFS_EVERY,
             sight: Sight::of(status),
             begun: false,
             settled: false,
@@ -189,9 +195,7 @@ impl<'a> Attempt<'a> {
                 retry_after,
             } => {
                 log::warn!("the login did not come to an end: {error}");
-                if let Ok(status) = api.status().await {
-                    self.follow(api, &status).await;
-                }
+                self.look_closely(api).await;
                 // tailscaled tries by itself with a key that it has been given.
                 if daemon_restarted || !self.has_begun() {
                     self.retry_later(&error, retry_after);
@@ -227,7 +231,8 @@ impl<'a> Attempt<'a> {
         touched.begun |= Sight::of(status) != touched.sight;
         let watched =
             matches!(self.progress, Progress::WithDaemon) && status.backend_state == "NeedsLogin";
-        if !touched.begun || watched {
+        if (!touched.begun || watched) && Instant::now() >= touched.look_at {
+            touched.look_at = Instant::now() + PREFS_EVERY;
             let Ok(prefs) = api.prefs().await else {
                 return;
             };
@@ -240,6 +245,16 @@ impl<'a> Attempt<'a> {
         }
         if self.has_begun() {
             self.settle(api).await;
+        }
+    }
+
+    /// Follows it now, whether or not the preferences are due.
+    async fn look_closely(&mut self, api: &LocalApi) {
+        if let Some(touched) = &mut self.touched {
+            touched.look_at = Instant::now();
+        }
+        if let Ok(status) = api.status().await {
+            self.follow(api, &status).await;
         }
     }
 
@@ -314,9 +329,8 @@ impl<'a> Attempt<'a> {
             .touched
             .as_ref()
             .is_some_and(|touched| !touched.settled)
-            && let Ok(status) = api.status().await
         {
-            self.follow(api, &status).await;
+            self.look_closely(api).await;
         }
     }
 

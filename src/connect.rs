@@ -304,6 +304,9 @@ impl<'a> Connect<'a> {
         let path = self.config.key.path.display();
         log::info!("logging in with the auth key from {path}");
         self.attempt.start(key, status, prefs);
+        if self.attempt.is_running() {
+            self.wait(Waiting::LoggingIn).await;
+        }
     }
 
     /// A key that someone else sent was refused; or the node has been offline for long.

@@ -127,6 +127,13 @@ fn the_key_is_in_no_journal_no_process_no_core_and_no_file_but_its_own() {
 
     machine.boot();
     tailnet.wait_until(|state| state.key(&key).attempts == 1, "the login");
+    let process = machine.ours().get("MainPID").to_owned();
+    let limits = machine.run(&["cat", &format!("/proc/{process}/limits")]);
+    let core = limits
+        .lines()
+        .find_map(|line| line.strip_prefix("Max core file size"))
+        .map(|limits| limits.split_whitespace().collect::<Vec<_>>());
+    assert_eq!(core, Some(vec!["0", "0", "bytes"]));
     machine.run(&[
         "systemctl",
         "kill",
