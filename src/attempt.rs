@@ -222,40 +222,53 @@ impl<'a> Attempt<'a> {
         }
     }
 
+    /// Whether [`Attempt::follow`] has a use for the preferences now.
+    pub fn wants_prefs(&self) -> bool {
+        let may_be_lost = matches!(self.progress, Progress::WithDaemon);
+        self.touched.as_ref().is_some_and(|touched| {
+            (may_be_lost || !touched.settled) && Instant::now() >= touched.look_at
+        })
+    }
+
     /// Looks whether the login has come to the node, and then puts back the settings that it has
-    /// changed; and whether tailscaled still has the key.
-    pub async fn follow(&mut self, api: &LocalApi, status: &Status) {
+    /// changed; and whether tailscaled still has the key. `prefs` are about as old as `status`.
+    pub async fn follow(&mut self, api: &LocalApi, status: &Status, prefs: Option<&Prefs>) {
         let Some(touched) = &mut self.touched else {
             return;
         };
+        // The preferences may have been read a little before the status, and before the login.
+        let had_begun = touched.begun;
         touched.begun |= Sight::of(status) != touched.sight;
-        let watched =
-            matches!(self.progress, Progress::WithDaemon) && status.backend_state == "NeedsLogin";
-        if (!touched.begun || watched) && Instant::now() >= touched.look_at {
-            touched.look_at = Instant::now() + PREFS_EVERY;
-            let Ok(prefs) = api.prefs().await else {
-                return;
-            };
-            touched.begun |= settings::login_reached(&touched.prefs, &prefs);
-            // A restart that nobody saw: a new node is logged out again then. (Others ask for a
-            // person, which shows in the status.)
-            if watched && settings::is_logged_out(&prefs) {
-                self.daemon_is_gone();
+        let newer;
+        let prefs = match prefs {
+            _ if touched.begun && !had_begun => {
+                newer = api.prefs().await.ok();
+                newer.as_ref()
             }
+            prefs => prefs,
+        };
+        let Some(prefs) = prefs else {
+            return;
+        };
+        touched.look_at = Instant::now() + PREFS_EVERY;
+        touched.begun |= settings::login_reached(&touched.prefs, prefs);
+        if touched.begun {
+            self.settle(api, prefs).await;
         }
-        if self.has_begun() {
-            self.settle(api).await;
+        // A restart that nobody saw: a new node is logged out again then. (Others ask for a
+        // person, which shows in the status.)
+        if status.backend_state == "NeedsLogin" && settings::is_logged_out(prefs) {
+            self.daemon_is_gone();
         }
     }
 
     /// Follows it now, whether or not the preferences are due.
     async fn look_closely(&mut self, api: &LocalApi) {
-        if let Some(touched) = &mut self.touched {
-            touched.look_at = Instant::now();
-        }
-        if let Ok(status) = api.status().await {
-            self.follow(api, &status).await;
-        }
+        let Ok(status) = api.status().await else {
+            return;
+        };
+        let prefs = api.prefs().await.ok();
+        self.follow(api, &status, prefs.as_ref()).await;
     }
 
     /// A tailscaled that goes away takes the key with it.
@@ -267,18 +280,15 @@ impl<'a> Attempt<'a> {
 
     /// Puts back the settings that the login changed and nobody asked for. It's done once, as
     /// early as can be: what changes later was changed by an admin.
-    async fn settle(&mut self, api: &LocalApi) {
+    async fn settle(&mut self, api: &LocalApi, now: &Prefs) {
         let Some(touched) = &mut self.touched else {
             return;
         };
         if touched.settled {
             return;
         }
-        let Ok(now) = api.prefs().await else {
-            return;
-        };
         touched.settled = true;
-        let lost = settings::lost(&touched.prefs, &now, &self.cli.asked());
+        let lost = settings::lost(&touched.prefs, now, &self.cli.asked());
         if !lost.is_empty() {
             put_back(api, lost).await;
         }
@@ -304,7 +314,7 @@ impl<'a> Attempt<'a> {
             Err(error) => log::debug!("cannot restart the login: {error}"),
             Ok(()) => {}
         }
-        self.settle(api).await;
+        self.look_closely(api).await;
         self.take_back_want_running(api).await;
         self.refused(refusal, true);
         Ok(())
@@ -359,6 +369,7 @@ impl<'a> Attempt<'a> {
     fn mark_begun(&mut self) {
         if let Some(touched) = &mut self.touched {
             touched.begun = true;
+            touched.look_at = Instant::now();
         }
     }
 

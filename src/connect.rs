@@ -148,17 +148,23 @@ impl<'a> Connect<'a> {
 
     async fn observe(&mut self) {
         self.prefs = None;
-        let situation = match self.api.status().await {
+        let about_to_log_in = matches!(self.key, KeyState::Ready(_)) && !self.attempt.is_running();
+        let wants_prefs = about_to_log_in || self.attempt.wants_prefs();
+        let prefs = async {
+            match wants_prefs {
+                true => self.api.prefs().await.ok(),
+                false => None,
+            }
+        };
+        let (status, prefs) = tokio::join!(self.api.status(), prefs);
+        let situation = match status {
             Ok(status) => {
-                self.attempt.follow(&self.api, &status).await;
+                self.attempt
+                    .follow(&self.api, &status, prefs.as_ref())
+                    .await;
+                self.prefs = prefs;
                 let situation = situation(&status, first_unbound(&status));
                 self.status = Some(status);
-                if matches!(situation, Situation::NeedsLogin { .. })
-                    && matches!(self.key, KeyState::Ready(_))
-                    && !self.attempt.is_running()
-                {
-                    self.prefs = self.api.prefs().await.ok();
-                }
                 situation
             }
             Err(LocalApiError::Unreachable(why)) => {
