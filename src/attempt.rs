@@ -231,44 +231,42 @@ impl<'a> Attempt<'a> {
     }
 
     /// Looks whether the login has come to the node, and then puts back the settings that it has
-    /// changed; and whether tailscaled still has the key. `prefs` are about as old as `status`.
-    pub async fn follow(&mut self, api: &LocalApi, status: &Status, prefs: Option<&Prefs>) {
+    /// changed; and whether tailscaled still has the key. `prefs` are about as old as `status`;
+    /// they are handed back if they still hold.
+    pub async fn follow(
+        &mut self,
+        api: &LocalApi,
+        status: &Status,
+        prefs: Option<Prefs>,
+    ) -> Option<Prefs> {
         let Some(touched) = &mut self.touched else {
-            return;
+            return prefs;
         };
-        // The preferences may have been read a little before the status, and before the login.
         let had_begun = touched.begun;
         touched.begun |= Sight::of(status) != touched.sight;
-        let newer;
-        let prefs = match prefs {
-            _ if touched.begun && !had_begun => {
-                newer = api.prefs().await.ok();
-                newer.as_ref()
-            }
-            prefs => prefs,
-        };
-        let Some(prefs) = prefs else {
-            return;
+        // Those at hand may have been read a little before the status, and before the login.
+        let prefs = if touched.begun && !had_begun {
+            api.prefs().await.ok()?
+        } else {
+            prefs?
         };
         touched.look_at = Instant::now() + PREFS_EVERY;
-        touched.begun |= settings::login_reached(&touched.prefs, prefs);
-        if touched.begun {
-            self.settle(api, prefs).await;
-        }
+        touched.begun |= settings::login_reached(&touched.prefs, &prefs);
+        let changed = touched.begun && self.settle(api, &prefs).await;
         // A restart that nobody saw: a new node is logged out again then. (Others ask for a
         // person, which shows in the status.)
-        if status.backend_state == "NeedsLogin" && settings::is_logged_out(prefs) {
+        if status.backend_state == "NeedsLogin" && settings::is_logged_out(&prefs) {
             self.daemon_is_gone();
         }
+        (!changed).then_some(prefs)
     }
 
     /// Follows it now, whether or not the preferences are due.
     async fn look_closely(&mut self, api: &LocalApi) {
-        let Ok(status) = api.status().await else {
-            return;
-        };
-        let prefs = api.prefs().await.ok();
-        self.follow(api, &status, prefs.as_ref()).await;
+        if let Ok(status) = api.status().await {
+            let prefs = api.prefs().await.ok();
+            self.follow(api, &status, prefs).await;
+        }
     }
 
     /// A tailscaled that goes away takes the key with it.
@@ -278,20 +276,19 @@ impl<'a> Attempt<'a> {
         }
     }
 
-    /// Puts back the settings that the login changed and nobody asked for. It's done once, as
-    /// early as can be: what changes later was changed by an admin.
-    async fn settle(&mut self, api: &LocalApi, now: &Prefs) {
-        let Some(touched) = &mut self.touched else {
-            return;
+    /// Puts back the settings that the login changed and nobody asked for, and says whether there
+    /// were any. It's done once, as early as can be: what changes later was changed by an admin.
+    async fn settle(&mut self, api: &LocalApi, now: &Prefs) -> bool {
+        let Some(touched) = self.touched.as_mut().filter(|touched| !touched.settled) else {
+            return false;
         };
-        if touched.settled {
-            return;
-        }
         touched.settled = true;
         let lost = settings::lost(&touched.prefs, now, &self.cli.asked());
-        if !lost.is_empty() {
-            put_back(api, lost).await;
+        if lost.is_empty() {
+            return false;
         }
+        put_back(api, lost).await;
+        true
     }
 
     /// Ends a CLI that does nothing.

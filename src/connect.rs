@@ -159,10 +159,7 @@ impl<'a> Connect<'a> {
         let (status, prefs) = tokio::join!(self.api.status(), prefs);
         let situation = match status {
             Ok(status) => {
-                self.attempt
-                    .follow(&self.api, &status, prefs.as_ref())
-                    .await;
-                self.prefs = prefs;
+                self.prefs = self.attempt.follow(&self.api, &status, prefs).await;
                 let situation = situation(&status, first_unbound(&status));
                 self.status = Some(status);
                 situation
