@@ -214,7 +214,8 @@ impl<'a> Connect<'a> {
     /// Waits for the doorbell, the end of the CLI or the timer, whichever comes first.
     async fn wait(&mut self, waiting: Waiting) {
         let timer = self.say(waiting);
-        if self.situation != Situation::NoDaemon {
+        // While the CLI runs, its end is the news: one more on the bus would only slow the login.
+        if self.situation != Situation::NoDaemon && !self.attempt.is_running() {
             self.bus.open(&self.api, timer).await;
         }
         let cli_ended = tokio::select! {
