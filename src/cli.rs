@@ -243,6 +243,8 @@ fn duration(text: &str) -> Result<Duration, String> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn check(words: &[&str]) -> Result<(), Failure> {
@@ -271,6 +273,27 @@ mod tests {
         assert_eq!(duration("infinity"), Ok(Duration::MAX));
         for text in ["", "soon", "5 parsecs", "-1s", "99999999999999999999y"] {
             assert!(duration(text).is_err(), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_word_is_a_time_or_is_refused_with_an_example(text in prop_oneof![
+            any::<String>(),
+            "[0-9]{1,24}",
+            "([0-9]{1,20}(\\.[0-9]{1,12})? ?(ns|us|ms|s|min|h|d|w|months|y) ?){1,3}",
+        ]) {
+            if let Err(error) = duration(&text) {
+                prop_assert!(error.ends_with("write it like 90s, 5min or infinity"), "{error}");
+            }
+        }
+
+        #[test]
+        fn a_time_is_read_as_it_is_meant(seconds: u64, nanos in 0..1_000_000_000u32) {
+            prop_assert_eq!(duration(&seconds.to_string()), Ok(Duration::from_secs(seconds)));
+            // humantime cannot write more.
+            let time = Duration::new(seconds % (1 << 40), nanos);
+            prop_assert_eq!(duration(&humantime::format_duration(time).to_string()), Ok(time));
         }
     }
 

@@ -445,7 +445,13 @@ fn with_key(key: &Key) -> Action {
 
 #[cfg(test)]
 mod tests {
+    use proptest::collection::vec;
+    use proptest::option;
+    use proptest::prelude::*;
+    use proptest::sample::select;
+
     use super::*;
+    use crate::localapi::SelfNode;
 
     const NOW: Duration = Duration::ZERO;
     const AN_AGE: Duration = Duration::from_secs(3600);
@@ -900,6 +906,154 @@ mod tests {
             decide(&Situation::Stopped, AN_AGE, &tried),
             Action::Wait(Waiting::StoppedByOther)
         );
+    }
+
+    fn some_status() -> impl Strategy<Value = Status> {
+        let state = prop_oneof![
+            8 => select(&["NoState", "Starting", "Running", "Stopped", "NeedsLogin",
+                "NeedsMachineAuth", ""][..]).prop_map(str::to_owned),
+            1 => any::<String>(),
+        ];
+        let version = prop_oneof![
+            select(
+                &[
+                    "1.98.10",
+                    "1.80.3-t1",
+                    "",
+                    "1",
+                    "99999999999.1",
+                    "-.",
+                    "1.82"
+                ][..]
+            )
+            .prop_map(str::to_owned),
+            any::<String>(),
+        ];
+        let health = prop_oneof![
+            any::<String>(),
+            any::<String>().prop_map(|text| format!("The last login error was: {text}")),
+            Just(format!("last login error={REFUSAL}")),
+            Just(format!("last login error={TROUBLE}")),
+            Just("last login error=".to_owned()),
+        ];
+        (
+            state,
+            version,
+            vec(health, 0..3),
+            any::<(bool, bool, bool, bool)>(),
+        )
+            .prop_map(|(backend_state, version, health, flags)| Status {
+                version,
+                tun: flags.0,
+                backend_state,
+                have_node_key: flags.1,
+                auth_url: if flags.2 {
+                    "https://x".into()
+                } else {
+                    String::new()
+                },
+                tailscale_ips: Vec::new(),
+                node: SelfNode {
+                    dns_name: String::new(),
+                    online: flags.3,
+                },
+                health,
+            })
+    }
+
+    fn some_time() -> impl Strategy<Value = Duration> {
+        prop_oneof![
+            Just(Duration::ZERO),
+            Just(Duration::MAX),
+            (0..100u64).prop_map(Duration::from_secs),
+            any::<Duration>(),
+        ]
+    }
+
+    fn some_login() -> impl Strategy<Value = Login> {
+        let text = || prop_oneof![Just(REFUSAL.to_owned()), any::<String>()];
+        prop_oneof![
+            Just(Login::NotTried),
+            (some_time(), any::<bool>())
+                .prop_map(|(lasted, begun)| Login::InFlight { lasted, begun }),
+            option::of(text()).prop_map(|stale| Login::WithDaemon { stale }),
+            (text(), any::<bool>())
+                .prop_map(|(error, may_retry)| Login::Failed { error, may_retry }),
+            (text(), some_time(), any::<bool>()).prop_map(|(refusal, ago, forgotten)| {
+                Login::Refused {
+                    refusal,
+                    ago,
+                    forgotten,
+                }
+            }),
+            text().prop_map(|text| Login::Impossible(Failure::Misconfigured(text))),
+        ]
+    }
+
+    fn some_key() -> impl Strategy<Value = Key> {
+        prop_oneof![
+            Just(Key::Unread),
+            any::<bool>().prop_map(|refused| Key::Ready { refused }),
+            Just(Key::Busy),
+            any::<bool>().prop_map(|overdue| Key::Wanting {
+                error: KeyFileError::Missing("/x".into()),
+                overdue,
+            }),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_seen_no_key_is_read_or_sent_but_where_a_login_is_needed(
+            status in some_status(),
+            unbound: Option<IpAddr>,
+            trouble in option::weighted(0.2, any::<String>()),
+            lasted in some_time(),
+            flags: (bool, bool, bool),
+            login in some_login(),
+            key in some_key(),
+        ) {
+            let seen = match &trouble {
+                None => situation(&status, unbound),
+                Some(text) if text.len() % 3 == 0 => Situation::NoDaemon,
+                Some(text) if text.len() % 3 == 1 => Situation::Denied(text.clone()),
+                Some(text) => Situation::Unintelligible(text.clone()),
+            };
+            let (brought_up, rescued, others_login) = flags;
+            let tried = Tried { brought_up, rescued, others_login, login, key };
+            let state = status.backend_state.as_str();
+            let online = state == "Running" && status.node.online && trouble.is_none();
+            let needs_login = trouble.is_none()
+                && (state == "NeedsLogin"
+                    || (state == "Running" && !online && !status.auth_url.is_empty()));
+            let after_refusal = matches!(tried.login, Login::Refused { forgotten: true, .. });
+            let action = decide(&seen, lasted, &tried);
+            let holds = match &action {
+                Action::LogIn => {
+                    // A second login burns a single-use key.
+                    let is_first = match tried.login {
+                        Login::NotTried | Login::Failed { may_retry: true, .. } => true,
+                        Login::WithDaemon { .. } => !status.auth_url.is_empty(),
+                        _ => after_refusal && tried.key == Key::Ready { refused: false },
+                    };
+                    needs_login && is_first && matches!(tried.key, Key::Ready { .. })
+                }
+                Action::ReadKey => (needs_login || after_refusal) && tried.key == Key::Unread,
+                Action::BringUp => state == "Stopped" && !tried.brought_up,
+                Action::Finish => online,
+                Action::Rescue { .. } => !tried.rescued && tried.login == Login::NotTried,
+                Action::ForgetKey { .. } => matches!(
+                    tried.login,
+                    Login::WithDaemon { .. } | Login::Refused { forgotten: false, .. }
+                ),
+                Action::AbandonLogin => {
+                    matches!(tried.login, Login::InFlight { begun: false, .. })
+                }
+                Action::Wait(waiting) => !waiting.to_string().is_empty(),
+                Action::Fail(_) => !online,
+            };
+            prop_assert!(holds, "{:?} on {:?} after {:?}", action, seen, tried);
+        }
     }
 
     #[test]

@@ -101,7 +101,7 @@ fn governs(word: &str, pref: &str) -> bool {
         return *other == pref;
     }
     let squeezed = flag.replace('-', "");
-    pref.to_lowercase().contains(&squeezed)
+    !squeezed.is_empty() && pref.to_lowercase().contains(&squeezed)
 }
 
 /// The ipn.MaskedPrefs that sets `prefs` (ipn/prefs.go `MaskedPrefs`, v1.98.10).
@@ -125,6 +125,10 @@ pub fn want_running(want: bool) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use proptest::collection::{btree_map, vec};
+    use proptest::prelude::*;
+    use proptest::sample::select;
+
     use super::*;
 
     fn prefs(value: Value) -> Prefs {
@@ -191,6 +195,96 @@ mod tests {
         let printed = words(&["--accept-routes", "--hostname=x", "--ssh"]);
         let own = words(&["--ssh=false", "-hostname", "y"]);
         assert_eq!(flags_to_add(printed, &own), words(&["--accept-routes"]));
+    }
+
+    #[test]
+    fn a_word_of_dashes_asks_for_nothing() {
+        for word in ["-", "--", "---", "----=x"] {
+            assert!(!governs(word, "Hostname"), "{word}");
+        }
+    }
+
+    /// Preferences of which some have names that matter.
+    fn some_prefs() -> impl Strategy<Value = Prefs> {
+        let name = prop_oneof![
+            select(&LOGINS_OWN[..]).prop_map(str::to_owned),
+            select(
+                &[
+                    "Hostname",
+                    "RunSSH",
+                    "AutoUpdate",
+                    "CorpDNS",
+                    "AdvertiseRoutes"
+                ][..]
+            )
+            .prop_map(str::to_owned),
+            "[A-Za-z]{0,6}",
+        ];
+        let name = name.prop_filter("no preference is called so", |name| !name.ends_with("Set"));
+        let value = prop_oneof![
+            any::<bool>().prop_map(Value::from),
+            any::<i8>().prop_map(Value::from),
+            any::<String>().prop_map(Value::from),
+            Just(Value::Null),
+            Just(json!({ "Apply": [{}, null] })),
+        ];
+        btree_map(name, value, 0..8).prop_map(|prefs| prefs.into_iter().collect())
+    }
+
+    fn word() -> impl Strategy<Value = String> {
+        prop_oneof![
+            any::<String>(),
+            "-{0,4}(hostname|ssh|accept-dns|advertise-routes|-|)(=[a-z-]{0,3})?",
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn a_flags_name_and_value_are_parts_of_its_words(
+            words in vec(word(), 0..5),
+            name in "[a-z-]{1,8}",
+        ) {
+            for word in &words {
+                if let Some(name) = flag_name(word) {
+                    prop_assert!(!name.is_empty() && !name.contains('='));
+                    prop_assert!(word.starts_with('-') && word.contains(name));
+                }
+                governs(word, &name);
+            }
+            if let Some(value) = flag_value(&words, &name) {
+                let written = format!("{name}={value}");
+                prop_assert!(words.iter().any(|word| word == value || word.ends_with(&written)));
+            }
+        }
+
+        #[test]
+        fn with_what_was_lost_put_back_all_is_as_before_but_what_was_asked_for(
+            before in some_prefs(),
+            now in some_prefs(),
+            asked in vec(word(), 0..3),
+        ) {
+            let lost = lost(&before, &now, &asked);
+            let mut after = now.clone();
+            after.extend(lost.clone());
+            let value = |prefs: &Prefs, name: &str| prefs.get(name).cloned().unwrap_or_default();
+            for name in before.keys().chain(now.keys()) {
+                let excepted = LOGINS_OWN.contains(&name.as_str())
+                    || asked.iter().any(|word| governs(word, name));
+                let wanted = if excepted { &now } else { &before };
+                prop_assert_eq!(value(&after, name), value(wanted, name), "{}", name);
+            }
+            let Value::Object(masked) = masked(&lost) else {
+                panic!("not an object");
+            };
+            prop_assert_eq!(masked.len(), 2 * lost.len());
+            for name in LOGINS_OWN {
+                prop_assert!(!masked.contains_key(name));
+                let mark = format!("{name}Set");
+                prop_assert!(!masked.contains_key(&mark));
+            }
+            login_reached(&before, &now);
+            login_under_way(&now);
+        }
     }
 
     #[test]

@@ -5,6 +5,13 @@ use std::time::Duration;
 
 use crate::outcome::Failure;
 use crate::redact::excerpt;
+use crate::settings::flag_name;
+
+/// The longest time until the next login that a control server may ask for.
+const RETRY_AFTER_MOST: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// How many flags a command that the CLI prints may have; `up` knows about 40.
+const MOST_FLAGS: usize = 100;
 
 /// The last login error that tailscaled reports.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -205,27 +212,64 @@ pub fn judge(code: Option<i32>, stderr: &str) -> Verdict {
     }
 }
 
-/// The flags in the command that `up` prints when settings would be lost, without the auth key.
+/// The flags of settings in the command that `up` prints when settings would be lost: none if
+/// there is anything in it that the CLI would not print, or if it was cut off.
+///
+/// The CLI writes each flag as one word, `--name` or `--name=value` (`fmtFlagValueArg` in up.go).
 fn flags_to_keep(stderr: &str) -> Option<Vec<String>> {
     if !stderr.contains("requires mentioning all") {
         return None;
     }
     let command = stderr
-        .lines()
-        .find_map(|line| line.trim().strip_prefix("tailscale up "))?;
-    let words = shell_words::split(command).ok()?;
-    Some(
-        words
-            .into_iter()
-            .filter(|word| !word.starts_with("--auth-key") && !word.starts_with("--authkey"))
-            .collect(),
-    )
+        .split_inclusive('\n')
+        .filter_map(|line| line.strip_suffix('\n'))
+        .find_map(|line| line.trim().strip_prefix("tailscale up "));
+    let words = command.and_then(|command| shell_words::split(command).ok());
+    let words = words.unwrap_or_default();
+    if words.len() > MOST_FLAGS || !words.iter().all(|word| is_long_flag(word)) {
+        return Some(Vec::new());
+    }
+    Some(words.into_iter().filter(|word| is_setting(word)).collect())
 }
 
-/// The time in `…; will retry after 1m30s`.
+fn is_long_flag(word: &str) -> bool {
+    let Some(name) = word.strip_prefix("--").and_then(|_| flag_name(word)) else {
+        return false;
+    };
+    name.starts_with(|c: char| c.is_ascii_lowercase())
+        && name
+            .chars()
+            .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
+        && !word.contains(char::is_control)
+}
+
+/// Whether a flag stands for a setting of the node. Those of the others that the user gives are
+/// given again anyway; the auth key is.
+fn is_setting(flag: &str) -> bool {
+    const OTHERS: [&str; 13] = [
+        "accept-risk",
+        "audience",
+        "auth-key",
+        "authkey",
+        "client-id",
+        "client-secret",
+        "force-reauth",
+        "id-token",
+        "json",
+        "qr",
+        "qr-format",
+        "reset",
+        "timeout",
+    ];
+    flag_name(flag).is_some_and(|name| !OTHERS.contains(&name))
+}
+
+/// The time in `…; will retry after 1m30s`, which is for the control server to say, but not for
+/// ever.
 fn retry_after(error: &str) -> Option<Duration> {
     let (_, time) = error.split_once("retry after ")?;
-    humantime::parse_duration(time.split_whitespace().next()?).ok()
+    let time = humantime::parse_duration(time.split_whitespace().next()?).ok()?;
+    Some(time.min(RETRY_AFTER_MOST))
 }
 
 fn last_line(text: &str) -> &str {
@@ -242,6 +286,11 @@ fn brief(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::collection::vec;
+    use proptest::option;
+    use proptest::prelude::*;
+    use proptest::sample::select;
+
     use super::*;
 
     #[test]
@@ -397,6 +446,181 @@ mod tests {
                 "--ssh".into()
             ])
         );
+    }
+
+    /// What `up` prints when settings would be lost, with this command.
+    fn suggestion(command: &str) -> String {
+        format!(
+            "Error: changing settings via 'tailscale up' requires mentioning all\n\
+             non-default flags. To proceed, …\n\n\ttailscale up {command}\n\n"
+        )
+    }
+
+    #[test]
+    fn of_the_printed_command_nothing_is_run_again_but_settings() {
+        let none = Verdict::KeepSettings(Vec::new());
+        for command in [
+            "--ssh evil",
+            "--hostname evil",
+            "--ssh -- --reset",
+            "--ssh -reset",
+            "--ssh '--host\0name=x'",
+            "--hostname='a\u{1b}[2J'",
+            "--ssh --='x'",
+            "--ssh ---reset",
+            "--hostname='a",
+            &"--ssh ".repeat(1000),
+        ] {
+            assert_eq!(judge(Some(1), &suggestion(command)), none, "{command:?}");
+        }
+        let kept = Verdict::KeepSettings(vec!["--ssh".to_owned()]);
+        for command in [
+            "--auth-key=tskey-x --ssh",
+            "--authkey=x --ssh",
+            "--reset --ssh --force-reauth",
+            "--ssh '--re'set=true",
+            "--ssh --timeout=1s --json --qr --client-secret=file:/etc/shadow",
+        ] {
+            assert_eq!(judge(Some(1), &suggestion(command)), kept, "{command:?}");
+        }
+    }
+
+    #[test]
+    fn a_command_that_was_cut_off_is_not_run_again() {
+        let whole = suggestion("--accept-routes --advertise-routes=10.0.0.0/8,10.1.0.0/16");
+        let end = whole.trim_end().len();
+        for cut in end - 30..=end {
+            assert_eq!(
+                judge(Some(1), &whole[..cut]),
+                Verdict::KeepSettings(Vec::new())
+            );
+        }
+    }
+
+    #[test]
+    fn no_time_that_a_control_server_asks_for_is_endless() {
+        for (time, seconds) in [
+            ("1.5s", Some(1)),
+            ("500000000000y", Some(86_400)),
+            ("18446744073709551615s", Some(86_400)),
+            ("99999999999999999999999y", None),
+            ("-1s", None),
+            ("", None),
+        ] {
+            let error = format!("rate limited; will retry after {time}");
+            assert_eq!(
+                retry_after(&error).map(|time| time.as_secs()),
+                seconds,
+                "{time}"
+            );
+        }
+    }
+
+    fn hostile_word() -> impl Strategy<Value = String> {
+        prop_oneof![
+            "--[a-z-]{0,12}(=[ -~]{0,12})?",
+            select(
+                &[
+                    "--auth-key=file:/x",
+                    "--auth-key",
+                    "-authkey",
+                    "'--reset'",
+                    "--re''set",
+                    "\\--force-reauth",
+                    "--",
+                    "-",
+                    "x",
+                    "\u{0}",
+                    "\n\ttailscale up --reset",
+                    "\"",
+                    "'",
+                    "\\",
+                    "--timeout 1s",
+                    "--hostname",
+                    "--json=true",
+                    "=",
+                    "\r",
+                ][..]
+            )
+            .prop_map(str::to_owned),
+            any::<String>(),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_the_cli_prints_only_flags_of_settings_are_run_again(
+            words in vec(hostile_word(), 0..8),
+            times in 1..50usize,
+        ) {
+            let verdict = judge(Some(1), &suggestion(&words.join(" ").repeat(times)));
+            let Verdict::KeepSettings(flags) = verdict else {
+                panic!("{verdict:?}");
+            };
+            prop_assert!(flags.len() <= 100);
+            for flag in flags {
+                let name = flag.strip_prefix("--").unwrap_or_default();
+                let name = name.split('=').next().unwrap_or_default();
+                prop_assert!(name.starts_with(|c: char| c.is_ascii_lowercase()), "{flag:?}");
+                prop_assert!(!flag.contains(char::is_control), "{flag:?}");
+                let refused = ["auth-key", "authkey", "timeout", "reset", "force-reauth", "json"];
+                prop_assert!(!refused.contains(&name), "{flag:?}");
+            }
+        }
+
+        #[test]
+        fn the_flags_that_it_prints_are_kept_to_the_letter(
+            values in vec(("[a-i][a-z0-9-]{0,12}", option::of("\\PC{0,20}")), 1..20),
+        ) {
+            let mut flags: Vec<String> = values
+                .into_iter()
+                .map(|(name, value)| match value {
+                    Some(value) => format!("--{name}={value}"),
+                    None => format!("--{name}"),
+                })
+                .collect();
+            flags.retain(|flag| is_setting(flag));
+            let command = shell_words::join(&flags);
+            prop_assert_eq!(
+                judge(Some(1), &suggestion(&command)),
+                Verdict::KeepSettings(flags)
+            );
+        }
+
+        #[test]
+        fn any_end_has_a_meaning_in_few_words(
+            code: Option<i32>,
+            start in select(&[
+                "", "backend error: ", "Access denied: ", "flag provided but not defined: ",
+                "can't change --login-server without --force-reauth", "must be ",
+                "backend error: rate limit, retry after ", "requires mentioning all",
+            ][..]),
+            text in prop_oneof![any::<String>(), ".{300,400}", "[0-9]{1,25}(s|h|y|months)"],
+        ) {
+            let verdict = judge(code, &format!("{start}{text}"));
+            prop_assert_eq!(verdict == Verdict::Done, code == Some(0));
+            let said = match verdict {
+                Verdict::Done | Verdict::KeepSettings(_) => String::new(),
+                Verdict::Refused(text) => text,
+                Verdict::Impossible(failure) => failure.to_string(),
+                Verdict::Transient { error, retry_after, .. } => {
+                    prop_assert!(retry_after.unwrap_or_default() <= RETRY_AFTER_MOST);
+                    error
+                }
+            };
+            prop_assert!(said.chars().count() <= 400 && said.lines().count() <= 1, "{said}");
+        }
+
+        #[test]
+        fn any_health_has_one_trouble_in_few_words(health in vec(any::<String>(), 0..4)) {
+            let health: Vec<String> = health
+                .into_iter()
+                .chain(["last login error=\n\n".to_owned()])
+                .collect();
+            last_login_error(&health);
+            let said = trouble(&health).unwrap_or_default();
+            prop_assert!(said.chars().count() <= 201 && said.lines().count() <= 1, "{said}");
+        }
     }
 
     #[test]
