@@ -318,6 +318,7 @@ mod tests {
     use proptest::option;
     use proptest::prelude::*;
     use proptest::sample::{Index, select};
+    use tailnet_harness::{FakeTailscaled, Response};
 
     use super::*;
 
@@ -331,6 +332,105 @@ mod tests {
         .unwrap();
         assert_eq!(status.backend_state, "NeedsLogin");
         assert!(status.tun && status.tailscale_ips.is_empty() && status.health.is_empty());
+    }
+
+    const STATUS: &[u8] = include_bytes!("../tests/fake_tailscaled/recorded/status.http");
+    const PREFS: &[u8] = include_bytes!("../tests/fake_tailscaled/recorded/prefs.http");
+    const BUS: &[u8] = include_bytes!("../tests/fake_tailscaled/recorded/bus.http");
+
+    /// Asks a daemon that breaks off its answer after the first byte, after the second, and so on;
+    /// the last time it does not. Says what came of each.
+    fn broken_off<T>(
+        answer: &[u8],
+        ask: impl AsyncFn(LocalApi, usize) -> Result<T, LocalApiError>,
+    ) -> Vec<Result<T, LocalApiError>> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let lengths: Vec<usize> = (0..=answer.len()).collect();
+        let mut outcomes = Vec::new();
+        // A stand-in keeps its connections until its end.
+        for lengths in lengths.chunks(200) {
+            let (first, answer) = (lengths[0], answer.to_vec());
+            let fake =
+                FakeTailscaled::start(move |request| Response::raw(&answer[..first + request.nth]));
+            for length in lengths {
+                let api = LocalApi::new(fake.socket()).unwrap();
+                outcomes.push(runtime.block_on(ask(api, *length)));
+            }
+        }
+        outcomes
+    }
+
+    fn in_chunks(answer: &[u8]) -> Vec<u8> {
+        let text = String::from_utf8(answer.to_vec()).unwrap();
+        let (head, body) = text.split_once("\r\n\r\n").unwrap();
+        let (head, _) = head.split_once("\r\nContent-Length: ").unwrap();
+        let (one, two) = body.split_at(body.len() / 2);
+        format!(
+            "{head}\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\n{one}\r\n{:x}\r\n{two}\r\n0\r\n\r\n",
+            one.len(),
+            two.len()
+        )
+        .into_bytes()
+    }
+
+    fn assert_only_the_last_is_one<T: fmt::Debug>(mut outcomes: Vec<Result<T, LocalApiError>>) {
+        let last = outcomes.pop().unwrap();
+        assert!(last.is_ok(), "{last:?}");
+        for (length, outcome) in outcomes.into_iter().enumerate() {
+            let is_gone = matches!(
+                outcome,
+                Err(LocalApiError::Unreachable(_) | LocalApiError::BadAnswer(_))
+            );
+            assert!(is_gone, "after {length} bytes: {outcome:?}");
+        }
+    }
+
+    #[test]
+    fn a_status_that_breaks_off_anywhere_is_no_answer() {
+        for answer in [STATUS.to_vec(), in_chunks(STATUS)] {
+            assert_only_the_last_is_one(broken_off(&answer, async |api, _| api.status().await));
+        }
+    }
+
+    #[test]
+    fn preferences_that_break_off_anywhere_are_no_answer() {
+        for answer in [PREFS.to_vec(), in_chunks(PREFS)] {
+            assert_only_the_last_is_one(broken_off(&answer, async |api, _| api.prefs().await));
+        }
+    }
+
+    #[test]
+    fn a_bus_that_breaks_off_anywhere_is_over() {
+        let text = String::from_utf8_lossy(BUS);
+        let head = text.find("\r\n\r\n").unwrap() + 4;
+        let rings_from = head + "1ff\r\n".len() + 1;
+        let outcomes = broken_off(BUS, async |api, length| {
+            let mut doorbell = api.watch().await?;
+            let limit = match length < rings_from {
+                true => Duration::from_millis(50),
+                false => Duration::from_secs(10),
+            };
+            let rang = timeout(limit, doorbell.ring()).await.is_ok();
+            if rang && !doorbell.is_over() {
+                doorbell.ring().await;
+            }
+            Ok((rang, doorbell.is_over()))
+        });
+        for (length, outcome) in outcomes.into_iter().enumerate() {
+            match outcome {
+                Ok(seen) => {
+                    let wanted = (length >= rings_from, true);
+                    assert!(
+                        length >= head && seen == wanted,
+                        "after {length} bytes: {seen:?}"
+                    );
+                }
+                Err(error) => assert!(length < head, "after {length} bytes: {error}"),
+            }
+        }
     }
 
     #[test]

@@ -74,6 +74,14 @@ enum Answer {
     Never,
     Close,
     Raw(Vec<u8>),
+    RawDrip {
+        bytes: Vec<u8>,
+        every: Duration,
+    },
+    Flood {
+        start: Vec<u8>,
+        again: Vec<u8>,
+    },
     Stream,
 }
 
@@ -128,6 +136,25 @@ impl Response {
     /// These bytes, which need not be HTTP; then the connection is closed.
     pub fn raw(bytes: impl Into<Vec<u8>>) -> Self {
         Self::new(Answer::Raw(bytes.into()))
+    }
+
+    /// These bytes, which need not be HTTP, one at a time.
+    pub fn raw_drip(bytes: impl Into<Vec<u8>>, every: Duration) -> Self {
+        Self::new(Answer::RawDrip {
+            bytes: bytes.into(),
+            every,
+        })
+    }
+
+    /// These bytes, and then others again and again without end, as fast as they are read.
+    pub fn flood(start: impl Into<Vec<u8>>, again: impl Into<Vec<u8>>) -> Self {
+        let again = again.into();
+        assert!(!again.is_empty(), "nothing is no flood");
+        let times = 0x10000_usize.div_ceil(again.len());
+        Self::new(Answer::Flood {
+            start: start.into(),
+            again: again.repeat(times),
+        })
     }
 
     /// An event bus: one line at once, then one each time that [`FakeTailscaled::ring`] is called,
@@ -477,13 +504,7 @@ impl Desk {
                         body.len()
                     ),
                 ))?;
-                for byte in body {
-                    stream.write_all(&[byte])?;
-                    if self.pause(every) {
-                        return Ok(false);
-                    }
-                }
-                Ok(true)
+                self.drip(stream, &body, every)
             }
             Answer::Never => {
                 // Until the client hangs up or the stand-in is dropped.
@@ -494,6 +515,16 @@ impl Desk {
             Answer::Raw(bytes) => {
                 stream.write_all(&bytes)?;
                 Ok(false)
+            }
+            Answer::RawDrip { bytes, every } => {
+                self.drip(stream, &bytes, every)?;
+                Ok(false)
+            }
+            Answer::Flood { start, again } => {
+                stream.write_all(&start)?;
+                loop {
+                    stream.write_all(&again)?;
+                }
             }
             Answer::Stream => {
                 stream.write_all(&head(
@@ -506,6 +537,17 @@ impl Desk {
                 ended.map(|()| false)
             }
         }
+    }
+
+    /// Sends bytes one at a time; says whether the connection can go on.
+    fn drip(&self, mut stream: &UnixStream, bytes: &[u8], every: Duration) -> io::Result<bool> {
+        for byte in bytes {
+            stream.write_all(&[*byte])?;
+            if self.pause(every) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     fn stream_lines(&self, mut stream: &UnixStream) -> io::Result<()> {
@@ -645,10 +687,19 @@ mod tests {
             "/never" => Response::never(),
             "/drip" => Response::drip("0123456789", Duration::from_secs(1)),
             "/late" => Response::json(json!({})).after(Duration::from_secs(60)),
+            "/raw-drip" => Response::raw_drip("0123456789", Duration::from_secs(1)),
+            "/flood" => Response::flood("HTTP/1.1 200 OK\r\n", "X: y\r\n"),
             _ => Response::endless(),
         });
         let mut streams = Vec::new();
-        for path in ["/never", "/drip", "/late", "/endless"] {
+        for path in [
+            "/never",
+            "/drip",
+            "/late",
+            "/raw-drip",
+            "/flood",
+            "/endless",
+        ] {
             let mut stream = connect(&fake);
             http::send(&mut stream, "h", "GET", path, None).unwrap();
             fake.wait_count(path, 1);

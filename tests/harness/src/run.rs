@@ -421,19 +421,28 @@ impl Running {
     /// The most memory that it has had resident up to now. (That of a program that has ended is
     /// known to its parent's `wait4` only, which cannot be called without `unsafe`.)
     pub fn peak_rss_kib(&self) -> u64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.pid()));
-        status
-            .unwrap_or_default()
-            .lines()
-            .find_map(|line| {
-                line.strip_prefix("VmHWM:")?
-                    .trim()
-                    .strip_suffix("kB")?
-                    .trim()
-                    .parse()
-                    .ok()
-            })
+        self.memory()
             .unwrap_or_else(|| self.fail("no memory to be measured: it has ended"))
+    }
+
+    fn memory(&self) -> Option<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).ok()?;
+        let peak = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmHWM:"))?;
+        peak.trim().strip_suffix("kB")?.trim().parse().ok()
+    }
+
+    /// Waits for its end as [`Self::wait`] does, and says how much memory it has had resident at
+    /// most, up to a few milliseconds before its end.
+    pub fn wait_measured(self) -> (Finished, u64) {
+        let mut peak = 0;
+        let deadline = Instant::now() + self.limit;
+        while self.is_alive() && Instant::now() < deadline {
+            peak = peak.max(self.memory().unwrap_or_default());
+            thread::sleep(Duration::from_millis(5));
+        }
+        (self.wait(), peak)
     }
 
     /// Waits until its standard error is as asked for, and returns it.
