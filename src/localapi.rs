@@ -29,6 +29,11 @@ const REQUEST_LIMIT: Duration = Duration::from_secs(5);
 /// The longest answer that is read, in bytes. A status without peers has about 2,000.
 const MAX_BODY: usize = 1 << 20;
 
+/// How many values and how many objects preferences may have. Those of an app connector have
+/// thousands of routes, but no preference has more than a few objects.
+const MOST_VALUES: usize = 50_000;
+const MOST_OBJECTS: usize = 1_000;
+
 /// How many addresses of a node are looked at; it has two.
 const MOST_ADDRESSES: usize = 16;
 
@@ -164,10 +169,12 @@ impl LocalApi {
     }
 
     pub async fn prefs(&self) -> Result<Prefs, LocalApiError> {
-        parse(
-            "prefs",
-            &answer(self.client.get(format!("{BASE}/prefs"))).await?,
-        )
+        let body = answer(self.client.get(format!("{BASE}/prefs"))).await?;
+        if swells(&body) {
+            let text = "preferences with too many values".to_owned();
+            return Err(LocalApiError::BadAnswer(text));
+        }
+        parse("prefs", &body)
     }
 
     /// Changes preferences. `masked` is an ipn.MaskedPrefs: fields with their `…Set` marks.
@@ -272,6 +279,13 @@ async fn answer(request: RequestBuilder) -> Result<Vec<u8>, LocalApiError> {
         return Err(LocalApiError::Denied(said));
     }
     Err(LocalApiError::BadAnswer(format!("{status}: {said}")))
+}
+
+/// Whether JSON would take up far more memory as a [`Value`] than it has bytes: about 30 times as
+/// much for many small values, 100 times for many small objects.
+fn swells(json: &[u8]) -> bool {
+    let count = |signs: &[u8]| json.iter().filter(|byte| signs.contains(byte)).count();
+    count(b",[{") > MOST_VALUES || count(b"{") > MOST_OBJECTS
 }
 
 fn parse<'a, T: Deserialize<'a>>(what: &str, body: &'a [u8]) -> Result<T, LocalApiError> {

@@ -3,6 +3,7 @@
 mod address;
 mod answers;
 mod bus;
+mod hostile;
 mod requests;
 mod states;
 mod systemd;

@@ -257,6 +257,7 @@ struct Now {
     rings: usize,
     stream_ends: usize,
     open_streams: usize,
+    flooded: usize,
     connections: Vec<UnixStream>,
     threads: Vec<JoinHandle<()>>,
     stopped: bool,
@@ -306,6 +307,7 @@ impl FakeTailscaled {
                 rings: 0,
                 stream_ends: 0,
                 open_streams: 0,
+                flooded: 0,
                 connections: Vec::new(),
                 threads: Vec::new(),
                 stopped: false,
@@ -374,6 +376,13 @@ impl FakeTailscaled {
     /// Waits until a stream is open, so that [`Self::ring`] is heard.
     pub fn wait_stream(&self) {
         self.wait("an open stream", |now| now.open_streams > 0);
+    }
+
+    /// Waits until endless answers have had so many bytes taken from them.
+    pub fn wait_flooded(&self, bytes: usize) {
+        self.wait(&format!("{bytes} bytes to be taken"), |now| {
+            now.flooded >= bytes
+        });
     }
 
     fn wait(&self, what: &str, seen: impl Fn(&Now) -> bool) {
@@ -492,9 +501,7 @@ impl Desk {
                 let mut chunk = b"10000\r\n".to_vec();
                 chunk.resize(chunk.len() + 0x10000, b' ');
                 chunk.extend_from_slice(b"\r\n");
-                loop {
-                    stream.write_all(&chunk)?;
-                }
+                self.flood(stream, &chunk)
             }
             Answer::Drip { body, every } => {
                 stream.write_all(&head(
@@ -522,9 +529,7 @@ impl Desk {
             }
             Answer::Flood { start, again } => {
                 stream.write_all(&start)?;
-                loop {
-                    stream.write_all(&again)?;
-                }
+                self.flood(stream, &again)
             }
             Answer::Stream => {
                 stream.write_all(&head(
@@ -536,6 +541,14 @@ impl Desk {
                 self.change(|now| now.open_streams -= 1);
                 ended.map(|()| false)
             }
+        }
+    }
+
+    /// Sends bytes again and again until the client hangs up.
+    fn flood(&self, mut stream: &UnixStream, again: &[u8]) -> io::Result<bool> {
+        loop {
+            stream.write_all(again)?;
+            self.change(|now| now.flooded += again.len());
         }
     }
 
