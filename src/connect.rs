@@ -216,7 +216,7 @@ impl<'a> Connect<'a> {
         let timer = self.say(waiting);
         // While the CLI runs, its end is the news: one more on the bus would only slow the login.
         if self.situation != Situation::NoDaemon && !self.attempt.is_running() {
-            self.bus.open(&self.api, timer).await;
+            self.bus.open(&self.api, timer);
         }
         let cli_ended = tokio::select! {
             () = self.attempt.cli_ended() => true,

@@ -194,23 +194,25 @@ impl LocalApi {
     }
 
     /// Opens the bus of notifications.
-    pub async fn watch(&self) -> Result<Doorbell, LocalApiError> {
+    pub fn watch(&self) -> impl Future<Output = Result<Doorbell, LocalApiError>> + use<> {
         let request = self
             .client
             .get(format!("{BASE}/watch-ipn-bus?mask={WATCH_MASK}"));
-        let response = timeout(REQUEST_LIMIT, request.send())
-            .await
-            .map_err(|_| LocalApiError::NoAnswer)?
-            .map_err(|error| classify(&error))?;
-        if response.status() != StatusCode::OK {
-            let text = format!("watch-ipn-bus: {}", response.status());
-            return Err(LocalApiError::BadAnswer(text));
+        async {
+            let response = timeout(REQUEST_LIMIT, request.send())
+                .await
+                .map_err(|_| LocalApiError::NoAnswer)?
+                .map_err(|error| classify(&error))?;
+            if response.status() != StatusCode::OK {
+                let text = format!("watch-ipn-bus: {}", response.status());
+                return Err(LocalApiError::BadAnswer(text));
+            }
+            Ok(Doorbell {
+                response,
+                rang: false,
+                ended: false,
+            })
         }
-        Ok(Doorbell {
-            response,
-            rang: false,
-            ended: false,
-        })
     }
 }
 
