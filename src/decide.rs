@@ -451,6 +451,7 @@ mod tests {
     use proptest::sample::select;
 
     use super::*;
+    use crate::generated::any_text;
     use crate::localapi::SelfNode;
 
     const NOW: Duration = Duration::ZERO;
@@ -910,9 +911,10 @@ mod tests {
 
     fn some_status() -> impl Strategy<Value = Status> {
         let state = prop_oneof![
+            4 => Just("NeedsLogin".to_owned()),
             8 => select(&["NoState", "Starting", "Running", "Stopped", "NeedsLogin",
                 "NeedsMachineAuth", ""][..]).prop_map(str::to_owned),
-            1 => any::<String>(),
+            1 => any_text(),
         ];
         let version = prop_oneof![
             select(
@@ -927,11 +929,11 @@ mod tests {
                 ][..]
             )
             .prop_map(str::to_owned),
-            any::<String>(),
+            any_text(),
         ];
         let health = prop_oneof![
-            any::<String>(),
-            any::<String>().prop_map(|text| format!("The last login error was: {text}")),
+            any_text(),
+            any_text().prop_map(|text| format!("The last login error was: {text}")),
             Just(format!("last login error={REFUSAL}")),
             Just(format!("last login error={TROUBLE}")),
             Just("last login error=".to_owned()),
@@ -971,7 +973,7 @@ mod tests {
     }
 
     fn some_login() -> impl Strategy<Value = Login> {
-        let text = || prop_oneof![Just(REFUSAL.to_owned()), any::<String>()];
+        let text = || prop_oneof![Just(REFUSAL.to_owned()), any_text()];
         prop_oneof![
             Just(Login::NotTried),
             (some_time(), any::<bool>())
@@ -1003,11 +1005,17 @@ mod tests {
     }
 
     proptest! {
+        // There is much to be combined, and it costs little.
+        #![proptest_config({
+            let usual = ProptestConfig::default();
+            ProptestConfig { cases: usual.cases.saturating_mul(8), ..usual }
+        })]
+
         #[test]
         fn whatever_is_seen_no_key_is_read_or_sent_but_where_a_login_is_needed(
             status in some_status(),
             unbound: Option<IpAddr>,
-            trouble in option::weighted(0.2, any::<String>()),
+            trouble in option::weighted(0.2, any_text()),
             lasted in some_time(),
             flags: (bool, bool, bool),
             login in some_login(),

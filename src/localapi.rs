@@ -337,6 +337,7 @@ mod tests {
     use tailnet_harness::{FakeTailscaled, Response};
 
     use super::*;
+    use crate::generated::any_text;
 
     #[test]
     fn a_status_with_nulls_and_unknown_fields_is_read() {
@@ -483,12 +484,12 @@ mod tests {
             Just(Value::Null),
             any::<bool>().prop_map(Value::from),
             any::<i64>().prop_map(Value::from),
-            any::<String>().prop_map(Value::from),
+            any_text().prop_map(Value::from),
         ];
         leaf.prop_recursive(4, 32, 6, |inner| {
             prop_oneof![
                 vec(inner.clone(), 0..6).prop_map(Value::from),
-                btree_map(any::<String>(), inner, 0..6)
+                btree_map(any_text(), inner, 0..6)
                     .prop_map(|map| Value::Object(map.into_iter().collect())),
             ]
         })

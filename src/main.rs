@@ -8,6 +8,8 @@ mod bus;
 mod cli;
 mod connect;
 mod decide;
+#[cfg(test)]
+mod generated;
 mod journal;
 mod localapi;
 mod login;

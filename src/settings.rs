@@ -130,6 +130,7 @@ mod tests {
     use proptest::sample::select;
 
     use super::*;
+    use crate::generated::any_text;
 
     fn prefs(value: Value) -> Prefs {
         serde_json::from_value(value).unwrap()
@@ -224,7 +225,7 @@ mod tests {
         let value = prop_oneof![
             any::<bool>().prop_map(Value::from),
             any::<i8>().prop_map(Value::from),
-            any::<String>().prop_map(Value::from),
+            any_text().prop_map(Value::from),
             Just(Value::Null),
             Just(json!({ "Apply": [{}, null] })),
         ];
@@ -233,7 +234,7 @@ mod tests {
 
     fn word() -> impl Strategy<Value = String> {
         prop_oneof![
-            any::<String>(),
+            any_text(),
             "-{0,4}(hostname|ssh|accept-dns|advertise-routes|-|)(=[a-z-]{0,3})?",
         ]
     }

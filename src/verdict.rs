@@ -292,6 +292,7 @@ mod tests {
     use proptest::sample::select;
 
     use super::*;
+    use crate::generated::any_text;
 
     #[test]
     fn the_control_servers_own_words_are_refusals() {
@@ -543,7 +544,7 @@ mod tests {
                 ][..]
             )
             .prop_map(str::to_owned),
-            any::<String>(),
+            any_text(),
         ]
     }
 
@@ -595,7 +596,7 @@ mod tests {
                 "can't change --login-server without --force-reauth", "must be ",
                 "backend error: rate limit, retry after ", "requires mentioning all",
             ][..]),
-            text in prop_oneof![any::<String>(), ".{300,400}", "[0-9]{1,25}(s|h|y|months)"],
+            text in prop_oneof![any_text(), ".{300,400}", "[0-9]{1,25}(s|h|y|months)"],
         ) {
             let verdict = judge(code, &format!("{start}{text}"));
             prop_assert_eq!(verdict == Verdict::Done, code == Some(0));
@@ -612,7 +613,7 @@ mod tests {
         }
 
         #[test]
-        fn any_health_has_one_trouble_in_few_words(health in vec(any::<String>(), 0..4)) {
+        fn any_health_has_one_trouble_in_few_words(health in vec(any_text(), 0..4)) {
             let health: Vec<String> = health
                 .into_iter()
                 .chain(["last login error=\n\n".to_owned()])

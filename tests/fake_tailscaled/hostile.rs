@@ -1,7 +1,6 @@
 //! A daemon, and a `tailscale` command, that mean harm or are broken in any way: the program ends in
 //! time, with one of its exit codes and a sentence, in little memory, and without a login.
 
-use std::net::TcpListener;
 use std::thread;
 use std::time::Duration;
 
@@ -291,15 +290,15 @@ fn preferences_that_swell() {
 
 #[test]
 fn a_redirect_is_not_followed() {
-    let elsewhere = TcpListener::bind("127.0.0.1:0").unwrap();
-    elsewhere.set_nonblocking(true).unwrap();
-    let address = elsewhere.local_addr().unwrap();
-    for code in [302, 308] {
-        let answer = format!(
-            "HTTP/1.1 {code} Moved\r\nLocation: http://{address}/\r\nContent-Length: 0\r\n\r\n"
-        );
-        Ending::of(STATUS, "Running", Response::raw(answer)).assert_sound();
-        assert!(elsewhere.accept().is_err());
+    for code in [301, 302, 303, 307, 308] {
+        let answer = format!("HTTP/1.1 {code} Moved\r\nLocation: /elsewhere\r\n\r\n");
+        let fake = FakeTailscaled::start(move |_| Response::raw(answer.clone()));
+        let run = crate::program(&fake).args(["--timeout", "1s"]).spawn();
+        run.wait_status_text(&format!(
+            "waiting for a usable answer of tailscaled: {code}"
+        ));
+        fake.wait_count(STATUS, 2);
+        assert_eq!(fake.count("/elsewhere"), 0);
     }
 }
 
