@@ -359,7 +359,7 @@ mod tests {
     /// the last time it does not. Says what came of each.
     fn broken_off<T>(
         answer: &[u8],
-        ask: impl AsyncFn(LocalApi, usize) -> Result<T, LocalApiError>,
+        ask: impl AsyncFn(LocalApi) -> Result<T, LocalApiError>,
     ) -> Vec<Result<T, LocalApiError>> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -372,12 +372,27 @@ mod tests {
             let (first, answer) = (lengths[0], answer.to_vec());
             let fake =
                 FakeTailscaled::start(move |request| Response::raw(&answer[..first + request.nth]));
-            for length in lengths {
+            for _ in lengths {
                 let api = LocalApi::new(fake.socket()).unwrap();
-                outcomes.push(runtime.block_on(ask(api, *length)));
+                outcomes.push(runtime.block_on(ask(api)));
             }
         }
         outcomes
+    }
+
+    /// Listens until the bus has ended, or for long; says whether it rang and whether it has ended.
+    /// One that has brought nothing ends without a ring.
+    async fn listen(doorbell: &mut Doorbell) -> (bool, bool) {
+        let mut rang = false;
+        for _ in 0..200 {
+            if doorbell.is_over() {
+                break;
+            }
+            rang |= timeout(Duration::from_millis(50), doorbell.ring())
+                .await
+                .is_ok();
+        }
+        (rang, doorbell.is_over())
     }
 
     fn in_chunks(answer: &[u8]) -> Vec<u8> {
@@ -408,14 +423,14 @@ mod tests {
     #[test]
     fn a_status_that_breaks_off_anywhere_is_no_answer() {
         for answer in [STATUS.to_vec(), in_chunks(STATUS)] {
-            assert_only_the_last_is_one(broken_off(&answer, async |api, _| api.status().await));
+            assert_only_the_last_is_one(broken_off(&answer, async |api| api.status().await));
         }
     }
 
     #[test]
     fn preferences_that_break_off_anywhere_are_no_answer() {
         for answer in [PREFS.to_vec(), in_chunks(PREFS)] {
-            assert_only_the_last_is_one(broken_off(&answer, async |api, _| api.prefs().await));
+            assert_only_the_last_is_one(broken_off(&answer, async |api| api.prefs().await));
         }
     }
 
@@ -424,17 +439,9 @@ mod tests {
         let text = String::from_utf8_lossy(BUS);
         let head = text.find("\r\n\r\n").unwrap() + 4;
         let rings_from = head + "1ff\r\n".len() + 1;
-        let outcomes = broken_off(BUS, async |api, length| {
+        let outcomes = broken_off(BUS, async |api| {
             let mut doorbell = api.watch().await?;
-            let limit = match length < rings_from {
-                true => Duration::from_millis(50),
-                false => Duration::from_secs(10),
-            };
-            let rang = timeout(limit, doorbell.ring()).await.is_ok();
-            if rang && !doorbell.is_over() {
-                doorbell.ring().await;
-            }
-            Ok((rang, doorbell.is_over()))
+            Ok(listen(&mut doorbell).await)
         });
         for (length, outcome) in outcomes.into_iter().enumerate() {
             match outcome {
@@ -556,6 +563,47 @@ mod tests {
             }
             check::<Status>(&body)?;
             check::<Prefs>(&body)?;
+        }
+    }
+
+    proptest! {
+        // Each case has a stand-in of its own.
+        #![proptest_config({
+            let usual = ProptestConfig::default();
+            ProptestConfig { cases: (usual.cases / 4).max(1), ..usual }
+        })]
+
+        #[test]
+        fn whatever_is_on_the_socket_is_an_answer_or_none_and_a_bus_ends(
+            start in select(&[STATUS, BUS, b"HTTP/1.1 200 OK\r\n\r\n", b""][..]),
+            damage in vec((any::<Index>(), any::<u8>()), 0..4),
+            more in vec(any::<u8>(), 0..64),
+        ) {
+            let mut answer = [start, &more].concat();
+            for (place, byte) in damage {
+                if !answer.is_empty() {
+                    let place = place.index(answer.len());
+                    answer[place] = byte;
+                }
+            }
+            let fake = FakeTailscaled::start(move |_| Response::raw(answer.clone()));
+            let api = LocalApi::new(fake.socket()).unwrap();
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            runtime.block_on(async {
+                let error = api.status().await.err();
+                prop_assert_ne!(error, Some(LocalApiError::NoAnswer));
+                let error = api.prefs().await.err();
+                prop_assert_ne!(error, Some(LocalApiError::NoAnswer));
+                let Ok(mut doorbell) = api.watch().await else {
+                    return Ok(());
+                };
+                listen(&mut doorbell).await;
+                prop_assert!(doorbell.is_over());
+                Ok(())
+            })?;
         }
     }
 
