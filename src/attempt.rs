@@ -96,6 +96,11 @@ impl<'a> Attempt<'a> {
         }
     }
 
+    /// How many logins were started in this run.
+    pub fn count(&self) -> u32 {
+        self.count
+    }
+
     /// Whether an auth key was sent in this run.
     pub fn was_made(&self) -> bool {
         self.count > 0

@@ -152,10 +152,15 @@ pub struct Options {
     pub json: bool,
 
     /// Say more (-vv: all)
+    ///
+    /// -v shows each state of tailscaled, what is waited for, and what `tailscale up` said.
+    /// -vv also shows every single look at tailscaled and what it led to.
     #[arg(short, long, action = ArgAction::Count, env = "TAILSCALE_AUTOCONNECT_VERBOSE", hide_env = true)]
     pub verbose: u8,
 
     /// Say warnings and errors only
+    ///
+    /// And no live line on a terminal.
     #[arg(
         short,
         long,

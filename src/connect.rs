@@ -14,6 +14,7 @@ use crate::bus::Bus;
 use crate::decide::{Action, Key, Situation, Tried, Waiting, decide, situation};
 use crate::localapi::{LocalApi, LocalApiError, Prefs, Status};
 use crate::login::Cli;
+use crate::messages;
 use crate::notify::Notify;
 use crate::outcome::{Connected, Failure};
 use crate::settings;
@@ -108,7 +109,9 @@ impl<'a> Connect<'a> {
     pub async fn run(&mut self) -> Result<Connected, Failure> {
         loop {
             self.observe().await;
-            match decide(&self.situation, self.since.elapsed(), &self.tried()) {
+            let action = decide(&self.situation, self.since.elapsed(), &self.tried());
+            self.note(&action);
+            match action {
                 Action::Wait(waiting) => self.wait(waiting).await,
                 Action::BringUp => self.bring_up().await?,
                 Action::ReadKey => self.read_key(),
@@ -209,6 +212,18 @@ impl<'a> Connect<'a> {
         }
     }
 
+    /// What every message from now on is about.
+    fn note(&self, action: &Action) {
+        let state = match (&self.situation, &self.status) {
+            (Situation::NoDaemon | Situation::Denied(_) | Situation::Unintelligible(_), _) => "",
+            (_, status) => status.as_ref().map_or("", |status| &status.backend_state),
+        };
+        // The login that is about to start counts.
+        let attempt = self.attempt.count() + u32::from(*action == Action::LogIn);
+        messages::context(state, action.name(), attempt);
+        log::trace!("{:?}, so {action:?}", self.situation);
+    }
+
     // ---- act
 
     /// Waits for the doorbell, the end of the CLI or the timer, whichever comes first.
@@ -249,6 +264,7 @@ impl<'a> Connect<'a> {
                 (Instant::now(), false)
             }
         };
+        messages::waiting(&text, since);
         let waited = since.elapsed();
         let worth_a_line = waited >= WORTH_A_LINE;
         if worth_a_line && !logged {

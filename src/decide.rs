@@ -209,6 +209,23 @@ pub enum Action {
     Fail(Failure),
 }
 
+impl Action {
+    /// Its name in the journal; documented.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Wait(_) => "wait",
+            Self::BringUp => "bring_up",
+            Self::ReadKey => "read_key",
+            Self::LogIn => "log_in",
+            Self::AbandonLogin => "abandon_login",
+            Self::Rescue { .. } => "rescue",
+            Self::ForgetKey { .. } => "forget_key",
+            Self::Finish => "finish",
+            Self::Fail(_) => "fail",
+        }
+    }
+}
+
 /// What is being waited for. Its words are the STATUS= of the service, and documented.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Waiting {

@@ -13,10 +13,12 @@ mod generated;
 mod journal;
 mod localapi;
 mod login;
+mod messages;
 mod notify;
 mod outcome;
 mod redact;
 mod settings;
+mod terminal;
 mod verdict;
 
 use std::io::Write;
@@ -48,7 +50,7 @@ fn main() -> ExitCode {
         Ok(options) => options,
         Err(error) => return usage(&error),
     };
-    journal::init(match (options.quiet, options.verbose) {
+    messages::init(match (options.quiet, options.verbose) {
         (true, _) => LevelFilter::Warn,
         (false, 0) => LevelFilter::Info,
         (false, 1) => LevelFilter::Debug,
@@ -104,6 +106,7 @@ async fn run(options: &Options) -> End {
         number = stop_signal() => Some(End::Signal(number)),
         () = sleep(options.timeout.unwrap_or(Duration::MAX)) => None,
         () = notify.grace(options.ready_after) => None,
+        () = messages::live_line() => None,
     };
     let end = end.unwrap_or_else(|| End::Result(Err(connect.timed_out())));
     if let End::Signal(_) = end {
@@ -149,8 +152,10 @@ async fn stop_signal() -> i32 {
 
 /// Prints the result, and on standard output nothing else.
 fn report(result: &Result<Connected, Failure>, json: bool) -> ExitCode {
+    let journal_has_it = messages::result(result);
     let line = match result {
         _ if json => Some(to_json(result).to_string()),
+        _ if journal_has_it => None,
         Ok(connected) => Some(connected.to_string()),
         Err(_) => None,
     };
@@ -159,10 +164,7 @@ fn report(result: &Result<Connected, Failure>, json: bool) -> ExitCode {
     }
     match result {
         Ok(_) => ExitCode::SUCCESS,
-        Err(failure) => {
-            log::error!("{failure}");
-            ExitCode::from(failure.exit().1)
-        }
+        Err(failure) => ExitCode::from(failure.exit().1),
     }
 }
 

@@ -75,11 +75,19 @@ impl Failure {
     }
 }
 
+/// One word for how a run ended: `connected`, or the name of the exit code.
+pub fn outcome(result: &Result<Connected, Failure>) -> &'static str {
+    match result {
+        Ok(_) => "connected",
+        Err(failure) => failure.exit().0,
+    }
+}
+
 /// The object that `--json` prints.
 pub fn to_json(result: &Result<Connected, Failure>) -> Value {
     match result {
         Ok(connected) => json!({
-            "outcome": "connected",
+            "outcome": outcome(result),
             "exit_code": 0,
             "message": connected.to_string(),
             "name": connected.name,
@@ -87,10 +95,9 @@ pub fn to_json(result: &Result<Connected, Failure>) -> Value {
             "logged_in": connected.logged_in,
         }),
         Err(failure) => {
-            let (name, code) = failure.exit();
             json!({
-                "outcome": name,
-                "exit_code": code,
+                "outcome": outcome(result),
+                "exit_code": failure.exit().1,
                 "message": failure.to_string(),
             })
         }

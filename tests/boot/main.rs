@@ -8,6 +8,7 @@ mod bookworm;
 mod boot_order;
 mod drop_ins;
 mod join;
+mod journal;
 mod keeping;
 mod key_file;
 mod machine;

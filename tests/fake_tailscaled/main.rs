@@ -7,6 +7,7 @@ mod hostile;
 mod requests;
 mod states;
 mod systemd;
+mod terminal;
 
 use std::path::Path;
 

@@ -14,6 +14,7 @@ mod refusal;
 mod renewal;
 mod secrecy;
 mod settings;
+mod terminal;
 
 use tailnet_harness::{Finished, KeyFile, Node, Run, Tailnet};
 

@@ -39,6 +39,7 @@ mod process;
 mod proxy;
 mod run;
 mod tailnet;
+mod terminal;
 
 pub use binaries::Binaries;
 pub use fake::{FakeTailscaled, Request, Response, status_json};
@@ -54,6 +55,7 @@ pub use proxy::CountingProxy;
 pub use run::{Finished, Notification, Run, Running};
 pub use rustix::process::Signal;
 pub use tailnet::{ApiRequest, Device, KeySpec, KeyUse, Registers, State, Tailnet};
+pub use terminal::Screen;
 
 use std::time::Duration;
 

@@ -4,7 +4,7 @@
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::fs;
-use std::io::Read;
+use std::io::{Read, Write as _};
 use std::net::Shutdown;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
@@ -20,6 +20,7 @@ use rustix::process::Signal;
 use tempfile::TempDir;
 
 use crate::process::{self, Process, open_temp_dir, tail, wait_readable};
+use crate::terminal::{self, Screen};
 use crate::{Binaries, Node, PATIENCE, RUN_LIMIT, proc};
 
 /// Marks the processes of one run, so that those it leaves behind can be told from others.
@@ -41,6 +42,7 @@ pub struct Run {
     tailscale: Option<PathBuf>,
     notify: bool,
     user: Option<u32>,
+    columns: Option<u16>,
     limit: Duration,
 }
 
@@ -55,6 +57,7 @@ impl Run {
             tailscale: None,
             notify: true,
             user: None,
+            columns: None,
             limit: RUN_LIMIT,
         }
     }
@@ -127,6 +130,13 @@ impl Run {
         self
     }
 
+    /// Runs it in the foreground of a terminal of this width, which is its standard input and its
+    /// standard error; its standard output goes elsewhere.
+    pub fn terminal(mut self, columns: u16) -> Self {
+        self.columns = Some(columns);
+        self.env("TERM", "xterm-256color")
+    }
+
     /// How long it may take, instead of [`RUN_LIMIT`].
     pub fn limit(mut self, limit: Duration) -> Self {
         self.limit = limit;
@@ -152,7 +162,16 @@ impl Run {
             Some(_) => copy_for_anyone(&path, dir.path()),
             None => path,
         };
-        let mut command = process::command(&reachable(self.program), self.user);
+        let program = reachable(self.program);
+        let mut command = match self.columns {
+            // It makes the terminal its controlling one.
+            Some(_) => process::command(Path::new("setsid"), self.user),
+            None => process::command(&program, self.user),
+        };
+        let terminal = self.columns.map(terminal::open);
+        if terminal.is_some() {
+            command.arg("--ctty").arg(&program);
+        }
         command.args(&self.args);
         if let Some(tailscale) = self.tailscale {
             command.arg("--tailscale").arg(reachable(tailscale));
@@ -167,8 +186,18 @@ impl Run {
             .env(MARK, &mark)
             .current_dir(dir.path())
             .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .process_group(0);
+            .stderr(Stdio::piped());
+        let master = match terminal {
+            Some((master, slave)) => {
+                let input = slave.try_clone().expect("a file descriptor can be cloned");
+                command.stdin(input).stderr(slave);
+                Some(master)
+            }
+            None => {
+                command.process_group(0);
+                None
+            }
+        };
 
         let notify = self.notify.then(|| {
             let path = dir.path().join("notify");
@@ -183,11 +212,19 @@ impl Run {
 
         let mut process = Process::spawn(command);
         board.read(process.child.stdout.take(), |now| &mut now.stdout);
-        board.read(process.child.stderr.take(), |now| &mut now.stderr);
+        match &master {
+            Some(master) => {
+                let output = master.try_clone().expect("a file descriptor can be cloned");
+                board.read(Some(output), |now| &mut now.stderr);
+            }
+            None => board.read(process.child.stderr.take(), |now| &mut now.stderr),
+        }
         board.watch_exit(&process, notify.as_ref().map(|(_, path)| path.clone()));
         Running {
             process: Mutex::new(process),
             board,
+            terminal: master,
+            columns: self.columns,
             notify: notify.map(|(socket, _)| socket),
             mark,
             shown,
@@ -370,6 +407,8 @@ impl Board {
 pub struct Running {
     process: Mutex<Process>,
     board: Arc<Board>,
+    terminal: Option<fs::File>,
+    columns: Option<u16>,
     notify: Option<UnixDatagram>,
     mark: String,
     shown: String,
@@ -411,6 +450,28 @@ impl Running {
     /// Its standard error so far.
     pub fn stderr(&self) -> String {
         self.board.now().stderr.text()
+    }
+
+    /// What its terminal has shown so far.
+    pub fn screen(&self) -> Screen {
+        screen(self.columns, &self.board.now().stderr.bytes)
+    }
+
+    /// Waits until its terminal shows a line with this.
+    pub fn wait_on_screen(&self, text: &str) {
+        let what = format!("{text:?} on the terminal");
+        self.await_news(&what, |now| {
+            let screen = screen(self.columns, &now.stderr.bytes);
+            screen.now().contains(text).then_some(())
+        });
+    }
+
+    /// Types this on its terminal.
+    pub fn type_in(&self, keys: &str) {
+        let mut terminal = self.terminal.as_ref().expect("a run on a terminal");
+        terminal
+            .write_all(keys.as_bytes())
+            .expect("a terminal takes input");
     }
 
     /// What it told systemd so far.
@@ -498,6 +559,8 @@ impl Running {
             signal: exit.signal(),
             stdout: now.stdout.text(),
             stderr: now.stderr.text(),
+            screen_bytes: now.stderr.bytes.clone(),
+            columns: self.columns,
             elapsed: exited.duration_since(now.started),
             notifications: now.notifications.clone(),
             left_behind: ours,
@@ -596,6 +659,8 @@ pub struct Finished {
     pub notifications: Vec<Notification>,
     /// The processes that it started and that still ran when it had ended.
     pub left_behind: Vec<u32>,
+    screen_bytes: Vec<u8>,
+    columns: Option<u16>,
     dir: Arc<TempDir>,
     _echo: EchoOnFailure,
 }
@@ -617,6 +682,11 @@ impl Finished {
     /// Where it ran, with all that it wrote there, to `HOME` or to `TMPDIR`.
     pub fn dir(&self) -> &Path {
         self.dir.path()
+    }
+
+    /// What its terminal has shown.
+    pub fn screen(&self) -> Screen {
+        screen(self.columns, &self.screen_bytes)
     }
 
     /// The `STATUS=` texts, in order.
@@ -643,6 +713,10 @@ impl Finished {
             panic!("standard output is not JSON ({error}): {:?}", self.stdout)
         })
     }
+}
+
+fn screen(columns: Option<u16>, output: &[u8]) -> Screen {
+    Screen::of(columns.expect("a run on a terminal"), output)
 }
 
 fn ready_at(notifications: &[Notification]) -> Option<Duration> {
