@@ -387,6 +387,23 @@ fn standard_output_carries_the_result_and_nothing_else() {
 }
 
 #[test]
+fn a_run_says_as_much_as_it_is_asked_to() {
+    let said = |flag: &str| {
+        let (_fake, run) = on("NeedsMachineAuth");
+        let run = run.args([flag, "--timeout", "300ms"]).run();
+        run.assert_code(75);
+        run.stderr.clone()
+    };
+    let (state, look) = ("NeedsApproval\n", "NeedsApproval, so Wait(Approval)\n");
+    let (verbose, all) = (said("-v"), said("-vv"));
+    assert!(
+        verbose.contains(state) && !verbose.contains(look),
+        "{verbose}"
+    );
+    assert!(all.contains(state) && all.contains(look), "{all}");
+}
+
+#[test]
 fn a_quiet_run_says_only_what_is_wrong() {
     let (_fake, run) = on("Running");
     let run = run.arg("-q").run();

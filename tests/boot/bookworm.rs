@@ -1,7 +1,7 @@
 //! The main tests on systemd 252.
 
 use crate::machine::Debian::Bookworm;
-use crate::{boot_order, join, key_file, running, sandbox};
+use crate::{boot_order, join, journal, key_file, running, sandbox};
 
 macro_rules! on_bookworm {
     ($($name:ident: $test:path;)*) => {$(
@@ -21,6 +21,8 @@ on_bookworm! {
     without_a_secret_it_tries_again_until_one_comes: key_file::no_secret;
     a_secret_that_cannot_be_used_is_final: key_file::unusable_secret;
     a_refused_key_is_final_until_a_new_one_is_there_and_started_with: key_file::refused_key;
+    a_join_can_be_asked_for_by_its_fields: journal::joined;
+    the_last_words_are_the_units_even_if_the_journal_is_late: journal::late_journal;
     it_runs_again_whenever_tailscaled_was_restarted: running::daemon_restarts;
     it_can_write_nowhere_and_change_nothing: sandbox::nothing_to_write;
     systemd_finds_no_fault_with_the_unit_and_little_exposure: sandbox::unit_is_sound;

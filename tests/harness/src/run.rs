@@ -452,11 +452,6 @@ impl Running {
         self.board.now().stderr.text()
     }
 
-    /// What its terminal has shown so far.
-    pub fn screen(&self) -> Screen {
-        screen(self.columns, &self.board.now().stderr.bytes)
-    }
-
     /// Waits until its terminal shows a line with this.
     pub fn wait_on_screen(&self, text: &str) {
         let what = format!("{text:?} on the terminal");
@@ -767,6 +762,22 @@ mod tests {
             "{:?}",
             finished.elapsed
         );
+    }
+
+    #[test]
+    fn a_terminal_shows_what_is_written_to_it_and_takes_what_is_typed() {
+        let script = "test -t 0 && test -t 2 && ! test -t 1 && stty size && \
+                      printf '12345\n123456\n\033[31mred' >&2 && read -r word && \
+                      printf '\r\033[K%s?' \"$word\" >&2";
+        let running = shell(script).terminal(5).spawn();
+        running.wait_on_screen("red");
+        running.type_in("\x08\n");
+        let run = running.wait();
+        run.assert_code(0);
+        assert_eq!(run.stdout, "40 5\n");
+        let screen = run.screen();
+        assert!(screen.has_wrapped() && !screen.is_left_clean());
+        assert!(screen.shown().contains(&"12345".to_owned()));
     }
 
     #[test]
