@@ -148,7 +148,8 @@ fn line(frame: &str, text: &str, waited: Duration, columns: u16) -> String {
         return whole;
     }
     let for_text = room.saturating_sub(width(&start) + width(&end));
-    cut(&format!("{start}{}{end}", cut(text, for_text)), room).to_owned()
+    let narrow = format!("{start}{}{end}", cut(text, for_text));
+    cut(&narrow, room).to_owned()
 }
 
 fn time(waited: Duration) -> String {
@@ -177,7 +178,7 @@ fn cut(text: &str, most: usize) -> &str {
         taken += columns_of(*character);
         taken > most
     });
-    end.map_or(text, |(index, _)| &text[..index])
+    end.map_or(text, |(index, _)| text[..index].trim_end())
 }
 
 #[cfg(test)]
@@ -206,7 +207,8 @@ mod tests {
 
     #[test]
     fn the_text_is_cut_and_the_time_kept_where_it_is_narrow() {
-        assert_eq!(line("-", "waiting for", SECONDS, 18), "- waitin… 12 s");
+        assert_eq!(line("-", "waiting for", SECONDS, 18), "- waiting… 12 s");
+        assert_eq!(line("-", "waiting for", SECONDS, 16), "- waitin… 12 s");
         assert_eq!(line("-", "waiting for", SECONDS, 6), "- …");
     }
 

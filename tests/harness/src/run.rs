@@ -766,18 +766,28 @@ mod tests {
 
     #[test]
     fn a_terminal_shows_what_is_written_to_it_and_takes_what_is_typed() {
-        let script = "test -t 0 && test -t 2 && ! test -t 1 && stty size && \
-                      printf '12345\n123456\n\033[31mred' >&2 && read -r word && \
-                      printf '\r\033[K%s?' \"$word\" >&2";
+        let script = r#"
+            test -t 0 && test -t 2 && ! test -t 1 && stty size || exit 1
+            printf '12345\n123456\n\033[31mred' >&2
+            read -r word
+            printf '\r\033[K%s?' "$word" >&2
+        "#;
         let running = shell(script).terminal(5).spawn();
         running.wait_on_screen("red");
-        running.type_in("\x08\n");
+        running.type_in("on\n");
         let run = running.wait();
         run.assert_code(0);
         assert_eq!(run.stdout, "40 5\n");
         let screen = run.screen();
+        let lines = ["12345", "6", "redon"];
+        assert!(
+            lines
+                .iter()
+                .all(|line| screen.shown().contains(&(*line).to_owned()))
+        );
+        assert_eq!(screen.now(), "12345\n123456\nredon\non?");
+        assert_eq!(screen.colored(), ["redon", "on?"]);
         assert!(screen.has_wrapped() && !screen.is_left_clean());
-        assert!(screen.shown().contains(&"12345".to_owned()));
     }
 
     #[test]
