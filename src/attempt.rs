@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::authkey::AuthKey;
 use crate::decide;
 use crate::localapi::{LocalApi, LocalApiError, Prefs, Status};
-use crate::login::{Cli, Login};
+use crate::login::{Cli, Login, NotStarted};
 use crate::outcome::Failure;
 use crate::settings;
 use crate::verdict::{LoginError, Verdict, last_login_error};
@@ -145,7 +145,7 @@ impl<'a> Attempt<'a> {
     }
 
     /// Starts a login with `key` on the node that `status` and `prefs` show.
-    pub fn start(&mut self, key: &AuthKey, status: &Status, prefs: Prefs) {
+    pub async fn start(&mut self, key: &AuthKey, status: &Status, prefs: Prefs) {
         let prefs = match self.touched.take() {
             // Settings that an earlier login has left changed are still to be put back.
             Some(touched) if touched.begun && !touched.settled => touched.prefs,
@@ -159,17 +159,22 @@ impl<'a> Attempt<'a> {
             settled: false,
         });
         self.count += 1;
-        self.run_cli(key, &[], 0);
+        self.run_cli(key, &[], 0).await;
     }
 
-    fn run_cli(&mut self, key: &AuthKey, kept: &[String], rounds: u32) {
-        self.progress = match self.cli.up(key, kept) {
+    async fn run_cli(&mut self, key: &AuthKey, kept: &[String], rounds: u32) {
+        self.progress = match self.cli.up(key, kept).await {
             Ok(login) => Progress::InFlight {
                 login,
                 started: Instant::now(),
                 rounds,
             },
-            Err(failure) => Progress::Impossible(failure),
+            Err(NotStarted::Ever(failure)) => Progress::Impossible(failure),
+            Err(NotStarted::ForNow(error)) => {
+                // No key was sent.
+                self.count = self.count.saturating_sub(1);
+                return self.retry_later(&error, None);
+            }
         };
     }
 
@@ -188,7 +193,7 @@ impl<'a> Attempt<'a> {
         };
         match login.verdict().await {
             Verdict::Done => self.mark_begun(),
-            Verdict::KeepSettings(flags) => self.start_keeping(key, flags, rounds + 1),
+            Verdict::KeepSettings(flags) => self.start_keeping(key, flags, rounds + 1).await,
             Verdict::Refused(refusal) => {
                 self.mark_begun();
                 self.refused(refusal, false);
@@ -210,12 +215,12 @@ impl<'a> Attempt<'a> {
     }
 
     /// The CLI wants settings mentioned that it would reset otherwise.
-    fn start_keeping(&mut self, key: Option<&AuthKey>, flags: Vec<String>, rounds: u32) {
+    async fn start_keeping(&mut self, key: Option<&AuthKey>, flags: Vec<String>, rounds: u32) {
         let kept = settings::flags_to_add(flags, &self.cli.asked());
         match key {
             Some(key) if rounds <= MOST_SETTINGS_ROUNDS && !kept.is_empty() => {
                 log::info!("keeping the node's settings: {}", kept.join(" "));
-                self.run_cli(key, &kept, rounds);
+                self.run_cli(key, &kept, rounds).await;
             }
             _ => {
                 self.progress = Progress::Impossible(Failure::Misconfigured(

@@ -323,7 +323,7 @@ impl<'a> Connect<'a> {
         };
         let path = self.config.key.path.display();
         log::info!("logging in with the auth key from {path}");
-        self.attempt.start(key, status, prefs);
+        self.attempt.start(key, status, prefs).await;
         if self.attempt.is_running() {
             self.wait(Waiting::LoggingIn).await;
         }

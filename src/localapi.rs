@@ -15,6 +15,7 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value, json};
+use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 use crate::redact::excerpt;
@@ -214,6 +215,12 @@ impl LocalApi {
             })
         }
     }
+}
+
+/// The user who listens on the socket.
+pub async fn listener(socket: &Path) -> io::Result<u32> {
+    let peer = UnixStream::connect(socket).await?.peer_cred()?;
+    Ok(peer.uid())
 }
 
 /// The open bus. It says only that something has changed: what, is for the status to say.

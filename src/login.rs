@@ -1,9 +1,10 @@
 //! Running `tailscale up`, with the key in an inherited memory file.
 
+use std::env;
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -14,7 +15,9 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use crate::authkey::AuthKey;
+use crate::localapi;
 use crate::outcome::Failure;
+use crate::trust::{self, We};
 use crate::verdict::{Verdict, judge};
 
 /// How much of the CLI's output is kept, in bytes.
@@ -46,13 +49,56 @@ impl Cli {
 
     /// Starts `tailscale up` with `key`, with the flags `kept` from the node's settings before
     /// the user's own.
-    pub fn up(&self, key: &AuthKey, kept: &[String]) -> Result<Login, Failure> {
+    pub async fn up(&self, key: &AuthKey, kept: &[String]) -> Result<Login, NotStarted> {
+        let program = self.program()?;
+        self.trust_socket().await?;
+        Ok(self.start(&program, key, kept)?)
+    }
+
+    /// Where the command is, if it's one that may run with our rights.
+    fn program(&self) -> Result<PathBuf, Failure> {
+        let found = trust::find(&self.program, env::var_os("PATH").as_deref());
+        let Some((program, named)) = found else {
+            return Err(self.cannot_start(&io::ErrorKind::NotFound.into()));
+        };
+        // One that cannot be looked at cannot be started either, which says why.
+        if let Ok(steps) = trust::steps(&program) {
+            trust::may_run(&program, named, &steps, We::now()).map_err(Failure::Misconfigured)?;
+        }
+        Ok(program)
+    }
+
+    /// Whether the key may be sent to whoever is behind the socket. The CLI opens the socket once
+    /// more, so it matters who can put another one there, too.
+    async fn trust_socket(&self) -> Result<(), NotStarted> {
+        let listener = localapi::listener(&self.socket).await;
+        let steps = trust::steps(&self.socket);
+        let (listener, steps) = match (listener, steps) {
+            (Ok(listener), Ok(steps)) => (listener, steps),
+            (Err(error), _) | (_, Err(error)) => {
+                return Err(NotStarted::ForNow(format!(
+                    "cannot see who listens on the socket {} ({error})",
+                    self.socket.display()
+                )));
+            }
+        };
+        trust::may_have_key(&self.socket, listener, &steps, We::now())
+            .map_err(|why| Failure::Misconfigured(why).into())
+    }
+
+    fn start(&self, program: &Path, key: &AuthKey, kept: &[String]) -> Result<Login, Failure> {
         let memfd = key
             .to_inherited_memfd()
             .map_err(|error| Failure::Internal(format!("cannot make a memory file: {error}")))?;
         let mut socket = OsString::from("--socket=");
         socket.push(&self.socket);
-        let mut child = Command::new(&self.program)
+        let mut command = Command::new(program);
+        for (name, _) in env::vars_os() {
+            if !trust::is_passed_on(&name) {
+                command.env_remove(name);
+            }
+        }
+        let mut child = command
             .arg(socket)
             .arg("up")
             .arg(format!(
@@ -61,8 +107,6 @@ impl Cli {
             ))
             .args(kept)
             .args(self.asked())
-            // It is not the service's main process.
-            .env_remove("NOTIFY_SOCKET")
             // The command may be a wrapper; it is ended with all that it has started.
             .process_group(0)
             .stdin(Stdio::null())
@@ -94,6 +138,19 @@ impl Cli {
                  name another with --tailscale"
             ),
         })
+    }
+}
+
+/// Why `tailscale up` was not started.
+pub enum NotStarted {
+    /// It may be tried again.
+    ForNow(String),
+    Ever(Failure),
+}
+
+impl From<Failure> for NotStarted {
+    fn from(failure: Failure) -> Self {
+        Self::Ever(failure)
     }
 }
 

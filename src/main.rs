@@ -19,6 +19,7 @@ mod outcome;
 mod redact;
 mod settings;
 mod terminal;
+mod trust;
 mod verdict;
 
 use std::io::Write;

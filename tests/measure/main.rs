@@ -5,12 +5,14 @@
 //! A time that is missed is measured again, at most four times: other load on the machine is no failure.
 
 use std::fmt;
+use std::fs;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use tailnet_harness::{CountingProxy, KeyFile, Node, PATIENCE, Run, Tailnet};
+use serde_json::json;
+use tailnet_harness::{CountingProxy, KeyFile, Node, PATIENCE, Run, Running, Tailnet};
 
 const JOINS: usize = 61;
 /// Devices that are on the tailnet already, offline: nobody's tailnet is empty.
@@ -18,6 +20,10 @@ const DEVICES: usize = 40;
 const SECOND_RUNS: usize = 101;
 const MEMORY_RUNS: usize = 11;
 const REBOOTS: usize = 15;
+/// After this time of waiting, the timer has reached its longest step.
+const WARM_UP: Duration = Duration::from_secs(22);
+/// How long a wait is watched; the environment variable WATCH_SECONDS may give another time.
+const WATCH: Duration = Duration::from_secs(30);
 
 /// How often a time that is missed is measured again.
 const RETRIES: usize = 4;
@@ -35,7 +41,7 @@ fn main() -> ExitCode {
         "what", "median (least to most)", "limit"
     );
     let mut kept = true;
-    for measure in [fresh_join, second_run, reboot, size] {
+    for measure in [fresh_join, second_run, reboot, waiting, size] {
         let mut rows = measure(program);
         for _ in 0..RETRIES {
             if rows.iter().all(|row| row.kept() || !row.is_time) {
@@ -84,6 +90,15 @@ impl Row {
             limit: limit.into(),
             unit,
             is_time: matches!(unit, "ms" | "×"),
+        }
+    }
+
+    /// Each sample must keep the limit, not only the middle one.
+    fn worst(what: &'static str, samples: Vec<f64>, limit: f64, unit: &'static str) -> Self {
+        let row = Self::of(what, samples, limit, unit);
+        Self {
+            median: row.most,
+            ..row
         }
     }
 
@@ -269,6 +284,118 @@ fn first_online(node: &Node) -> Instant {
             return now;
         }
         assert!(now < deadline, "the node does not get online");
+    }
+}
+
+/// Waits that may last for ever cost next to nothing.
+fn waiting(program: &Path) -> Vec<Row> {
+    let tailnet = Tailnet::start();
+    let approving = Tailnet::start();
+    approving.policy(json!({ "approval": true }));
+    let unreachable = Tailnet::start();
+    let [absent, fresh, unapproved, cut_off] = [
+        Node::builder().create(),
+        Node::start(),
+        Node::start(),
+        Node::builder().cached_netmap(true).start(),
+    ];
+    cut_off.join(&unreachable);
+    cut_off.terminate();
+    unreachable.fault("down");
+    cut_off.launch();
+    let key = KeyFile::new(approving.single_use_key());
+    let none = Path::new("/nonexistent");
+    let wait = |tailnet: &Tailnet, node: &Node, key: &Path, status: &str| {
+        let run = on_node(program, tailnet, node, key)
+            .args(["--authkey-wait", "infinity"])
+            .limit(Duration::MAX)
+            .spawn();
+        run.wait_status_text(status);
+        run
+    };
+    let runs = [
+        wait(&tailnet, &absent, none, "waiting for tailscaled"),
+        wait(&tailnet, &fresh, none, "waiting for the auth key file"),
+        wait(
+            &approving,
+            &unapproved,
+            key.path(),
+            "to approve this device",
+        ),
+        wait(
+            &unreachable,
+            &cut_off,
+            none,
+            "waiting for the control server",
+        ),
+    ];
+
+    thread::sleep(WARM_UP);
+    let seconds = std::env::var("WATCH_SECONDS").map(|text| text.parse().expect("a number"));
+    let watched = seconds.map_or(WATCH, Duration::from_secs);
+    let look = || runs.each_ref().map(|run| Upkeep::of(run.pid()));
+    let (start, before) = (Instant::now(), look());
+    thread::sleep(watched);
+    let (after, took) = (look(), start.elapsed());
+    assert!(runs.iter().all(Running::is_alive), "a wait has ended");
+
+    let each = |of: &dyn Fn(&Upkeep, &Upkeep) -> f64| -> Vec<f64> {
+        before
+            .iter()
+            .zip(&after)
+            .map(|(one, other)| of(one, other))
+            .collect()
+    };
+    let cpu = |one: &Upkeep, other: &Upkeep| {
+        100.0 * (other.cpu - one.cpu).as_secs_f64() / took.as_secs_f64()
+    };
+    let wakes =
+        |one: &Upkeep, other: &Upkeep| (other.wakes - one.wakes) as f64 * 60.0 / took.as_secs_f64();
+    let memory = |one: &Upkeep, other: &Upkeep| other.memory - one.memory;
+    let files = |one: &Upkeep, other: &Upkeep| other.files - one.files;
+    vec![
+        Row::worst("waiting: share of a core", each(&cpu), 0.1, "%"),
+        Row::worst("  wake-ups a minute", each(&wakes), 240.0, "times"),
+        Row::worst("  memory growth", each(&memory), 64.0, "KiB"),
+        Row::worst("  open files more", each(&files), 0.0, "files"),
+    ]
+}
+
+/// What a process that waits has used so far.
+struct Upkeep {
+    cpu: Duration,
+    /// How often it has gone to sleep, which is as often as it was woken.
+    wakes: u64,
+    /// Resident, in KiB.
+    memory: f64,
+    files: f64,
+}
+
+impl Upkeep {
+    fn of(process: u32) -> Self {
+        let read = |file: &str| {
+            fs::read_to_string(format!("/proc/{process}/{file}")).expect("the program runs")
+        };
+        let status = read("status");
+        let number = |name: &str| -> u64 {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            let value = line.and_then(|line| line.split_whitespace().next());
+            value
+                .and_then(|text| text.parse().ok())
+                .unwrap_or_else(|| panic!("no {name}"))
+        };
+        let schedstat = read("schedstat");
+        let cpu = schedstat
+            .split(' ')
+            .next()
+            .and_then(|text| text.parse().ok());
+        let files = fs::read_dir(format!("/proc/{process}/fd")).expect("the program runs");
+        Self {
+            cpu: Duration::from_nanos(cpu.expect("nanoseconds")),
+            wakes: number("voluntary_ctxt_switches:"),
+            memory: number("VmRSS:") as f64,
+            files: files.count() as f64,
+        }
     }
 }
 

@@ -1,0 +1,645 @@
+//! Whom we trust: with the auth key, whoever listens on tailscaled's socket; with our rights, the
+//! `tailscale` command.
+//!
+//! A path is as good as those who can change what it leads to. Root and we ourselves always can.
+//! Anybody else who can is named by the judgements here, which are pure: they go by the [`Step`]s
+//! of a path and by who [`We`] are. [`steps`], [`We::now`] and [`find`] gather that.
+//!
+//! A group that may write to a directory is no objection: whoever owns it has let that group in.
+
+use std::collections::VecDeque;
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Component, Path, PathBuf};
+
+use rustix::fs::{Access, access};
+use rustix::io::Errno;
+
+const ROOT: u32 = 0;
+
+/// Stands for every user who has no number in our user namespace.
+const OVERFLOW: u32 = 65534;
+
+/// As many links as the kernel follows.
+const MOST_LINKS: u32 = 40;
+
+/// Where a command is looked for if there is no PATH.
+const USUAL_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
+
+/// The user that we run as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct We {
+    pub user: u32,
+    /// What belongs to users outside of our user namespace looks as if it were [`OVERFLOW`]'s,
+    /// and nobody inside has that number.
+    pub in_namespace: bool,
+}
+
+impl We {
+    pub fn now() -> Self {
+        let users = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+        Self {
+            user: rustix::process::geteuid().as_raw(),
+            in_namespace: !users.is_empty() && !is_mapped(&users, OVERFLOW),
+        }
+    }
+
+    pub fn are_root(self) -> bool {
+        self.user == ROOT
+    }
+
+    fn trust(self, user: u32) -> bool {
+        user == ROOT || user == self.user
+    }
+}
+
+/// Whether `user` has a number in the user namespace with this `uid_map`.
+fn is_mapped(uid_map: &str, user: u32) -> bool {
+    uid_map.lines().any(|line| {
+        let mut numbers = line.split_whitespace().map(str::parse::<u64>);
+        match (numbers.next(), numbers.nth(1)) {
+            (Some(Ok(first)), Some(Ok(count))) => {
+                (first..first.saturating_add(count)).contains(&user.into())
+            }
+            _ => false,
+        }
+    })
+}
+
+/// A directory or link on the way along a path, or what stands at its end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Step {
+    pub path: PathBuf,
+    pub kind: Kind,
+    pub owner: u32,
+    pub mode: u32,
+    /// It stands in a directory in which everybody can put things, such as /tmp.
+    pub among_all: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Directory,
+    Link,
+    Socket,
+    Other,
+}
+
+/// All steps of a path, links and what they lead to included. Only looks, and opens nothing.
+pub fn steps(path: &Path) -> io::Result<Vec<Step>> {
+    let mut left: VecDeque<OsString> = names(&std::path::absolute(path)?);
+    let mut here = PathBuf::from("/");
+    let mut among_all = false;
+    let mut links = 0;
+    let root = step(&here, false)?;
+    let mut all = vec![root];
+    while let Some(name) = left.pop_front() {
+        if name == ".." {
+            here.pop();
+            among_all = is_for_all(fs::symlink_metadata(&here)?.mode());
+            continue;
+        }
+        let next = here.join(&name);
+        let step = step(&next, among_all)?;
+        match step.kind {
+            Kind::Link => {
+                links += 1;
+                if links > MOST_LINKS {
+                    return Err(Errno::LOOP.into());
+                }
+                let target = fs::read_link(&next)?;
+                if target.is_absolute() {
+                    here = PathBuf::from("/");
+                    among_all = false;
+                }
+                for name in names(&target).into_iter().rev() {
+                    left.push_front(name);
+                }
+            }
+            _ => {
+                among_all = is_for_all(step.mode);
+                here = next;
+            }
+        }
+        all.push(step);
+    }
+    Ok(all)
+}
+
+fn names(path: &Path) -> VecDeque<OsString> {
+    path.components()
+        .filter(|part| matches!(part, Component::Normal(_) | Component::ParentDir))
+        .map(|part| part.as_os_str().to_owned())
+        .collect()
+}
+
+fn step(path: &Path, among_all: bool) -> io::Result<Step> {
+    use std::os::unix::fs::FileTypeExt;
+    let metadata = fs::symlink_metadata(path)?;
+    let kind = metadata.file_type();
+    Ok(Step {
+        path: path.to_owned(),
+        kind: match kind {
+            _ if kind.is_dir() => Kind::Directory,
+            _ if kind.is_symlink() => Kind::Link,
+            _ if kind.is_socket() => Kind::Socket,
+            _ => Kind::Other,
+        },
+        owner: metadata.uid(),
+        mode: metadata.mode(),
+        among_all,
+    })
+}
+
+fn is_for_all(mode: u32) -> bool {
+    mode & 0o002 != 0
+}
+
+/// Those besides root and us who can change what the path leads to, each with what is theirs; or,
+/// if anybody can, how.
+///
+/// Where one user has a directory that root made, such as a home, this user is named. Where
+/// anybody can make one, as in /tmp, what others have made is anybody's.
+pub fn others(steps: &[Step], we: We) -> Result<Vec<&Step>, String> {
+    let mut others = Vec::new();
+    for step in steps {
+        let path = step.path.display();
+        let is_sticky = step.mode & 0o1000 != 0;
+        match step.kind {
+            Kind::Directory if is_for_all(step.mode) && !is_sticky => {
+                return Err(format!(
+                    "everybody can write to the directory {path}; chmod o-w it"
+                ));
+            }
+            Kind::Other if is_for_all(step.mode) => {
+                return Err(format!("everybody can write to {path}; chmod o-w it"));
+            }
+            _ => {}
+        }
+        if we.trust(step.owner) {
+            continue;
+        }
+        if step.among_all {
+            let owner = step.owner;
+            return Err(format!(
+                "{path} belongs to user {owner}, in a directory where everybody can put it"
+            ));
+        }
+        // What the namespace stands on was there before us.
+        if !(we.in_namespace && step.owner == OVERFLOW) {
+            others.push(step);
+        }
+    }
+    Ok(others)
+}
+
+/// Whether the auth key may go to the socket that `steps` lead to and where `listener` listens.
+///
+/// That is root, ourselves, or a user who has a part of the path (a tailscaled that runs as a
+/// user of its own, in a directory that was made for it). And nobody else may be able to put
+/// another socket there.
+pub fn may_have_key(socket: &Path, listener: u32, steps: &[Step], we: We) -> Result<(), String> {
+    let socket = socket.display();
+    let others = others(steps, we)
+        .map_err(|why| format!("the auth key is not sent to the socket {socket}: {why}"))?;
+    if we.trust(listener) || others.iter().any(|step| step.owner == listener) {
+        return Ok(());
+    }
+    Err(format!(
+        "the auth key is not sent to the socket {socket}: user {listener} listens there, \
+         who is neither root nor the owner of its directory; is it tailscaled's?"
+    ))
+}
+
+/// Whether `program`, to which `steps` lead, may run with our rights.
+///
+/// Who is not root can only harm himself. A command that root names by its path is the one meant,
+/// unless anybody can have put it there; one that was found in PATH must be root's, too.
+pub fn may_run(program: &Path, named: Named, steps: &[Step], we: We) -> Result<(), String> {
+    if !we.are_root() {
+        return Ok(());
+    }
+    let program = program.display();
+    let others = others(steps, we)
+        .map_err(|why| format!("the tailscale command {program} is not run as root: {why}"))?;
+    match (named, others.first()) {
+        (Named::InPath, Some(step)) => Err(format!(
+            "the tailscale command {program}, found in PATH, is not run as root: {} belongs to \
+             user {}; if it is meant, name it with --tailscale",
+            step.path.display(),
+            step.owner
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// How a command was named.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Named {
+    ByPath,
+    InPath,
+}
+
+/// The path of a command: itself, if it's one, or else the first of this name in `search` (the
+/// variable PATH) that can be run. Relative and empty entries, which stand for the directory that
+/// we happen to be in, are passed over.
+pub fn find(program: &Path, search: Option<&OsStr>) -> Option<(PathBuf, Named)> {
+    if program.as_os_str().as_encoded_bytes().contains(&b'/') {
+        return Some((program.to_owned(), Named::ByPath));
+    }
+    let search = search.unwrap_or(OsStr::new(USUAL_PATH));
+    std::env::split_paths(search)
+        .filter(|directory| directory.is_absolute())
+        .map(|directory| directory.join(program))
+        .find(|path| path.is_file() && access(path, Access::EXEC_OK).is_ok())
+        .map(|path| (path, Named::InPath))
+}
+
+/// Whether an environment variable of ours is passed on to the `tailscale` command.
+///
+/// All are, since whoever sets ours may do so: PATH, proxies and certificates for the exchange of
+/// an OAuth client secret, Tailscale's own TS_…. But not what the service manager tells its main
+/// process about itself, and not our options.
+pub fn is_passed_on(variable: &OsStr) -> bool {
+    const OURS: [&str; 12] = [
+        "FDSTORE",
+        "JOURNAL_STREAM",
+        "LISTEN_FDNAMES",
+        "LISTEN_FDS",
+        "LISTEN_PID",
+        "LISTEN_PIDFDID",
+        "MEMORY_PRESSURE_WATCH",
+        "MEMORY_PRESSURE_WRITE",
+        "NOTIFY_SOCKET",
+        "SYSTEMD_EXEC_PID",
+        "WATCHDOG_PID",
+        "WATCHDOG_USEC",
+    ];
+    let name = variable.to_string_lossy();
+    !OURS.contains(&name.as_ref()) && !name.starts_with("TAILSCALE_AUTOCONNECT_")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+
+    const ROOTS: We = We {
+        user: ROOT,
+        in_namespace: false,
+    };
+    const ALICES: We = We {
+        user: 1000,
+        in_namespace: false,
+    };
+    const MALLORY: u32 = 1001;
+    const SERVICE: u32 = 997;
+
+    /// The steps of a path, from pairs of owner and mode; the last one is of this kind.
+    fn path(kind: Kind, steps: &[(u32, u32)]) -> Vec<Step> {
+        let mut path = PathBuf::from("/");
+        let mut among_all = false;
+        let last = steps.len() - 1;
+        let steps = steps.iter().enumerate().map(|(nth, &(owner, mode))| {
+            if nth > 0 {
+                path.push(format!("step{nth}"));
+            }
+            let kind = if nth == last { kind } else { Kind::Directory };
+            let step = Step {
+                path: path.clone(),
+                kind,
+                owner,
+                mode,
+                among_all,
+            };
+            among_all = is_for_all(mode);
+            step
+        });
+        steps.collect()
+    }
+
+    fn to_socket(listener: u32, steps: &[(u32, u32)], we: We) -> Result<(), String> {
+        let socket = Path::new("/the/socket");
+        may_have_key(socket, listener, &path(Kind::Socket, steps), we)
+    }
+
+    const ETC: (u32, u32) = (ROOT, 0o755);
+    const TMP: (u32, u32) = (ROOT, 0o1777);
+
+    #[test]
+    fn the_sockets_that_people_have_get_the_key() {
+        let cases: [(&str, u32, &[(u32, u32)], We); 9] = [
+            (
+                "Debian's and NixOS's",
+                ROOT,
+                &[ETC, ETC, ETC, (ROOT, 0o666)],
+                ROOTS,
+            ),
+            (
+                "the same for the operator",
+                ROOT,
+                &[ETC, ETC, ETC, (ROOT, 0o666)],
+                ALICES,
+            ),
+            (
+                "alice's own",
+                1000,
+                &[ETC, ETC, (1000, 0o700), (1000, 0o666)],
+                ALICES,
+            ),
+            (
+                "alice's own in /tmp",
+                1000,
+                &[ETC, TMP, (1000, 0o755), (1000, 0o666)],
+                ALICES,
+            ),
+            (
+                "a container's in /tmp",
+                ROOT,
+                &[ETC, TMP, (ROOT, 0o666)],
+                ROOTS,
+            ),
+            (
+                "a daemon's with a user",
+                SERVICE,
+                &[ETC, ETC, (SERVICE, 0o755), (SERVICE, 0o666)],
+                ROOTS,
+            ),
+            (
+                "the same for the operator",
+                SERVICE,
+                &[ETC, ETC, (SERVICE, 0o755), (SERVICE, 0o666)],
+                ALICES,
+            ),
+            (
+                "a group's",
+                ROOT,
+                &[ETC, ETC, (ROOT, 0o2775), (ROOT, 0o660)],
+                ROOTS,
+            ),
+            (
+                "socket activation",
+                ROOT,
+                &[ETC, ETC, ETC, (SERVICE, 0o660)],
+                ROOTS,
+            ),
+        ];
+        for (whose, listener, steps, we) in cases {
+            assert_eq!(to_socket(listener, steps, we), Ok(()), "{whose}");
+        }
+    }
+
+    #[test]
+    fn a_socket_that_others_made_or_can_replace_does_not_get_the_key() {
+        let cases: [(&str, u32, &[(u32, u32)], We, &str); 7] = [
+            (
+                "in /tmp",
+                MALLORY,
+                &[ETC, TMP, (MALLORY, 0o666)],
+                ROOTS,
+                "where everybody can put it",
+            ),
+            (
+                "below /tmp",
+                MALLORY,
+                &[ETC, TMP, (MALLORY, 0o755), (MALLORY, 0o666)],
+                ROOTS,
+                "where everybody can put it",
+            ),
+            (
+                "below /tmp, root's",
+                ROOT,
+                &[ETC, TMP, (MALLORY, 0o755), (ROOT, 0o666)],
+                ROOTS,
+                "where everybody can put it",
+            ),
+            (
+                "left open",
+                ROOT,
+                &[ETC, (ROOT, 0o777), (ROOT, 0o666)],
+                ROOTS,
+                "everybody can write to the directory /step1",
+            ),
+            (
+                "a stolen name",
+                MALLORY,
+                &[ETC, ETC, (ROOT, 0o666)],
+                ROOTS,
+                "user 1001 listens there",
+            ),
+            (
+                "of another than the owner",
+                MALLORY,
+                &[ETC, (SERVICE, 0o755), (SERVICE, 0o666)],
+                ROOTS,
+                "user 1001 listens there",
+            ),
+            (
+                "against a plain user",
+                MALLORY,
+                &[ETC, TMP, (MALLORY, 0o666)],
+                ALICES,
+                "where everybody can put it",
+            ),
+        ];
+        for (which, listener, steps, we, why) in cases {
+            let refusal = to_socket(listener, steps, we).expect_err(which);
+            assert!(refusal.starts_with("the auth key is not sent to the socket /the/socket: "));
+            assert!(refusal.contains(why), "{which}: {refusal}");
+        }
+    }
+
+    #[test]
+    fn what_a_namespace_stands_on_is_no_objection_but_a_listener_outside_is() {
+        let steps = [
+            (OVERFLOW, 0o755),
+            (OVERFLOW, 0o1777),
+            (ROOT, 0o755),
+            (ROOT, 0o666),
+        ];
+        let inside = We {
+            user: ROOT,
+            in_namespace: true,
+        };
+        assert_eq!(to_socket(ROOT, &steps, inside), Ok(()));
+        assert!(to_socket(OVERFLOW, &steps, inside).is_err());
+        assert!(others(&path(Kind::Socket, &steps[..3]), ROOTS).is_ok_and(|all| all.len() == 2));
+        let theirs = [(OVERFLOW, 0o755), (OVERFLOW, 0o1777), (OVERFLOW, 0o666)];
+        assert!(to_socket(ROOT, &theirs, inside).is_err());
+    }
+
+    #[test]
+    fn a_uid_map_says_who_is_inside() {
+        let all = "         0          0 4294967295\n";
+        assert!(is_mapped(all, OVERFLOW));
+        assert!(!is_mapped("0 1000 1\n", OVERFLOW));
+        assert!(is_mapped("0 1000 1\n1 100000 65536\n", OVERFLOW));
+        assert!(!is_mapped("0 1000 1\n1 100000 65533\n", OVERFLOW));
+        assert!(!is_mapped("", OVERFLOW));
+    }
+
+    #[test]
+    fn a_command_found_in_path_must_be_roots_under_root() {
+        let run = |named, steps: &[(u32, u32)], we| {
+            may_run(
+                Path::new("/x/tailscale"),
+                named,
+                &path(Kind::Other, steps),
+                we,
+            )
+        };
+        let program = (ROOT, 0o755);
+        let store = (ROOT, 0o1775);
+        let nix = [ETC, ETC, store, (ROOT, 0o555), (ROOT, 0o555)];
+        let debian = [ETC, ETC, ETC, program];
+        let staff = [ETC, ETC, ETC, (ROOT, 0o2775), program];
+        for steps in [&nix[..], &debian, &staff] {
+            assert_eq!(run(Named::InPath, steps, ROOTS), Ok(()));
+        }
+        let homes = [ETC, ETC, (MALLORY, 0o755), (MALLORY, 0o755)];
+        let refusal = run(Named::InPath, &homes, ROOTS).unwrap_err();
+        assert!(
+            refusal
+                .contains("found in PATH, is not run as root: /step1/step2 belongs to user 1001")
+        );
+        assert_eq!(run(Named::ByPath, &homes, ROOTS), Ok(()));
+        assert_eq!(run(Named::InPath, &homes, ALICES), Ok(()));
+        for named in [Named::ByPath, Named::InPath] {
+            let in_tmp = [ETC, TMP, (MALLORY, 0o755)];
+            assert!(run(named, &in_tmp, ROOTS).is_err());
+            assert!(run(named, &[ETC, ETC, (ROOT, 0o777)], ROOTS).is_err());
+            assert!(run(named, &[ETC, (ROOT, 0o777), program], ROOTS).is_err());
+            assert_eq!(run(named, &in_tmp, ALICES), Ok(()));
+        }
+    }
+
+    /// A directory of the test's own, removed at its end.
+    struct Directory(PathBuf);
+
+    impl Directory {
+        fn new(name: &str) -> Self {
+            let name = format!("trust-{name}-{}", std::process::id());
+            let path = std::env::temp_dir().join(name);
+            fs::create_dir(&path).unwrap();
+            Self(path.canonicalize().unwrap())
+        }
+    }
+
+    impl Drop for Directory {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    #[test]
+    fn the_steps_of_a_path_are_those_of_the_links_on_it_too() {
+        let directory = Directory::new("steps");
+        let base = &directory.0;
+        fs::create_dir(base.join("real")).unwrap();
+        fs::write(base.join("real/file"), "").unwrap();
+        symlink(base.join("real"), base.join("absolute")).unwrap();
+        symlink("absolute/../real/./file", base.join("relative")).unwrap();
+        let found: Vec<_> = steps(&base.join("relative"))
+            .unwrap()
+            .into_iter()
+            .filter_map(|step| Some((step.path.strip_prefix(base).ok()?.to_owned(), step.kind)))
+            .collect();
+        let expected = [
+            ("", Kind::Directory),
+            ("relative", Kind::Link),
+            ("absolute", Kind::Link),
+            ("", Kind::Directory),
+            ("real", Kind::Directory),
+            ("real", Kind::Directory),
+            ("real/file", Kind::Other),
+        ];
+        assert_eq!(found, expected.map(|(path, kind)| (path.into(), kind)));
+
+        symlink("loop", base.join("loop")).unwrap();
+        let error = steps(&base.join("loop")).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(Errno::LOOP.raw_os_error()));
+        let missing = steps(&base.join("none/file")).unwrap_err();
+        assert_eq!(missing.kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn what_stands_where_everybody_can_put_it_is_marked() {
+        let directory = Directory::new("marked");
+        let shared = directory.0.join("shared");
+        fs::create_dir(&shared).unwrap();
+        fs::write(shared.join("file"), "").unwrap();
+        let marked = || {
+            steps(&shared.join("file"))
+                .unwrap()
+                .pop()
+                .unwrap()
+                .among_all
+        };
+        assert!(!marked());
+        fs::set_permissions(&shared, fs::Permissions::from_mode(0o1777)).unwrap();
+        assert!(marked());
+    }
+
+    #[test]
+    fn a_command_is_the_first_in_path_that_can_be_run() {
+        let directory = Directory::new("path");
+        let base = &directory.0;
+        for (name, mode) in [("plain", 0o644), ("first", 0o755), ("second", 0o755)] {
+            fs::create_dir(base.join(name)).unwrap();
+            let file = base.join(name).join("command");
+            fs::write(&file, "").unwrap();
+            fs::set_permissions(&file, fs::Permissions::from_mode(mode)).unwrap();
+        }
+        fs::create_dir_all(base.join("folder/command")).unwrap();
+        let search = |entries: &[&str]| {
+            let entries = entries.iter().map(|name| match name.strip_prefix('@') {
+                Some(name) => base.join(name),
+                None => PathBuf::from(name),
+            });
+            let search = std::env::join_paths(entries).unwrap();
+            find(Path::new("command"), Some(&search))
+        };
+        let first = Some((base.join("first/command"), Named::InPath));
+        assert_eq!(
+            search(&["@none", "@folder", "@plain", "@first", "@second"]),
+            first
+        );
+        assert_eq!(search(&["@plain", ""]), None);
+        // The tests run in the package's directory.
+        assert_eq!(
+            find(Path::new("run.sh"), Some(OsStr::new("tests:./tests"))),
+            None
+        );
+        for path in ["/usr/bin/tailscale", "./tailscale", "bin/tailscale"] {
+            let path = PathBuf::from(path);
+            assert_eq!(find(&path, None), Some((path.clone(), Named::ByPath)));
+        }
+    }
+
+    #[test]
+    fn the_command_gets_our_environment_but_for_what_is_ours_alone() {
+        for name in [
+            "PATH",
+            "HOME",
+            "HTTPS_PROXY",
+            "no_proxy",
+            "SSL_CERT_FILE",
+            "TS_DEBUG_UP",
+            "LANG",
+        ] {
+            assert!(is_passed_on(OsStr::new(name)), "{name}");
+        }
+        for name in [
+            "NOTIFY_SOCKET",
+            "LISTEN_FDS",
+            "JOURNAL_STREAM",
+            "WATCHDOG_USEC",
+            "TAILSCALE_AUTOCONNECT_AUTHKEY_FILE",
+        ] {
+            assert!(!is_passed_on(OsStr::new(name)), "{name}");
+        }
+    }
+}
