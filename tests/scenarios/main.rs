@@ -15,6 +15,7 @@ mod renewal;
 mod secrecy;
 mod settings;
 mod terminal;
+mod trust;
 
 use tailnet_harness::{Finished, KeyFile, Node, Run, Tailnet};
 

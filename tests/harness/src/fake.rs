@@ -279,6 +279,24 @@ impl FakeTailscaled {
         Self::listen(socket.into(), None, script)
     }
 
+    /// Listens on this path as another user (tests that run as root only), who must be able to
+    /// write to its folder.
+    pub fn start_as(
+        user: u32,
+        socket: impl Into<PathBuf>,
+        script: impl Fn(&Request) -> Response + Send + Sync + 'static,
+    ) -> Self {
+        let socket = socket.into();
+        // Only the thread becomes another user, with those that it starts.
+        let listening = thread::spawn(move || {
+            let user = rustix::thread::Uid::from_raw(user);
+            rustix::thread::set_thread_res_uid(user, user, user)
+                .unwrap_or_else(|error| panic!("cannot become another user: {error}"));
+            Self::listen(socket, None, script)
+        });
+        listening.join().expect("it says why above")
+    }
+
     /// Answers every request for the status with this one, holds the event bus open and answers
     /// everything else with 404.
     pub fn with_status(status: Value) -> Self {
