@@ -6,7 +6,8 @@ use std::time::Duration;
 use clap::builder::FalseyValueParser;
 use clap::{ArgAction, Parser};
 
-use crate::outcome::Failure;
+use crate::manual::Generate;
+use crate::outcome::{EXITS, Failure};
 use crate::redact::looks_like_a_key;
 use crate::settings::{flag_name, flag_value};
 
@@ -21,24 +22,8 @@ use crate::settings::{flag_name, flag_value};
     max_term_width = 80,
     override_usage = "tailscale-autoconnect --authkey-file FILE [OPTIONS]\n       \
                       [-- FLAGS FOR `tailscale up`]",
-    after_help = "Exit status: 0 connected, 64 usage, 66 no key file, 69 no tailscaled, 75 time is\n\
-                  up, 77 refused, 78 cannot work as configured.",
-    after_long_help = "\
-Times are written as systemd and people do: 90s, 5min, 1h 30min, infinity; a
-bare number is seconds. Flags after `--` go to `tailscale up` as they are.
-
-Each option can also be given by an environment variable: TAILSCALE_AUTOCONNECT_
-and its name in capitals, such as TAILSCALE_AUTOCONNECT_READY_AFTER. The command
-line wins.
-
-Exit status:
-   0              connected
-  64 USAGE        the command line is wrong
-  66 NOINPUT      the key file is needed, and missing or unreadable
-  69 UNAVAILABLE  --timeout passed and tailscaled never answered
-  75 TEMPFAIL     --timeout passed on anything else
-  77 NOPERM       the control server refused the key, or tailscaled refused us
-  78 CONFIG       the key file, the CLI or the settings cannot work as they are"
+    after_help = exits_in_brief(),
+    after_long_help = format!("{TIMES} {FLAGS}\n\n{VARIABLES}\n\n{}", exits_in_full())
 )]
 pub struct Options {
     /// File with the auth key or OAuth client secret
@@ -171,13 +156,49 @@ pub struct Options {
     )]
     pub quiet: bool,
 
+    /// Print the manual page or the completions of a shell, for packages
+    #[arg(long, value_name = "WHAT", hide = true)]
+    pub generate: Option<Generate>,
+
     /// Flags for `tailscale up`
     #[arg(last = true, value_name = "FLAGS", hide = true)]
     pub up_flags: Vec<String>,
 }
 
+/// How times are written, for the help and the manual page.
+pub const TIMES: &str = "Times are written as systemd and people do: 90s, 5min, 1h 30min, \
+    infinity; a bare number is seconds.";
+
+/// What becomes of the flags after `--`, for the same.
+pub const FLAGS: &str = "Flags after `--` go to `tailscale up` as they are.";
+
+/// How options are given by the environment, for the same.
+pub const VARIABLES: &str = "Each option can also be given by an environment variable: \
+    TAILSCALE_AUTOCONNECT_ and its name in capitals, such as TAILSCALE_AUTOCONNECT_READY_AFTER. \
+    The command line wins.";
+
+/// The exit statuses, for -h.
+fn exits_in_brief() -> String {
+    let exits: Vec<_> = EXITS
+        .iter()
+        .filter(|exit| !exit.brief.is_empty())
+        .map(|exit| format!("{} {}", exit.code, exit.brief))
+        .collect();
+    format!("Exit status: {}.", exits.join(", "))
+}
+
+/// The exit statuses, for --help.
+fn exits_in_full() -> String {
+    let mut text = "Exit status:".to_owned();
+    for exit in EXITS.iter().filter(|exit| !exit.brief.is_empty()) {
+        let line = format!("\n{:>4} {:<12} {}", exit.code, exit.name, exit.when);
+        text.push_str(&line);
+    }
+    text
+}
+
 /// Flags of `tailscale up` that would undo what this program does, and why.
-const REFUSED_FLAGS: [(&str, &str); 6] = [
+pub const REFUSED_FLAGS: [(&str, &str); 6] = [
     ("auth-key", "name the key's file with --authkey-file"),
     ("authkey", "name the key's file with --authkey-file"),
     (

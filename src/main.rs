@@ -13,6 +13,7 @@ mod generated;
 mod journal;
 mod localapi;
 mod login;
+mod manual;
 mod messages;
 mod notify;
 mod outcome;
@@ -57,6 +58,9 @@ fn main() -> ExitCode {
         (false, 1) => LevelFilter::Debug,
         (false, _) => LevelFilter::Trace,
     });
+    if let Some(what) = options.generate {
+        return print(&manual::generate(what));
+    }
     let end = match options.check() {
         Ok(()) => start(&options),
         Err(failure) => End::Result(Err(failure)),
@@ -166,6 +170,18 @@ fn report(result: &Result<Connected, Failure>, json: bool) -> ExitCode {
     match result {
         Ok(_) => ExitCode::SUCCESS,
         Err(failure) => ExitCode::from(failure.exit().1),
+    }
+}
+
+/// Prints what packages install, in full or not at all.
+fn print(text: &[u8]) -> ExitCode {
+    let mut out = std::io::stdout();
+    match out.write_all(text).and_then(|()| out.flush()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let failure = Failure::Internal(format!("cannot write to standard output: {error}"));
+            report(&Err(failure), false)
+        }
     }
 }
 

@@ -63,15 +63,16 @@ pub enum Failure {
 impl Failure {
     /// The name and number from sysexits.h, which `systemctl status` prints.
     pub fn exit(&self) -> (&'static str, u8) {
-        match self {
-            Failure::Usage(_) => ("USAGE", 64),
-            Failure::KeyFile(error) if error.may_heal() => ("NOINPUT", 66),
-            Failure::TailscaledUnreachable { .. } => ("UNAVAILABLE", 69),
-            Failure::Internal(_) => ("SOFTWARE", 70),
-            Failure::TimedOut(_) => ("TEMPFAIL", 75),
-            Failure::KeyRefused(_) | Failure::Denied(_) => ("NOPERM", 77),
-            Failure::KeyFile(_) | Failure::Misconfigured(_) => ("CONFIG", 78),
-        }
+        let exit = match self {
+            Failure::Usage(_) => USAGE,
+            Failure::KeyFile(error) if error.may_heal() => NOINPUT,
+            Failure::TailscaledUnreachable { .. } => UNAVAILABLE,
+            Failure::Internal(_) => SOFTWARE,
+            Failure::TimedOut(_) => TEMPFAIL,
+            Failure::KeyRefused(_) | Failure::Denied(_) => NOPERM,
+            Failure::KeyFile(_) | Failure::Misconfigured(_) => CONFIG,
+        };
+        (exit.name, exit.code)
     }
 }
 
@@ -83,12 +84,98 @@ pub fn outcome(result: &Result<Connected, Failure>) -> &'static str {
     }
 }
 
+/// An exit status, and what the help and the manual page say of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Exit {
+    pub code: u8,
+    /// Its name in sysexits.h; success has none.
+    pub name: &'static str,
+    /// When, in a word or two; empty where the help has no room for it.
+    pub brief: &'static str,
+    pub when: &'static str,
+    /// Whether the unit is started again: see RestartPreventExitStatus= there.
+    pub again: bool,
+}
+
+const fn exit(
+    code: u8,
+    name: &'static str,
+    brief: &'static str,
+    when: &'static str,
+    again: bool,
+) -> Exit {
+    Exit {
+        code,
+        name,
+        brief,
+        when,
+        again,
+    }
+}
+
+const CONNECTED: Exit = exit(0, "", "connected", "connected", false);
+const USAGE: Exit = exit(64, "USAGE", "usage", "the command line is wrong", false);
+const NOINPUT: Exit = exit(
+    66,
+    "NOINPUT",
+    "no key file",
+    "the key file is needed, and missing or unreadable",
+    true,
+);
+const UNAVAILABLE: Exit = exit(
+    69,
+    "UNAVAILABLE",
+    "no tailscaled",
+    "--timeout passed and tailscaled never answered",
+    true,
+);
+const SOFTWARE: Exit = exit(
+    70,
+    "SOFTWARE",
+    "",
+    "a fault of the program or of the system under it",
+    true,
+);
+const TEMPFAIL: Exit = exit(
+    75,
+    "TEMPFAIL",
+    "time is up",
+    "--timeout passed on anything else",
+    true,
+);
+const NOPERM: Exit = exit(
+    77,
+    "NOPERM",
+    "refused",
+    "the control server refused the key, or tailscaled refused us",
+    false,
+);
+const CONFIG: Exit = exit(
+    78,
+    "CONFIG",
+    "cannot work as configured",
+    "the key file, the CLI or the settings cannot work as they are",
+    false,
+);
+
+/// All of them.
+pub const EXITS: [Exit; 8] = [
+    CONNECTED,
+    USAGE,
+    NOINPUT,
+    UNAVAILABLE,
+    SOFTWARE,
+    TEMPFAIL,
+    NOPERM,
+    CONFIG,
+];
+
 /// The object that `--json` prints.
 pub fn to_json(result: &Result<Connected, Failure>) -> Value {
     match result {
         Ok(connected) => json!({
             "outcome": outcome(result),
-            "exit_code": 0,
+            "exit_code": CONNECTED.code,
             "message": connected.to_string(),
             "name": connected.name,
             "addresses": connected.addresses,
@@ -100,6 +187,26 @@ pub fn to_json(result: &Result<Connected, Failure>) -> Value {
                 "exit_code": failure.exit().1,
                 "message": failure.to_string(),
             })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn systemd_does_not_start_again_what_would_end_in_the_same_way() {
+        let unit = include_str!("../units/tailscale-autoconnect.service");
+        let prevented: Vec<_> = unit
+            .lines()
+            .find_map(|line| line.strip_prefix("RestartPreventExitStatus="))
+            .into_iter()
+            .flat_map(str::split_whitespace)
+            .collect();
+        for exit in EXITS.iter().filter(|exit| exit.code != 0) {
+            let named = prevented.contains(&exit.name);
+            assert_eq!(named, !exit.again, "{exit:?}, {prevented:?}");
         }
     }
 }

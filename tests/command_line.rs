@@ -177,6 +177,32 @@ fn the_short_help_fits_a_terminal() {
 }
 
 #[test]
+fn what_packages_install_is_printed_without_a_daemon_and_a_key() {
+    for (what, beginning) in [
+        ("man", ".TH tailscale-autoconnect 8 "),
+        ("bash", "complete -F "),
+        ("zsh", "#compdef tailscale-autoconnect"),
+        ("fish", "complete -c tailscale-autoconnect "),
+    ] {
+        let run = program()
+            .args(["--generate", what])
+            .socket("/nonexistent/tailscaled.sock")
+            .authkey_file("/nonexistent/key")
+            .run();
+        run.assert_code(0);
+        assert!(run.stdout.contains(beginning), "{what}: {}", run.stdout);
+        assert_eq!(run.stderr, "");
+        assert_eq!(run.ready_at(), None);
+    }
+    is_refused(
+        program().args(["--generate", "html"]),
+        "[possible values: man, bash, zsh, fish]",
+    );
+    let help = program().arg("--help").run();
+    assert!(!help.stdout.contains("generate"), "{}", help.stdout);
+}
+
+#[test]
 fn the_help_says_nothing_that_the_environment_holds() {
     let run = program()
         .arg("--help")
