@@ -1,7 +1,9 @@
 # The package, in the conventions of nixpkgs.
 {
   lib,
+  stdenv,
   rustPlatform,
+  installShellFiles,
   makeBinaryWrapper,
   versionCheckHook,
   tailscale,
@@ -25,7 +27,10 @@ rustPlatform.buildRustPackage (finalAttrs: {
   };
   cargoLock.lockFile = ../Cargo.lock;
 
-  nativeBuildInputs = [ makeBinaryWrapper ];
+  nativeBuildInputs = [
+    installShellFiles
+    makeBinaryWrapper
+  ];
 
   # Those that need neither daemons nor containers.
   cargoTestFlags = [
@@ -38,6 +43,14 @@ rustPlatform.buildRustPackage (finalAttrs: {
     install -Dm444 units/tailscale-autoconnect.service -t $out/lib/systemd/system
     substituteInPlace $out/lib/systemd/system/tailscale-autoconnect.service \
       --replace-fail /usr/bin/tailscale-autoconnect $out/bin/tailscale-autoconnect
+    ${lib.optionalString (stdenv.buildPlatform.canExecute stdenv.hostPlatform) ''
+      $out/bin/tailscale-autoconnect --generate man >tailscale-autoconnect.8
+      installManPage tailscale-autoconnect.8
+      installShellCompletion --cmd tailscale-autoconnect \
+        --bash <($out/bin/tailscale-autoconnect --generate bash) \
+        --fish <($out/bin/tailscale-autoconnect --generate fish) \
+        --zsh <($out/bin/tailscale-autoconnect --generate zsh)
+    ''}
     wrapProgram $out/bin/tailscale-autoconnect --suffix PATH : ${lib.makeBinPath [ tailscale ]}
   '';
 

@@ -14,7 +14,7 @@ source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
 skipped_code=77
 deny_version=0.20.2
 
-steps=(format clippy scripts go deny advisories build tests harness scenarios boot nix demo measure)
+steps=(format clippy scripts go deny advisories build tests harness scenarios boot nix manual demo measure)
 declare -A about=(
     [format]="the Rust code is formatted"
     [clippy]="no lint complains of the Rust code"
@@ -28,6 +28,7 @@ declare -A about=(
     [scenarios]="the program on real daemons"
     [boot]="the Debian package on machines that boot real systemd"
     [nix]="tests/nix/run.sh: the NixOS module, the flake and the example"
+    [manual]="tests/manual.sh: the manual page and the completions, in what reads them"
     [demo]="tests/demo.sh"
     [measure]="tests/measure.sh: the numbers that must be kept"
 )
@@ -95,6 +96,8 @@ step_boot() {
 }
 
 step_nix() { tests/nix/run.sh; }
+
+step_manual() { tests/manual.sh; }
 
 step_demo() { tests/demo.sh; }
 

@@ -600,7 +600,8 @@ fn root(debian: Debian) -> PathBuf {
     root.clone()
 }
 
-fn package() -> &'static Path {
+/// The package, which is built once.
+pub fn package() -> &'static Path {
     static PACKAGE: OnceLock<PathBuf> = OnceLock::new();
     PACKAGE.get_or_init(|| made("package.sh", None))
 }

@@ -1,8 +1,51 @@
-//! The Debian package: installed, removed and purged.
+//! The Debian package: what is in it, and how it is installed, removed and purged.
+
+use std::path::Path;
+use std::process::Command;
 
 use tailnet_harness::Tailnet;
 
-use crate::machine::{Debian, Machine, UNIT};
+use crate::machine::{Debian, Machine, UNIT, package};
+
+#[test]
+#[ignore = "boots real systemd: run tests/run.sh"]
+fn its_manual_page_and_completions_are_where_they_are_looked_for() {
+    let tailnet = Tailnet::start_apart();
+    let machine = Machine::new(Debian::Trixie, &tailnet);
+    let page = machine.offline(&["man", "--pager=cat", "tailscale-autoconnect"]);
+    for part in ["join this machine to its tailnet", "STATUS TEXTS"] {
+        assert!(page.contains(part), "{part}: {page}");
+    }
+    for (file, beginning) in [
+        ("bash-completion/completions/tailscale-autoconnect", "_tail"),
+        (
+            "zsh/vendor-completions/_tailscale-autoconnect",
+            "#compdef tailscale-autoconnect\n",
+        ),
+        (
+            "fish/vendor_completions.d/tailscale-autoconnect.fish",
+            "complete -c tailscale-autoconnect ",
+        ),
+        (
+            "doc/tailscale-autoconnect/copyright",
+            "Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/\n",
+        ),
+    ] {
+        let text = machine.offline(&["cat", &format!("/usr/share/{file}")]);
+        assert!(text.starts_with(beginning), "{file}: {text}");
+    }
+}
+
+#[test]
+#[ignore = "builds a package: run tests/run.sh"]
+fn debians_checker_finds_no_fault_with_it() {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/boot/lintian.sh");
+    let output = Command::new(script).arg(package()).output();
+    let output = output.expect("bash is there");
+    let said = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}{errors}");
+}
 
 #[test]
 #[ignore = "boots real systemd: run tests/run.sh"]

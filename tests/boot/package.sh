@@ -20,4 +20,4 @@ if ! command -v cargo-deb >/dev/null; then
     say "package.sh: installing cargo-deb (a few minutes, once)"
     cargo install --locked --quiet --root "$tools" cargo-deb@3.8.0
 fi
-cargo deb --manifest-path "$root/Cargo.toml" --locked --quiet 1>&3
+"$root/units/debian/build.sh" --quiet 1>&3

@@ -54,7 +54,7 @@ if [[ ! -d $made ]]; then
     # In a mount namespace of its own: what it mounts is gone when it ends, however it does.
     start tied unshare --mount --propagation private \
         mmdebstrap --mode=root --quiet --variant=minbase \
-        --include=systemd,systemd-sysv,dbus,iproute2,age,openssh-client,procps \
+        --include=systemd,systemd-sysv,dbus,iproute2,age,openssh-client,procps,man-db \
         "$release" "$making" "${mirrors[@]}"
     finish "$started"
 
@@ -66,7 +66,9 @@ if [[ ! -d $made ]]; then
     systemctl --root="$making" enable --quiet tailscaled.service
     # Nothing on a console, and no work that is not the tests': it would only take time.
     systemctl --root="$making" mask --quiet getty@.service console-getty.service container-getty@.service \
-        apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer fstrim.timer
+        apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer fstrim.timer man-db.timer
+    # Nor at each installation of a package.
+    rm -f -- "$making/var/lib/man-db/auto-update"
     echo machine >"$making/etc/hostname"
 
     mv -- "$making" "$made"

@@ -10,34 +10,11 @@
 set -euo pipefail
 # shellcheck source=tests/common.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/../common.sh"
+# shellcheck source=tests/checks.sh
+source "$root/tests/checks.sh"
 
 here=$root/tests/nix
 tools=$cache/tools
-
-passed=0 failed=0 skipped=0
-
-ok() {
-    passed=$((passed + 1))
-    say "test $1 ... ok"
-}
-
-bad() {
-    failed=$((failed + 1))
-    say "test $1 ... ${red}FAILED$plain"
-    sed 's/^/    /'
-}
-
-skip() {
-    skipped=$((skipped + 1))
-    say "test $1 ... ignored, $2"
-}
-
-# check NAME COMMAND… passes if the command does; its output is shown if it doesn't.
-check() {
-    local name=$1
-    shift
-    if timeout 300 "$@" >"$dir/out" 2>&1; then ok "$name"; else bad "$name" <"$dir/out"; fi
-}
 
 # ---- nix, without a network, a daemon and a store of the machine's
 
@@ -212,27 +189,31 @@ of_package() {
         in $1"
 }
 
-package() {
-    local copy=$dir/source file
-    mkdir -p "$copy"
-    of_package 'map toString package.src.fileset' >"$dir/files.json"
-    while read -r file; do
-        mkdir -p "$copy/$(dirname -- "${file#"$root"/}")"
-        cp -r -- "$file" "$copy/${file#"$root"/}"
-    done < <(jq -r '.[]' "$dir/files.json")
-    if command -v cargo >/dev/null; then
-        check "package: cargo is content with the files that it is made from" \
-            env HOME="$home" CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$root/target}" \
-            cargo check --quiet --locked --all-targets --manifest-path "$copy/Cargo.toml"
-    else
-        skip "package: cargo is content with the files that it is made from" "cargo is missing"
-    fi
-
-    of_package package.postInstall | jq -r . >"$dir/postInstall"
-    check "package: the unit starts its own program, which finds tailscale" bash -euo pipefail -c '
+# built COPY checks what can be seen with a copy of the package's files and with cargo.
+built() {
+    local copy=$1 target=${CARGO_TARGET_DIR:-$root/target}
+    check "package: cargo is content with the files that it is made from" \
+        env HOME="$home" CARGO_TARGET_DIR="$target" \
+        cargo check --quiet --locked --all-targets --manifest-path "$copy/Cargo.toml"
+    HOME=$home timeout 600 cargo build --quiet --locked --manifest-path "$root/Cargo.toml" --target-dir "$target"
+    install -D "$target/debug/tailscale-autoconnect" "$dir/out-of-package/bin/tailscale-autoconnect"
+    check "package: the unit, the manual page and the completions are those of its own program, which finds tailscale" bash -euo pipefail -c '
         cd "$1"
         export out=$2
-        wrapProgram() { echo "$*" >"$out/wrapped"; }
+        wrapProgram() {
+            echo "$*" >"$out/wrapped"
+            rm "$1"
+        }
+        # Of nixpkgs: the first takes files of any section, the second is called with --cmd NAME first.
+        installManPage() { cp "$1" "$out"; }
+        installShellCompletion() {
+            [[ "$1 $2" == "--cmd tailscale-autoconnect" ]]
+            shift 2
+            while (($#)); do
+                cat "$2" >"$out/${1#--}"
+                shift 2
+            done
+        }
         # Of nixpkgs: FILE --replace-fail FROM TO, where FROM has to be there.
         substituteInPlace() {
             grep -qF -- "$3" "$1"
@@ -243,7 +224,28 @@ package() {
         grep -x "ExecStart=$out/bin/tailscale-autoconnect .*" "$out/lib/systemd/system/tailscale-autoconnect.service"
         if grep /usr "$out/lib/systemd/system/tailscale-autoconnect.service"; then exit 1; fi
         grep -x "$out/bin/tailscale-autoconnect --suffix PATH : .*-tailscale/bin" "$out/wrapped"
+        # What the program prints of itself, from before it was wrapped.
+        grep "^\.TH tailscale-autoconnect 8 " "$out/tailscale-autoconnect.8"
+        grep "complete -F .* tailscale-autoconnect" "$out/bash"
+        grep "^complete -c tailscale-autoconnect " "$out/fish"
+        grep "^#compdef tailscale-autoconnect" "$out/zsh"
         ' - "$copy" "$dir/out-of-package" "$dir/postInstall"
+}
+
+package() {
+    local copy=$dir/source file
+    mkdir -p "$copy"
+    of_package 'map toString package.src.fileset' >"$dir/files.json"
+    while read -r file; do
+        mkdir -p "$copy/$(dirname -- "${file#"$root"/}")"
+        cp -r -- "$file" "$copy/${file#"$root"/}"
+    done < <(jq -r '.[]' "$dir/files.json")
+    of_package package.postInstall | jq -r . >"$dir/postInstall"
+    if command -v cargo >/dev/null; then
+        built "$copy"
+    else
+        skip "package: it can be built from its files, and what is installed" "cargo is missing"
+    fi
     check "package: its name, version and program" bash -c 'diff <(echo "$1") <(echo "$2")' - \
         "[\"tailscale-autoconnect\",\"$(sed -nE '/^\[package\]/,/^\[[^p]/s/^version = "(.*)"/\1/p' "$root/Cargo.toml")\",\"tailscale-autoconnect\"]" \
         "$(of_package '[ package.pname package.version package.meta.mainProgram ]')"
@@ -314,12 +316,7 @@ main() {
     flake
     package
     agenix
-    local result=ok
-    ((failed == 0)) || result=FAILED
-    say
-    say "test result: $result. $passed passed; $failed failed; $skipped ignored"
-    say "$passed passed, $failed failed, $skipped skipped"
-    ((failed == 0))
+    count
 }
 
 main "$@"

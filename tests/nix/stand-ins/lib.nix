@@ -282,6 +282,7 @@ let
     assertMsg = holds: message: if holds then true else throw message;
     optional = condition: v: if condition then [ v ] else [ ];
     optionalAttrs = condition: v: if condition then v else { };
+    optionalString = condition: text: if condition then text else "";
     optionals = condition: v: if condition then v else [ ];
     licenses = {
       asl20 = "Apache-2.0";

@@ -38,6 +38,7 @@ let
       "gnugrep"
       "gnused"
       "go"
+      "installShellFiles"
       "makeBinaryWrapper"
       "mount"
       "nixfmt"
@@ -51,6 +52,10 @@ let
     // {
       inherit callPackage lib;
       mkShell = nothing "shell";
+      stdenv = rec {
+        buildPlatform.canExecute = platform: platform == hostPlatform;
+        hostPlatform = { inherit system; };
+      };
       runCommand =
         name: _: script:
         nothing name { inherit script; };
