@@ -518,6 +518,16 @@ mod tests {
     }
 
     #[test]
+    fn the_files_are_the_defaults_of_the_options() {
+        let command = Options::command();
+        for long in ["authkey-file", "socket"] {
+            let option = options(&command).find(|option| option.get_long() == Some(long));
+            let default = option.unwrap().get_default_values()[0].to_str().unwrap();
+            assert!(FILES.iter().any(|(file, _)| *file == default), "{default}");
+        }
+    }
+
+    #[test]
     fn the_page_can_be_shown_without_utf_8() {
         assert!(plain().is_ascii());
     }
