@@ -38,7 +38,7 @@ step_format() { cargo fmt --all --check -- --color=never; }
 step_clippy() { cargo clippy --workspace --all-targets --locked -- -D warnings; }
 
 step_scripts() {
-    find tests .ci \( -name '*.sh' -o -path .ci/run \) -exec shellcheck --external-sources {} +
+    find tests units .ci \( -name '*.sh' -o -path .ci/run \) -exec shellcheck --external-sources {} +
 }
 
 step_go() {
