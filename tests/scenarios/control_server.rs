@@ -4,8 +4,9 @@
 use std::time::Duration;
 
 use serde_json::json;
-use tailnet_harness::{Finished, KeyFile, Node, Run, Running, Tailnet};
+use tailnet_harness::{Finished, KeyFile, Node, Run, Running, Tailnet, version_is_at_least};
 
+use crate::joined::has_map_on_disk;
 use crate::refusal::{QUIET, assert_quiet, assert_refused};
 use crate::{assert_joined, program, program_without_server};
 
@@ -158,6 +159,18 @@ fn a_key_used_up_by_a_login_whose_reply_was_lost_is_refused_and_not_sent_again()
     assert_joined(&run, &tailnet, &node, &fresh);
 }
 
+/// How tailscaled says that a control server does not take connections.
+///
+/// One that has an IPv4 address only was tried on IPv6 too, and only that was told (1.66.4; no
+/// more in 1.80.3: `DialContext` in net/dnscache/dnscache.go).
+pub fn connection_refused() -> &'static str {
+    if version_is_at_least((1, 80)) {
+        "connection refused"
+    } else {
+        "lookup invalid IP: no such host"
+    }
+}
+
 /// Ends with 75, naming the control server.
 fn assert_timed_out(run: &Finished, words: &str) {
     run.assert_code(75);
@@ -182,7 +195,7 @@ fn a_time_limit_ends_a_fresh_join_and_a_later_run_connects_with_the_same_key() {
         .args(["--timeout", "2s"])
         .run();
 
-    assert_timed_out(&run, "connection refused");
+    assert_timed_out(&run, connection_refused());
     assert_eq!(tailnet.state().registers.total, 0);
 
     tailnet.lift_faults();
@@ -223,12 +236,15 @@ fn reboots_without_control_server(node: &Node, words: &str) {
 #[test]
 #[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_time_limit_on_a_reboot_leaves_the_node_key_alone_and_a_later_run_connects() {
-    reboots_without_control_server(&Node::start(), "connection refused");
+    reboots_without_control_server(&Node::start(), connection_refused());
 }
 
 #[test]
 #[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_time_limit_on_a_reboot_with_a_cached_network_map_is_no_different() {
+    if !has_map_on_disk() {
+        return;
+    }
     let node = Node::builder().cached_netmap(true).start();
     reboots_without_control_server(&node, "");
 }

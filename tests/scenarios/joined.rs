@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::Duration;
 
-use tailnet_harness::{Device, Finished, KeyFile, Node, Run, Tailnet};
+use tailnet_harness::{Device, Finished, KeyFile, Node, Run, Tailnet, needs_version};
 
 use crate::program;
 
@@ -72,6 +72,16 @@ impl Joined {
         assert!(device.approved && !device.expired, "{device:?}");
         device
     }
+}
+
+/// Whether tailscaled keeps its network map on disk; if not, the test is said to be skipped.
+#[must_use = "a test that is skipped returns"]
+#[track_caller]
+pub fn has_map_on_disk() -> bool {
+    needs_version(
+        (1, 98),
+        "tailscaled keeps no network map on disk (1.80.3 doesn't, 1.98.10 does)",
+    )
 }
 
 /// Asserts that the program has ended well, having said so to systemd too.

@@ -5,8 +5,10 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tailnet_harness::{KeyFile, Node, Tailnet};
 
-use crate::joined::{Joined, assert_connected, deleted_key};
+use crate::control_server::connection_refused;
+use crate::joined::{Joined, assert_connected, deleted_key, has_map_on_disk};
 use crate::program;
+use crate::settings::without_a_flag;
 
 /// Restarts the daemon, such that the program will find it still at its login.
 fn reboot(tailnet: &Tailnet, node: &Node) {
@@ -83,7 +85,12 @@ fn but_for_want_running(mut prefs: Value) -> Value {
 fn a_stopped_node_is_brought_up(after_a_reboot: bool) {
     let joined = Joined::new();
     let Joined { tailnet, node, .. } = &joined;
-    node.tailscale_ok(["set", "--accept-routes", "--hostname=kept", "--auto-update"]);
+    node.tailscale_ok([
+        "set",
+        "--accept-routes",
+        "--hostname=kept",
+        without_a_flag(),
+    ]);
     let key = deleted_key(tailnet);
     let prefs = but_for_want_running(node.prefs());
     node.tailscale_ok(["down"]);
@@ -136,7 +143,7 @@ fn a_node_without_its_control_server_waits_for_it_and_sends_no_key() {
     let run = joined.program(&file).args(["--ready-after", "1s"]).spawn();
     // The reason is tailscaled's.
     let status = run.wait_status_text("waiting for the control server: ");
-    assert!(status.contains("connection refused"), "{status}");
+    assert!(status.contains(connection_refused()), "{status}");
     run.wait_ready();
     assert!(run.is_alive());
     assert_eq!(node.backend_state(), "NoState");
@@ -150,6 +157,9 @@ fn a_node_without_its_control_server_waits_for_it_and_sends_no_key() {
 #[test]
 #[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_node_that_runs_on_its_last_network_map_is_not_taken_for_connected() {
+    if !has_map_on_disk() {
+        return;
+    }
     let joined = Joined::with_map_on_disk();
     let Joined { tailnet, node, .. } = &joined;
     let file = KeyFile::new(tailnet.single_use_key());

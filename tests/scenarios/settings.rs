@@ -1,10 +1,22 @@
 //! Settings of a node survive a login, also those that `tailscale up` has no flag for.
 
 use serde_json::{Value, json};
-use tailnet_harness::{KeyFile, KeySpec, Node, Tailnet};
+use tailnet_harness::{KeyFile, KeySpec, Node, Tailnet, version_is_at_least};
 
 use crate::joined::{Joined, assert_connected, deleted_key};
 use crate::{program, program_without_server};
+
+/// A setting of `tailscale set` that `tailscale up` has no flag for.
+///
+/// In a container, an old tailscaled refuses to update itself (1.66.4; no more in 1.80.3:
+/// `getUpdateFunction` in clientupdate/clientupdate.go).
+pub fn without_a_flag() -> &'static str {
+    if version_is_at_least((1, 80)) {
+        "--auto-update"
+    } else {
+        "--update-check=false"
+    }
+}
 
 /// All preferences, but for those that a login is meant to change and those that the daemon keeps
 /// there itself.
@@ -78,13 +90,13 @@ fn settings_that_have_a_flag_are_kept() {
 #[test]
 #[ignore = "needs real tailscaled: run tests/run.sh"]
 fn settings_that_have_no_flag_are_kept() {
-    are_kept(&["--auto-update", "--update-check=false", "--webclient"]);
+    are_kept(&[without_a_flag(), "--update-check=false", "--webclient"]);
 }
 
 #[test]
 #[ignore = "needs real tailscaled: run tests/run.sh"]
 fn settings_with_and_without_a_flag_are_kept_together() {
-    are_kept(&["--webclient", "--ssh", "--auto-update", "--hostname=kept"]);
+    are_kept(&["--webclient", "--ssh", without_a_flag(), "--hostname=kept"]);
 }
 
 #[test]
@@ -191,7 +203,7 @@ fn settings_made_before_the_first_login_are_kept() {
         "--hostname=early",
         "--accept-routes",
         "--operator=nobody",
-        "--auto-update",
+        without_a_flag(),
     ]);
     first_login(&tailnet, &node, &[]);
     assert_eq!(settings(&node), before);
@@ -255,7 +267,7 @@ fn flags_after_the_dashes_change_nothing_on_a_node_that_is_connected() {
 #[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_refused_key_leaves_the_settings_of_an_expired_node_as_they_were() {
     let (joined, before) =
-        expired_with(&["--ssh", "--hostname=kept", "--auto-update", "--webclient"]);
+        expired_with(&["--ssh", "--hostname=kept", without_a_flag(), "--webclient"]);
     let url = joined.node.prefs()["ControlURL"].clone();
     refused(&joined.tailnet, &joined.node);
     assert_eq!(settings(&joined.node), before);
@@ -269,7 +281,7 @@ fn a_refused_key_leaves_the_settings_of_an_expired_node_as_they_were() {
 #[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_refused_key_leaves_the_settings_of_a_fresh_node_as_they_were() {
     let (tailnet, node, before) =
-        fresh_with(&["--hostname=early", "--accept-routes", "--auto-update"]);
+        fresh_with(&["--hostname=early", "--accept-routes", without_a_flag()]);
     refused(&tailnet, &node);
     assert_eq!(settings(&node), before);
     first_login(&tailnet, &node, &[]);
@@ -320,7 +332,7 @@ fn a_login_server_that_only_the_node_knows_is_kept() {
 #[test]
 #[ignore = "needs real tailscaled: run tests/run.sh"]
 fn what_an_admin_sets_while_approval_is_pending_is_not_reverted() {
-    let (tailnet, node, mut before) = fresh_with(&["--hostname=early", "--auto-update"]);
+    let (tailnet, node, mut before) = fresh_with(&["--hostname=early", without_a_flag()]);
     tailnet.policy(json!({ "approval": true }));
     let file = KeyFile::new(tailnet.single_use_key());
     let run = program(&tailnet, &node, &file).spawn();

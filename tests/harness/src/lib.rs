@@ -40,6 +40,7 @@ mod proxy;
 mod run;
 mod tailnet;
 mod terminal;
+mod version;
 
 pub use binaries::Binaries;
 pub use fake::{FakeTailscaled, Request, Response, status_json};
@@ -56,6 +57,7 @@ pub use run::{Finished, Notification, Run, Running};
 pub use rustix::process::Signal;
 pub use tailnet::{ApiRequest, Device, KeySpec, KeyUse, Registers, State, Tailnet};
 pub use terminal::Screen;
+pub use version::{needs_version, version_is_at_least};
 
 use std::time::Duration;
 
