@@ -2,9 +2,10 @@
 # Runs every check and every test, and ends with one count of them all. A step that fails doesn't
 # stop those after it.
 #
-#   tests/run.sh           all steps
-#   tests/run.sh STEP…     only these
-#   tests/run.sh --list    what there is
+#   tests/run.sh              all steps
+#   tests/run.sh STEP…        only these
+#   tests/run.sh --list       what there is
+#   tests/run.sh --versions   all scenarios on other versions of tailscale, each a step
 set -euo pipefail
 # shellcheck source=tests/common.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
@@ -14,7 +15,33 @@ source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
 skipped_code=77
 deny_version=0.20.2
 
-steps=(format clippy scripts go deny advisories build tests harness scenarios boot nix manual demo measure)
+# Other versions of tailscale than the main one, from the oldest to the newest.
+versions=(1.66.4 1.80.3 1.102.5)
+
+# The scenarios that run on the oldest and the newest of them every time.
+core=(
+    join::a_fresh_node_joins_with_its_key
+    join::a_running_node_is_left_alone_and_its_key_file_need_not_exist
+    reboot::a_rebooted_node_comes_back_with_the_used_key_that_it_joined_with
+    reboot::a_rebooted_node_comes_back_without_a_key_file
+    reboot::a_stopped_node_is_brought_up_without_its_dead_key_and_keeps_its_settings
+    renewal::a_node_whose_key_expires_while_it_runs_logs_in_and_stays_the_same_device
+    renewal::a_node_that_was_deleted_while_it_was_off_joins_anew
+    renewal::a_node_that_someones_dead_key_keeps_off_is_rescued_without_any_key
+    renewal::a_device_that_waits_for_approval_holds_up_no_boot_and_connects_when_approved
+    settings::settings_with_and_without_a_flag_are_kept_together
+    settings::settings_made_before_the_first_login_are_kept
+    refusal::a_deleted_key_is_refused_and_not_sent_again
+    refusal::a_good_key_joins_right_after_a_run_with_a_dead_one
+    refusal::a_good_key_joins_while_the_daemon_still_sends_a_dead_one
+    control_server::a_control_server_that_is_down_is_waited_for
+    control_server::a_reboot_without_the_control_server_is_ready_by_its_time_and_connects_when_it_is_back
+    keyfile::two_runs_do_not_spend_one_key_twice
+    daemon::a_run_started_again_in_mid_login_lets_the_login_come_to_its_end
+    login_command::a_signal_while_the_control_server_has_the_key_loses_nothing
+)
+
+steps=(format clippy scripts go deny advisories build tests harness scenarios versions boot nix manual demo measure)
 declare -A about=(
     [format]="the Rust code is formatted"
     [clippy]="no lint complains of the Rust code"
@@ -26,12 +53,16 @@ declare -A about=(
     [tests]="cargo test: all that needs no daemons"
     [harness]="the tests of the test harness"
     [scenarios]="the program on real daemons"
+    [versions]="the core of the scenarios on tailscale ${versions[0]} and ${versions[-1]}"
     [boot]="the Debian package on machines that boot real systemd"
     [nix]="tests/nix/run.sh: the NixOS module, the flake and the example"
     [manual]="tests/manual.sh: the manual page and the completions, in what reads them"
     [demo]="tests/demo.sh"
     [measure]="tests/measure.sh: the numbers that must be kept"
 )
+for version in "${versions[@]}"; do
+    about[$version]="all scenarios on tailscale $version (only with --versions, or by name)"
+done
 
 step_format() { cargo fmt --all --check -- --color=never; }
 
@@ -87,6 +118,25 @@ step_harness() {
 
 step_scenarios() { cargo test --locked --test scenarios -- --include-ignored --test-threads=8; }
 
+step_versions() {
+    local version name listed code=0
+    listed=$(cargo test --locked --test scenarios -- --list)
+    for name in "${core[@]}"; do
+        grep -qxF "$name: test" <<<"$listed" || { say "The core names $name, which is no test." && code=1; }
+    done
+    for version in "${versions[0]}" "${versions[-1]}"; do
+        say "on tailscale $version:"
+        scenarios_on "$version" --exact "${core[@]}" || code=1
+    done
+    return "$code"
+}
+
+# scenarios_on VERSION [ARGUMENT…], with arguments for the test runner.
+scenarios_on() {
+    tests/tailnet/build.sh "$1" >/dev/null || return
+    TAILNET_VERSION=$1 cargo test --locked --test scenarios -- --include-ignored --test-threads=8 "${@:2}"
+}
+
 step_boot() {
     if ((EUID)); then
         say "only root can boot machines"
@@ -107,10 +157,13 @@ main() {
     local step
     case ${1-} in
         --list)
-            for step in "${steps[@]}"; do printf '%-12s%s\n' "$step" "${about[$step]}"; done
+            for step in "${steps[@]}" "${versions[@]}"; do printf '%-12s%s\n' "$step" "${about[$step]}"; done
             return ;;
+        --versions)
+            shift
+            set -- "${versions[@]}" "$@" ;;
         -*)
-            say "usage: tests/run.sh [--list | STEP…]" >&2
+            say "usage: tests/run.sh [--list | --versions | STEP…]" >&2
             return 64 ;;
     esac
     (($# == 0)) || steps=("$@")
@@ -136,25 +189,29 @@ main() {
 
 passed=0 failed=0 skipped=0
 ignored_at_first=0 # by the step `tests`: what later steps run
-on_daemons=0 booted=0
+on_daemons=0 not_on_daemons=0 on_versions=0 booted=0
 failures=() skips=()
 
 run_step() {
-    local step=$1 out=$dir/out code=0 begin ok bad ignored
+    local step=$1 out=$dir/out code=0 begin ok bad ignored not_applicable run=("step_$1")
+    declare -F "step_$step" >/dev/null || run=(scenarios_on "$step")
     printf '%-12s' "$step"
     begin=$(now)
-    start "step_$step" >"$out" 2>&1
+    start "${run[@]}" >"$out" 2>&1
     finish "$started" || code=$?
-    # What the test runners counted; a check that counts nothing counts as one.
-    read -r ok bad ignored < <(awk '
+    # What the test runners counted; a check that counts nothing counts as one. A test that says
+    # that it is skipped, they count as passed.
+    read -r ok bad ignored not_applicable < <(awk '
         /^test result: / { ok += $4; bad += $6; ignored += $8 }
         /^--- PASS: /    { ok++ }
         /^--- FAIL: /    { bad++ }
         /^--- SKIP: /    { ignored++ }
-        END              { print ok + 0, bad + 0, ignored + 0 }' "$out")
+        /skipped on [0-9.]+: / { skipped++ }
+        END              { print ok - skipped, bad + 0, ignored + skipped, skipped + 0 }' "$out")
     case $step in
         tests) ignored_at_first=$ignored ignored=0 ;;
-        scenarios) on_daemons=$((ok + bad)) ;;
+        scenarios) on_daemons=$((ok + bad)) not_on_daemons=$ignored ;;
+        versions | [0-9]*) on_versions=$((on_versions + ok + bad)) ;;
         boot) booted=$((ok + bad)) ;;
     esac
     if ((code == skipped_code)); then
@@ -176,12 +233,16 @@ run_step() {
     if [[ $step == measure ]] || ((code && code != skipped_code)); then
         sed 's/^/    /' "$out"
     else
-        sed -nE 's/^(test result: |ok  )/    &/p' "$out"
+        sed -nE 's/^(test result: |ok  |on tailscale )/    &/p' "$out"
     fi
+    ((not_applicable == 0)) || say "    of those that passed, $not_applicable were skipped"
 }
 
-# Which tests were ignored, and why, as the test runners say.
-reasons() { sed -nE 's/^test (.*) \.\.\. ignored, (.*)/; \1: \2/p' "$1" | tr -d '\n'; }
+# Which tests were ignored, and why, as the test runners or they themselves say.
+reasons() {
+    sed -nE 's/^test (.*) \.\.\. ignored, (.*)/; \1: \2/p
+        s/.*skipped on ([0-9.]+): (.*)/; on \1, \2/p' "$1" | tr -d '\n'
+}
 
 skip() {
     skipped=$((skipped + $1))
@@ -194,10 +255,11 @@ seconds_since() {
 }
 
 summary() {
-    local line not_run=$((ignored_at_first - on_daemons - booted))
+    local line not_run=$((ignored_at_first - on_daemons - not_on_daemons - booted))
     ((not_run <= 0)) || skip "$not_run" "tests: $not_run were ignored, and no other step ran them"
     say
     ((on_daemons == 0)) || say "Scenario tests on real daemons: $on_daemons."
+    ((on_versions == 0)) || say "The same on other versions of tailscale: $on_versions."
     ((booted == 0)) || say "Machines booted with real systemd: $(wc -l <"$boots")."
     for line in "${skips[@]}"; do say "Skipped: $line."; done
     for line in "${failures[@]}"; do say "${red}Failed: $line.$plain"; done
