@@ -235,7 +235,7 @@ run_step() {
     else
         sed -nE 's/^(test result: |ok  |on tailscale )/    &/p' "$out"
     fi
-    ((not_applicable == 0)) || say "    of those that passed, $not_applicable were skipped"
+    ((not_applicable == 0)) || say "    skipped among the passed: $not_applicable"
 }
 
 # Which tests were ignored, and why, as the test runners or they themselves say.
