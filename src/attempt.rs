@@ -149,7 +149,7 @@ impl<'a> Attempt<'a> {
         let prefs = match self.touched.take() {
             // Settings that an earlier login has left changed are still to be put back.
             Some(touched) if touched.begun && !touched.settled => touched.prefs,
-            _ => prefs,
+            _ => settings::chosen(prefs, status.major_and_minor()),
         };
         self.touched = Some(Touched {
             prefs,

@@ -99,7 +99,7 @@ pub fn situation(status: &Status, unbound: Option<IpAddr>) -> Situation {
         },
         "Running" => Situation::Offline {
             trouble: trouble(&status.health),
-            may_restart: keeps_map_over_restart(&status.version),
+            may_restart: keeps_map_over_restart(status.major_and_minor()),
         },
         "Stopped" => Situation::Stopped,
         "NeedsLogin" => Situation::NeedsLogin {
@@ -114,12 +114,8 @@ pub fn situation(status: &Status, unbound: Option<IpAddr>) -> Situation {
 
 /// Since 1.82 a restart of the login leaves the network map in place; before, it cuts the node
 /// off until the control server answers (measured on 1.80.3, 1.98.10 and 1.102.5).
-fn keeps_map_over_restart(version: &str) -> bool {
-    let mut numbers = version.split(['.', '-']).map(str::parse::<u32>);
-    match (numbers.next(), numbers.next()) {
-        (Some(Ok(major)), Some(Ok(minor))) => (major, minor) >= (1, 82),
-        _ => false,
-    }
+fn keeps_map_over_restart(version: (u32, u32)) -> bool {
+    version >= (1, 82)
 }
 
 /// What this run has done so far.

@@ -88,6 +88,17 @@ pub struct Status {
     pub health: Vec<String>,
 }
 
+impl Status {
+    /// The first two numbers of the daemon's version; zeros if it has none to be read.
+    pub fn major_and_minor(&self) -> (u32, u32) {
+        let mut numbers = self.version.split(['.', '-']).map(str::parse::<u32>);
+        match (numbers.next(), numbers.next()) {
+            (Some(Ok(major)), Some(Ok(minor))) => (major, minor),
+            _ => (0, 0),
+        }
+    }
+}
+
 /// The `Self` part of a status.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase")]

@@ -75,6 +75,17 @@ pub fn is_logged_out(prefs: &Prefs) -> bool {
     prefs.get("LoggedOut") == Some(&Value::Bool(true))
 }
 
+/// The preferences before a login, without what nobody has chosen: up to 1.82, a node that was
+/// never logged in has RouteAll on (`NewPrefs` in ipn/prefs.go), which `up` turns off on Linux. It
+/// cannot be told from the choice of an admin there.
+pub fn chosen(mut prefs: Prefs, version: (u32, u32)) -> Prefs {
+    let never_logged_in = prefs.get("ControlURL") == Some(&json!(""));
+    if never_logged_in && version < (1, 84) {
+        prefs.insert("RouteAll".to_owned(), json!(false));
+    }
+    prefs
+}
+
 /// The preferences that the login changed and nobody asked for, with their old values.
 pub fn lost(before: &Prefs, now: &Prefs, asked: &[String]) -> Prefs {
     // A preference may be left out when it has its default.
@@ -138,6 +149,15 @@ mod tests {
 
     fn words(words: &[&str]) -> Vec<String> {
         words.iter().map(|word| (*word).to_owned()).collect()
+    }
+
+    #[test]
+    fn accepted_routes_of_a_new_node_are_no_choice_before_1_84() {
+        let new = prefs(json!({ "ControlURL": "", "RouteAll": true }));
+        let known = prefs(json!({ "ControlURL": "https://x", "RouteAll": true }));
+        assert_eq!(chosen(new.clone(), (1, 82))["RouteAll"], false);
+        assert_eq!(chosen(new.clone(), (1, 84)), new);
+        assert_eq!(chosen(known.clone(), (1, 66)), known);
     }
 
     #[test]

@@ -172,11 +172,16 @@ fn tags_are_kept() {
     assert_eq!((now.id, now.tags), (device.id, device.tags));
 }
 
-/// A node that was never logged in, with settings made already.
+/// A node that was never logged in, with settings made already; and what becomes of them.
 fn fresh_with(flags: &[&str]) -> (Tailnet, Node, Value) {
     let (tailnet, node) = (Tailnet::start(), Node::start());
     set(&node, flags);
-    let settings = settings(&node);
+    let mut settings = settings(&node);
+    if !version_is_at_least((1, 84)) {
+        // A new node has it on then, though nobody asked for it, and `up` turns it off.
+        assert_eq!(settings["RouteAll"], true);
+        settings["RouteAll"] = json!(false);
+    }
     (tailnet, node, settings)
 }
 
@@ -212,6 +217,16 @@ fn settings_made_before_the_first_login_are_kept() {
         |state| state.device("early").is_some(),
         "the device to have its name",
     );
+}
+
+#[test]
+#[ignore = "needs real tailscaled: run tests/run.sh"]
+fn a_new_node_has_the_settings_that_tailscale_up_alone_gives_it() {
+    let (tailnet, node, other) = (Tailnet::start(), Node::start(), Node::start());
+    first_login(&tailnet, &node, &[]);
+    other.join(&tailnet);
+    assert_eq!(settings(&node), settings(&other));
+    assert_eq!(settings(&node)["RouteAll"], false);
 }
 
 #[test]
