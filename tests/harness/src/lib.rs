@@ -29,6 +29,7 @@
 #![warn(missing_docs)]
 
 mod binaries;
+mod cell;
 mod fake;
 mod fakecli;
 mod http;
@@ -43,6 +44,7 @@ mod terminal;
 mod version;
 
 pub use binaries::Binaries;
+pub use cell::Cell;
 pub use fake::{FakeTailscaled, Request, Response, status_json};
 pub use fakecli::FakeCli;
 pub use http::HttpReply;

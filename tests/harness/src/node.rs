@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::fs::{self, OpenOptions};
 use std::io::{self, Read};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -14,7 +15,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::process::{self, Process, open_temp_dir, tail};
-use crate::{Binaries, Finished, HttpReply, PATIENCE, Run, Running, Tailnet, http};
+use crate::{Binaries, Cell, Finished, HttpReply, PATIENCE, Run, Running, Tailnet, http};
 
 const HOST: &str = "local-tailscaled.sock";
 const STATUS: &str = "/localapi/v0/status";
@@ -35,6 +36,7 @@ pub struct NodeBuilder {
     env: Vec<(OsString, OsString)>,
     flags: Vec<OsString>,
     version: Option<String>,
+    cell: Vec<OsString>,
 }
 
 impl NodeBuilder {
@@ -59,6 +61,13 @@ impl NodeBuilder {
     pub fn flag(mut self, flag: impl Into<OsString>) -> Self {
         self.flags.push(flag.into());
         self
+    }
+
+    /// Runs the daemon in this cell.
+    pub fn cell(mut self, cell: &Cell) -> Self {
+        self.cell = cell.entrance();
+        // Whether the network is up, it is to find out itself.
+        self.env("TS_ASSUME_NETWORK_UP_FOR_TEST", "false")
     }
 
     /// Another version than the one under test, like `1.80.3`.
@@ -133,7 +142,15 @@ impl Node {
             option.push(value);
             option
         };
-        let mut command = process::command(&self.binaries.tailscaled(), None);
+        let tailscaled = self.binaries.tailscaled();
+        let mut command = match self.plan.cell.split_first() {
+            None => process::command(&tailscaled, None),
+            Some((program, entrance)) => {
+                let mut command = process::command(Path::new(program), None);
+                command.args(entrance).arg(tailscaled);
+                command
+            }
+        };
         command
             .arg("--tun=userspace-networking")
             .arg("--port=0")
@@ -219,6 +236,26 @@ impl Node {
     /// The CLI of its version.
     pub fn cli(&self) -> PathBuf {
         self.binaries.tailscale()
+    }
+
+    /// A `PATH` with a `tailscale` in front that finds this node by itself, as on a machine.
+    pub fn path(&self) -> String {
+        let folder = self.dir.path().join("bin");
+        let command = folder.join("tailscale");
+        let script = format!(
+            "#!/bin/sh\nexec '{}' --socket='{}' \"$@\"\n",
+            self.cli().display(),
+            self.socket.display()
+        );
+        let path = std::env::var("PATH").unwrap_or_default();
+        let path = format!("{}:{path}", folder.display());
+        process::on_keeper(move || {
+            fs::create_dir_all(&folder)?;
+            fs::write(&command, script)?;
+            fs::set_permissions(&command, fs::Permissions::from_mode(0o755))
+        })
+        .unwrap_or_else(|error| panic!("cannot write a script: {error}"));
+        path
     }
 
     /// What it has logged.

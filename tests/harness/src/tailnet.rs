@@ -16,8 +16,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::cell::CONTROL_ADDRESS;
 use crate::process::{self, Process, open_temp_dir, tail};
-use crate::{Binaries, Node, PATIENCE, http};
+use crate::{Binaries, Cell, Node, PATIENCE, http};
 
 /// A control server with one empty tailnet, on loopback, on ports of its own.
 pub struct Tailnet {
@@ -158,6 +159,23 @@ impl Tailnet {
             .arg("ip link set lo up && exec \"$0\"")
             .arg(Binaries::main().control());
         Self::serve(command, true)
+    }
+
+    /// The same in a network of its own with a cable whose other end is plugged into `cell`: what
+    /// daemons reach is on [`CONTROL_ADDRESS`] there.
+    pub fn start_linked(cell: &Cell) -> Self {
+        let mut command = process::command(Path::new("unshare"), None);
+        command
+            .args(["--net", "--", "sh", "-ec"])
+            .arg(
+                "ip link set lo up; ip link add cable type veth peer name eth0; \
+                 ip addr add \"$TAILNET_ADDRESS/24\" dev cable; ip link set cable up; exec \"$0\"",
+            )
+            .arg(Binaries::main().control())
+            .env("TAILNET_ADDRESS", CONTROL_ADDRESS);
+        let tailnet = Self::serve(command, true);
+        cell.plug_in(&tailnet.network());
+        tailnet
     }
 
     fn serve(mut command: Command, apart: bool) -> Self {
@@ -393,7 +411,7 @@ impl Tailnet {
     }
 
     /// The first state after that number, or the present one when `limit` has passed.
-    fn state_after(&self, seq: u64, limit: Duration) -> State {
+    pub fn state_after(&self, seq: u64, limit: Duration) -> State {
         let path = format!("/state?after={seq}&timeout_ms={}", limit.as_millis().max(1));
         self.read_state(&path, limit + PATIENCE)
     }

@@ -1,4 +1,4 @@
-// A DERP relay and a STUN server on loopback. Daemons settle in milliseconds
+// A DERP relay and a STUN server beside the control server. Daemons settle in milliseconds
 // when both answer, and in seconds when they don't.
 
 package main
@@ -24,12 +24,13 @@ const derpRegion = 900
 // settings of their own.
 func serveDERP(cert *tls.Certificate) (*tailcfg.DERPMap, error) {
 	stun := stunserver.New(context.Background())
-	if err := stun.Listen("127.0.0.1:0"); err != nil {
+	address := listenAddress.String()
+	if err := stun.Listen(address + ":0"); err != nil {
 		return nil, err
 	}
 	go stun.Serve()
 
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	ln, err := net.Listen("tcp", address+":0")
 	if err != nil {
 		return nil, err
 	}
@@ -57,12 +58,12 @@ func serveDERP(cert *tls.Certificate) (*tailcfg.DERPMap, error) {
 				Nodes: []*tailcfg.DERPNode{{
 					Name:             "test-1",
 					RegionID:         derpRegion,
-					HostName:         "127.0.0.1",
-					IPv4:             "127.0.0.1",
+					HostName:         address,
+					IPv4:             address,
 					IPv6:             "none",
 					DERPPort:         ln.Addr().(*net.TCPAddr).Port,
 					STUNPort:         stun.LocalAddr().(*net.UDPAddr).Port,
-					STUNTestIP:       "127.0.0.1",
+					STUNTestIP:       address,
 					InsecureForTests: true,
 				}},
 			},

@@ -56,7 +56,7 @@ type door struct {
 	guests map[*guest]struct{}
 }
 
-// newDoor opens a door on a free port of 127.0.0.1.
+// newDoor opens a door on a free port of listenAddress.
 func newDoor(tlsConfig *tls.Config) (*door, error) {
 	addr, err := reservePort()
 	if err != nil {
@@ -198,14 +198,14 @@ func reservePort() (*net.TCPAddr, error) {
 	if err := sharePort(fd); err != nil {
 		return nil, err
 	}
-	if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+	if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: listenAddress.As4()}); err != nil {
 		return nil, fmt.Errorf("bind: %w", err)
 	}
 	bound, err := unix.Getsockname(fd)
 	if err != nil {
 		return nil, fmt.Errorf("getsockname: %w", err)
 	}
-	return &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: bound.(*unix.SockaddrInet4).Port}, nil
+	return &net.TCPAddr{IP: listenAddress.AsSlice(), Port: bound.(*unix.SockaddrInet4).Port}, nil
 }
 
 // listenOn listens on a port that reservePort holds.

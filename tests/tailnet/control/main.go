@@ -3,7 +3,8 @@
 //
 // It needs no flags. Once it serves, it prints one line of JSON on standard
 // output that says where; everything listens on 127.0.0.1, on ports that were
-// free. It ends when standard input does, or on SIGTERM or SIGINT, so it never
+// free. With TAILNET_ADDRESS, an IPv4 address, what daemons reach listens there.
+// It ends when standard input does, or on SIGTERM or SIGINT, so it never
 // outlives the test that started it.
 package main
 
@@ -14,6 +15,7 @@ import (
 	"log"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -33,6 +35,9 @@ type place struct {
 	Dir         string `json:"dir"`     // removed at the end
 }
 
+// listenAddress is where daemons reach everything.
+var listenAddress = netip.AddrFrom4([4]byte{127, 0, 0, 1})
+
 func main() {
 	log.SetFlags(log.Ltime | log.Lmicroseconds)
 	log.SetPrefix("control: ")
@@ -42,6 +47,13 @@ func main() {
 }
 
 func run() error {
+	if text := os.Getenv("TAILNET_ADDRESS"); text != "" {
+		address, err := netip.ParseAddr(text)
+		if err != nil || !address.Is4() {
+			return fmt.Errorf("TAILNET_ADDRESS %q: not an IPv4 address", text)
+		}
+		listenAddress = address
+	}
 	ended := make(chan string, 2)
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)

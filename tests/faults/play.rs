@@ -1,0 +1,704 @@
+//! Plays a schedule on real daemons, with systemd's part done by [`Unit`].
+
+use std::path::Path;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use tailnet_harness::{Cell, KeyFile, KeySpec, Node, Run, Tailnet};
+
+use crate::admin::Admin;
+use crate::schedule::{Bad, Ending, Fault, Kind, Left, Moment, Place, SETTINGS, Scene, Schedule};
+use crate::unit::{Contender, KEY_WAIT_MS, READY_AFTER_MS, Unit, listens};
+use crate::verdict::{Outcome, judge};
+use crate::watch::Watch;
+
+const TICK: Duration = Duration::from_millis(4);
+/// `RestartSec=100ms`, the default, which tailscaled's unit leaves as it is.
+const DAEMON_RESTART_DELAY: Duration = Duration::from_millis(100);
+/// How long an event that a fault waits for may stay away.
+const EVENT_LIMIT: Duration = Duration::from_millis(4500);
+/// How long after the last fault everything has to be well. We wait up to 30 s for several things
+/// (a node that was deleted shows nothing of it), and tailscaled up to 30 s between two tries.
+const BOUND: Duration = Duration::from_secs(80);
+/// How long a start may take when nothing is wrong any more.
+pub const HANG: Duration = Duration::from_secs(30);
+/// How long a node may take to come online by itself when its unit has done its work.
+const BY_ITSELF: Duration = Duration::from_secs(25);
+
+/// What the key file holds.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Content {
+    Absent,
+    Text(String),
+}
+
+/// What became of the node in a while without faults.
+#[derive(Clone, Debug, Default)]
+pub struct Settled {
+    pub online: bool,
+    pub state: String,
+    pub took: Duration,
+    /// The start of the unit didn't end.
+    pub hangs: bool,
+    /// The unit was at work to the end.
+    pub at_work: bool,
+    /// Why it need not be online.
+    pub excuse: Option<&'static str>,
+}
+
+/// A fault and how far it is.
+struct Pending {
+    fault: Fault,
+    stage: Stage,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Stage {
+    Waiting,
+    Active(Instant),
+    Over,
+}
+
+pub struct World<'a> {
+    pub schedule: &'a Schedule,
+    pub contender: Contender,
+    pub unit: Unit,
+    pub watch: Watch,
+    pub admin: Admin,
+    pub node: Arc<Node>,
+    pub tailnet: Arc<Tailnet>,
+    pub file: KeyFile,
+    cell: Option<Cell>,
+    pending: Vec<Pending>,
+    /// What the file holds when no fault has changed it.
+    pub content: Content,
+    pub shown: Content,
+    /// Every key that was good when it was put into the file.
+    pub good_keys: Vec<String>,
+    dead_key: String,
+    control: &'static str,
+    link_down: bool,
+    disk: Option<Kind>,
+    frozen: bool,
+    daemon: Daemon,
+    cli_seen: Option<Instant>,
+    pub began: Instant,
+    pub story: Vec<(Instant, String)>,
+    /// What happened that could cost tailscale a key: from when to when.
+    pub burning: Vec<(Instant, Instant)>,
+    pub fired: Vec<Kind>,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Daemon {
+    Off,
+    /// To be started then.
+    Down(Instant),
+    /// Its socket is not there yet.
+    Starting,
+    Up,
+}
+
+/// Plays `schedule` with `contender`; `program` is ours.
+pub fn play(schedule: &Schedule, contender: Contender, program: &Path) -> Outcome {
+    let began = Instant::now();
+    let mut world = World::set(schedule, contender, program);
+    world.tell("start");
+    world.run_faults();
+    world.lift();
+    let first = world.settle(true);
+    world.end();
+    let second = world.settle(false);
+    let quiet = world.is_quiet();
+    judge(&mut world, &first, &second, quiet, began.elapsed())
+}
+
+impl<'a> World<'a> {
+    /// Sets the scene, up to the moment before the start.
+    fn set(schedule: &'a Schedule, contender: Contender, program: &Path) -> Self {
+        let cell = (schedule.place != Place::Host).then(Cell::new);
+        let tailnet = match &cell {
+            Some(cell) => Tailnet::start_linked(cell),
+            None => Tailnet::start(),
+        };
+        let mut builder = Node::builder();
+        if let Some(cell) = &cell {
+            builder = builder.cell(cell);
+        }
+        let node = builder.create();
+        if let (Some(cell), Place::OwnDisk) = (&cell, schedule.place) {
+            cell.mount(&node.state_dir());
+        }
+
+        let good = tailnet.key(&KeySpec {
+            reusable: schedule.reusable,
+            ..KeySpec::default()
+        });
+        let unknown = "hskey-auth-0123456789ab-".to_owned() + &"0123456789abcdef".repeat(3);
+        let mut good_keys = Vec::new();
+        let joined = tailnet.single_use_key();
+        let content = match schedule.scene {
+            Scene::Fresh | Scene::Renewal { .. } => {
+                good_keys.push(good.clone());
+                Content::Text(good)
+            }
+            Scene::Reboot(Left::Used) | Scene::Stopped { .. } => Content::Text(joined.clone()),
+            Scene::Reboot(Left::Absent) | Scene::Hopeless(Bad::Missing) => Content::Absent,
+            Scene::Reboot(Left::Unknown) | Scene::Hopeless(Bad::Unknown) => {
+                Content::Text(unknown.clone())
+            }
+            Scene::Hopeless(bad) => {
+                match bad {
+                    Bad::Revoked => tailnet.revoke_key(&good),
+                    Bad::Expired => tailnet.expire_key(&good),
+                    _ => {}
+                }
+                Content::Text(match bad {
+                    Bad::Empty => String::new(),
+                    Bad::TwoLines => format!("{good}\n{good}\n"),
+                    _ => good,
+                })
+            }
+        };
+
+        let fresh = matches!(schedule.scene, Scene::Fresh | Scene::Hopeless(_));
+        if !fresh || !schedule.settings.is_empty() {
+            node.launch();
+        }
+        if !fresh {
+            node.join_with(&tailnet, &[&format!("--auth-key={joined}")]);
+        }
+        for number in &schedule.settings {
+            node.tailscale_ok(["set", SETTINGS[*number].flag]);
+        }
+        let id = (!fresh).then(|| tailnet.device_id(&node));
+        if matches!(schedule.scene, Scene::Stopped { .. }) {
+            node.tailscale_ok(["down"]);
+        }
+        let live = matches!(
+            schedule.scene,
+            Scene::Stopped { boot: false } | Scene::Renewal { live: true, .. }
+        );
+        if !live && node.is_alive() {
+            node.terminate();
+        }
+        if let (Scene::Renewal { deleted, .. }, Some(id)) = (schedule.scene, id) {
+            if deleted {
+                tailnet.delete(id);
+            } else {
+                tailnet.expire(id);
+            }
+        }
+
+        let file = KeyFile::absent();
+        let unit = unit_of(contender, program, &tailnet, &node, &file);
+        let (node, tailnet) = (Arc::new(node), Arc::new(tailnet));
+        let disk = schedule.place == Place::OwnDisk;
+        let admin = Admin::new(
+            Arc::clone(&node),
+            tailnet.url(),
+            &unknown,
+            &schedule.settings,
+            disk,
+        );
+        let mut world = Self {
+            schedule,
+            contender,
+            unit,
+            watch: Watch::start(&tailnet),
+            admin,
+            node,
+            tailnet,
+            file,
+            cell,
+            pending: schedule
+                .faults
+                .iter()
+                .map(|fault| Pending {
+                    fault: *fault,
+                    stage: Stage::Waiting,
+                })
+                .collect(),
+            content,
+            shown: Content::Absent,
+            good_keys,
+            dead_key: unknown,
+            control: "none",
+            link_down: false,
+            disk: None,
+            frozen: false,
+            daemon: if live { Daemon::Up } else { Daemon::Off },
+            cli_seen: None,
+            began: Instant::now(),
+            story: Vec::new(),
+            burning: Vec::new(),
+            fired: Vec::new(),
+        };
+        if let Content::Text(text) = &world.content {
+            text.lines().for_each(|line| world.unit.keep_secret(line));
+        }
+        world.unit.keep_secret(&world.dead_key);
+        world.show_secret();
+        world
+    }
+
+    fn tell(&mut self, what: impl Into<String>) {
+        self.story.push((Instant::now(), what.into()));
+    }
+
+    /// From the start until the last fault is over.
+    fn run_faults(&mut self) {
+        self.began = Instant::now();
+        // Those that are there from the start.
+        self.look_at_faults();
+        if self.daemon == Daemon::Off {
+            self.daemon = Daemon::Down(Instant::now());
+        } else {
+            self.unit.start();
+        }
+        let mut started = self.daemon == Daemon::Up;
+        while self.pending.iter().any(|one| one.stage != Stage::Over) {
+            self.tick();
+            if self.daemon == Daemon::Up && !started {
+                // At boot, each of them comes after tailscaled.
+                self.unit.start();
+                started = true;
+            }
+            self.look_at_faults();
+            thread::sleep(TICK);
+        }
+        while !started {
+            self.tick();
+            if self.daemon == Daemon::Up {
+                self.unit.start();
+                started = true;
+            }
+            thread::sleep(TICK);
+        }
+    }
+
+    fn look_at_faults(&mut self) {
+        let now = Instant::now();
+        if self.cli_seen.is_none() && self.unit.cli().is_some() {
+            self.cli_seen = Some(now);
+        }
+        let register = self.watch.seen().first_register;
+        let mut changed = false;
+        for at in 0..self.pending.len() {
+            let Pending { fault, stage } = self.pending[at];
+            let stage = match stage {
+                Stage::Waiting => {
+                    let due = match fault.at {
+                        Moment::After(time) => Some(self.began + time),
+                        Moment::CliRuns(time) => self.cli_seen.map(|seen| seen + time),
+                        Moment::RegisterSeen(time) => register.map(|seen| seen + time),
+                    };
+                    let never = now > self.began + EVENT_LIMIT;
+                    match due {
+                        Some(due) if now >= due => {
+                            changed = true;
+                            self.begin(&fault, never)
+                        }
+                        None if never => Stage::Over,
+                        _ => Stage::Waiting,
+                    }
+                }
+                Stage::Active(until) if now >= until => {
+                    changed = true;
+                    self.tell(format!("over: {}", fault.kind));
+                    if fault.kind.can_burn() {
+                        self.burning.push((until - fault.lasts, now));
+                    }
+                    Stage::Over
+                }
+                other => other,
+            };
+            self.pending[at].stage = stage;
+        }
+        if changed {
+            self.apply();
+        }
+    }
+
+    /// Lets a fault begin; those that last are brought about by [`Self::apply`].
+    fn begin(&mut self, fault: &Fault, never: bool) -> Stage {
+        let now = Instant::now();
+        let happened = match fault.kind {
+            Kind::CliKilled => {
+                let killed = self.unit.kill_cli();
+                if !killed && !never {
+                    // It is killed when it runs.
+                    return Stage::Waiting;
+                }
+                killed
+            }
+            Kind::UnitKilled => self.unit.kill_main(),
+            Kind::DaemonKilled if self.node.is_alive() => {
+                self.node.kill();
+                self.daemon_fell();
+                true
+            }
+            Kind::DaemonRestarted if self.node.is_alive() => {
+                self.unit.daemon_goes();
+                self.terminate_daemon();
+                self.daemon = Daemon::Down(Instant::now());
+                true
+            }
+            Kind::DaemonKilled | Kind::DaemonRestarted => false,
+            Kind::RateLimited(count) => {
+                let limit = serde_json::json!({"count": count, "retry_after_s": 1});
+                self.tailnet
+                    .policy(serde_json::json!({ "rate_limit": limit }));
+                true
+            }
+            Kind::SecretTurned => {
+                self.shown = Content::Absent;
+                true
+            }
+            Kind::SecretRenewed => {
+                let key = self.tailnet.key(&KeySpec {
+                    reusable: self.schedule.reusable,
+                    ..KeySpec::default()
+                });
+                self.unit.keep_secret(&key);
+                self.good_keys.push(key.clone());
+                self.content = Content::Text(key);
+                true
+            }
+            command @ (Kind::AdminUp | Kind::AdminUpDead | Kind::AdminDown | Kind::AdminSet(_)) => {
+                self.admin.does(command);
+                true
+            }
+            _ => true,
+        };
+        let what = if happened { "fault" } else { "no occasion" };
+        self.tell(format!("{what}: {}", fault.kind));
+        if happened {
+            self.fired.push(fault.kind);
+        }
+        if fault.kind.lasts() {
+            return Stage::Active(now + fault.lasts);
+        }
+        if fault.kind.can_burn() && happened {
+            self.burning.push((now, Instant::now()));
+        }
+        Stage::Over
+    }
+
+    /// Makes the world what the faults that are active say.
+    fn apply(&mut self) {
+        let active: Vec<Kind> = self
+            .pending
+            .iter()
+            .filter(|one| matches!(one.stage, Stage::Active(_)))
+            .map(|one| one.fault.kind)
+            .collect();
+
+        let controls = active.iter().filter_map(|kind| match kind {
+            Kind::Control(fault) => Some(*fault),
+            _ => None,
+        });
+        let control = controls.last().unwrap_or("none");
+        if control != self.control {
+            self.tailnet.fault(control);
+            self.control = control;
+        }
+
+        if let Some(cell) = &self.cell {
+            let down = active.contains(&Kind::LinkDown);
+            match (self.link_down, down) {
+                (false, true) => cell.link_down(),
+                (true, false) => cell.link_up(),
+                _ => {}
+            }
+            self.link_down = down;
+            let state = self.node.state_dir();
+            let disks = [Kind::DiskFull, Kind::DiskReadOnly];
+            let disk = active.iter().copied().rfind(|kind| disks.contains(kind));
+            if disk != self.disk {
+                match self.disk {
+                    Some(Kind::DiskFull) => cell.make_room(&state),
+                    Some(_) => {
+                        cell.read_only(&state, false);
+                    }
+                    None => {}
+                }
+                match disk {
+                    Some(Kind::DiskFull) => cell.fill(&state),
+                    Some(_) => {
+                        cell.read_only(&state, true);
+                    }
+                    None => {}
+                }
+                self.disk = disk;
+            }
+        }
+
+        let frozen = active.contains(&Kind::DaemonFrozen);
+        if frozen != self.frozen {
+            if self.node.is_alive() {
+                if frozen {
+                    self.node.pause();
+                } else {
+                    self.node.resume();
+                }
+            }
+            self.frozen = frozen;
+        }
+        self.show_secret();
+    }
+
+    /// Puts into the key file what is to be there.
+    fn show_secret(&mut self) {
+        let changes = self.pending.iter().filter_map(|one| {
+            matches!(one.stage, Stage::Active(_)).then_some(())?;
+            match one.fault.kind {
+                Kind::SecretAbsent => Some(Content::Absent),
+                Kind::SecretEmpty => Some(Content::Text(String::new())),
+                Kind::SecretDead => Some(Content::Text(self.dead_key.clone())),
+                _ => None,
+            }
+        });
+        let wanted = changes.last().unwrap_or_else(|| self.content.clone());
+        if wanted == self.shown {
+            return;
+        }
+        match &wanted {
+            Content::Absent => self.file.remove(),
+            Content::Text(text) => self.file.swap(text),
+        }
+        self.shown = wanted;
+    }
+
+    /// What happens by itself: systemd's work.
+    fn tick(&mut self) {
+        match self.daemon {
+            Daemon::Down(until) if Instant::now() >= until => {
+                self.unit.daemon_goes();
+                // What is left of the old one.
+                self.node.kill();
+                self.node.launch_only();
+                self.daemon = Daemon::Starting;
+            }
+            Daemon::Starting | Daemon::Up if !self.node.is_alive() => {
+                self.tell("tailscaled ended by itself");
+                self.daemon_fell();
+            }
+            Daemon::Starting if listens(self.node.socket()) => {
+                self.daemon = Daemon::Up;
+                self.unit.daemon_is_back();
+            }
+            _ => {}
+        }
+        let ends = self.unit.ends.len();
+        self.unit.tick();
+        self.unit.watch();
+        for end in &self.unit.ends[ends..] {
+            let last = end.stderr.lines().last().unwrap_or_default();
+            let how = format!("the unit ended: {:?} {:?}: {last}", end.code, end.signal);
+            self.story.push((Instant::now(), how));
+        }
+    }
+
+    fn daemon_fell(&mut self) {
+        self.daemon = Daemon::Down(Instant::now() + DAEMON_RESTART_DELAY);
+    }
+
+    /// SIGTERM, and SIGKILL if that takes too long.
+    fn terminate_daemon(&mut self) {
+        if self.node.is_alive() {
+            let pid = Pid::from_raw(self.node.pid().cast_signed());
+            for signal in [Signal::TERM, Signal::CONT] {
+                let _ = pid.map(|pid| kill_process(pid, signal));
+            }
+            let asked = Instant::now();
+            while self.node.is_alive() && asked.elapsed() < Duration::from_secs(3) {
+                thread::sleep(TICK);
+            }
+        }
+        self.node.kill();
+    }
+
+    /// Ends all faults, and the admin's work.
+    fn lift(&mut self) {
+        let now = Instant::now();
+        for one in &mut self.pending {
+            one.stage = Stage::Over;
+        }
+        self.apply();
+        self.tailnet
+            .policy(serde_json::json!({"rate_limit": {"count": 0, "retry_after_s": 0}}));
+        self.admin.finish();
+        while self.admin.is_busy() && now.elapsed() < Duration::from_secs(20) {
+            self.tick();
+            thread::sleep(TICK);
+        }
+        self.tell("all faults are over");
+    }
+
+    /// One more start, as after a boot or by a person.
+    fn end(&mut self) {
+        match self.schedule.ending {
+            Ending::Boot => {
+                self.tell("boot");
+                self.unit.stop();
+                self.unit.reset();
+                self.terminate_daemon();
+                self.daemon = Daemon::Down(Instant::now());
+                while self.daemon != Daemon::Up {
+                    self.tick();
+                    thread::sleep(TICK);
+                }
+            }
+            Ending::Restart => {
+                self.tell("restart of the unit");
+                self.unit.stop();
+                self.unit.reset();
+            }
+        }
+        self.unit.start();
+    }
+
+    /// Waits until all is well, or will not be.
+    fn settle(&mut self, first: bool) -> Settled {
+        let since = Instant::now();
+        let ends_before = self.unit.ends.len();
+        let mut looked = since;
+        let mut idle_since = None;
+        let mut well = 0;
+        let mut settled = Settled::default();
+        loop {
+            self.tick();
+            thread::sleep(TICK);
+            let now = Instant::now();
+            let idle = self.unit.is_idle();
+            idle_since = idle_since.filter(|_| idle).or(idle.then_some(now));
+            if now - looked < Duration::from_millis(60) {
+                continue;
+            }
+            looked = now;
+            let status = self.status();
+            settled.online = status.as_ref().is_some_and(Node::is_online);
+            settled.state = describe(status.as_ref());
+            settled.took = now - since;
+            let idle_for = idle_since.map_or(Duration::ZERO, |since| now - since);
+
+            well = if settled.online && idle { well + 1 } else { 0 };
+            // Looked at twice more: what a dead key does shows a little later.
+            if well >= 3 {
+                return settled;
+            }
+            if let Scene::Hopeless(_) = self.schedule.scene {
+                let tried = first || self.unit.ends.len() > ends_before;
+                let waits = !self.unit.is_running() && (!first || !self.unit.ends.is_empty());
+                if tried && waits {
+                    return settled;
+                }
+            }
+            settled.excuse = first.then(|| self.excuse(&settled)).flatten();
+            let patience = if settled.excuse.is_some() {
+                Duration::from_secs(2)
+            } else {
+                BY_ITSELF
+            };
+            let given_up = idle_for > patience
+                || settled.excuse == Some(STOPPED) && settled.took > Duration::from_secs(4)
+                || settled.took > BOUND;
+            settled.at_work = !idle;
+            settled.hangs = self.unit.activating().is_some_and(|time| time > HANG);
+            // The start job of a unit that needn't be at work any more is all that counts.
+            if given_up || settled.hangs {
+                return settled;
+            }
+        }
+    }
+
+    /// Why the node need not be online before the next start.
+    fn excuse(&self, settled: &Settled) -> Option<&'static str> {
+        let said = self.admin.said();
+        let last = self.unit.ends.last();
+        let refused = last.is_some_and(|end| end.code == Some(77));
+        if said.down && settled.state.starts_with("Stopped") {
+            return Some(STOPPED);
+        }
+        if said.dead_key && self.unit.is_idle() {
+            return Some("an admin sent a dead key");
+        }
+        if self.fired.contains(&Kind::SecretDead) && refused && self.unit.is_idle() {
+            return Some("a dead key was in the file and was refused");
+        }
+        None
+    }
+
+    /// Where no key is good, nothing is sent any more.
+    fn is_quiet(&mut self) -> bool {
+        if !matches!(self.schedule.scene, Scene::Hopeless(_)) {
+            return true;
+        }
+        let before = self.tailnet.state().registers.with_key;
+        // A daemon that goes on with a dead key sends it every second at first.
+        thread::sleep(Duration::from_secs(2));
+        self.tailnet.state().registers.with_key == before
+    }
+
+    pub fn status(&self) -> Option<Value> {
+        let reply = self
+            .node
+            .local_get("/localapi/v0/status?peers=false")
+            .ok()?;
+        (reply.status == 200).then(|| serde_json::from_slice(&reply.body).ok())?
+    }
+
+    pub fn prefs(&self) -> Option<Value> {
+        let reply = self.node.local_get("/localapi/v0/prefs").ok()?;
+        (reply.status == 200).then(|| serde_json::from_slice(&reply.body).ok())?
+    }
+}
+
+const STOPPED: &str = "`tailscale down` was the last word";
+
+fn describe(status: Option<&Value>) -> String {
+    let Some(status) = status else {
+        return "no answer".to_owned();
+    };
+    format!(
+        "{} (online {}, AuthURL {}, node key {}, Health {})",
+        status["BackendState"].as_str().unwrap_or_default(),
+        status["Self"]["Online"],
+        status["AuthURL"],
+        status["HaveNodeKey"],
+        status["Health"]
+    )
+}
+
+/// How each of them is run on this node.
+fn unit_of(
+    contender: Contender,
+    program: &Path,
+    tailnet: &Tailnet,
+    node: &Node,
+    file: &KeyFile,
+) -> Unit {
+    let run = match contender {
+        Contender::Ours => Run::new(program)
+            .node(node)
+            .cli()
+            .authkey_file(file.path())
+            .login_server(tailnet.url())
+            .args(["--authkey-wait", &format!("{KEY_WAIT_MS}ms")])
+            .args(["--ready-after", &format!("{READY_AFTER_MS}ms")]),
+        Contender::Seed | Contender::Nixpkgs => {
+            let script = format!("tests/peers/{}.sh", contender.name());
+            let script = Path::new(env!("CARGO_MANIFEST_DIR")).join(script);
+            Run::new("bash")
+                .env("PATH", node.path())
+                .arg(script)
+                .arg(file.path())
+                .arg(format!("--login-server={}", tailnet.url()))
+        }
+    };
+    Unit::new(contender, run.limit(Duration::from_secs(10)))
+}

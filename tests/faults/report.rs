@@ -1,0 +1,78 @@
+//! What is printed of the results.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::options::Options;
+use crate::schedule::Schedule;
+use crate::unit::SCALE;
+use crate::verdict::Outcome;
+
+/// A schedule that failed, with all there is to know; any, when it is the only one.
+pub fn print_one(outcome: &Outcome, schedule: &Schedule, verbose: bool) {
+    if !outcome.report.is_empty() {
+        print!("{}", outcome.report);
+    } else if verbose {
+        println!("{schedule}\n  {outcome:?}");
+    }
+}
+
+pub fn print(options: &Options, all: &[Outcome], skipped: usize, took: Duration) {
+    println!(
+        "| contender | schedules | off the tailnet after the faults | still off after one more start | keys burnt (by tailscale) | hangs | settings lost |"
+    );
+    println!("|---|---:|---:|---:|---:|---:|---:|");
+    for contender in &options.contenders {
+        let of: Vec<&Outcome> = all
+            .iter()
+            .filter(|one| one.contender == contender.name())
+            .collect();
+        let count = |what: fn(&Outcome) -> bool| of.iter().filter(|one| what(one)).count();
+        println!(
+            "| {} | {} | {} | {} | {} ({}) | {} | {} |",
+            contender.name(),
+            of.len(),
+            count(|one| one.off_at_first),
+            count(|one| one.off),
+            count(|one| one.burnt),
+            count(|one| one.burnt_by_tailscale),
+            count(|one| one.hang),
+            count(|one| !one.lost.is_empty()),
+        );
+    }
+    println!();
+    println!(
+        "Waits of more than a few seconds are divided by {SCALE} for all alike: RestartSec, TimeoutStartSec, --authkey-wait, --ready-after."
+    );
+
+    let mut fired: BTreeMap<&str, usize> = BTreeMap::new();
+    for name in all.iter().flat_map(|one| &one.fired) {
+        *fired.entry(name).or_default() += 1;
+    }
+    let fired: Vec<String> = fired
+        .iter()
+        .map(|(name, count)| format!("{name} {count}"))
+        .collect();
+    println!("Faults that happened: {}.", fired.join(", "));
+    let mut recoveries: Vec<f64> = all.iter().filter_map(|one| one.recovery).collect();
+    recoveries.sort_by(f64::total_cmp);
+    if let (Some(most), Some(median)) = (recoveries.last(), recoveries.get(recoveries.len() / 2)) {
+        println!("Online and done after the faults: median {median:.1} s, at most {most:.1} s.");
+    }
+    let failed: Vec<&Outcome> = all.iter().filter(|one| !one.failures.is_empty()).collect();
+    for one in &failed {
+        println!(
+            "failed: seed {} ({}): {}",
+            one.seed,
+            one.scene,
+            one.failures.join("; ")
+        );
+    }
+    println!(
+        "test result: {}. {} passed; {} failed; {skipped} ignored; 0 measured; 0 filtered out; finished in {:.2}s",
+        if failed.is_empty() { "ok" } else { "FAILED" },
+        all.len() - failed.len(),
+        failed.len(),
+        took.as_secs_f64()
+    );
+}

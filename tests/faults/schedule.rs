@@ -1,0 +1,424 @@
+//! What happens in a schedule, derived from its seed alone.
+
+use std::fmt;
+use std::time::Duration;
+
+use fastrand::Rng;
+
+/// A scene, up to four faults in it, and how it ends.
+#[derive(Clone, Debug)]
+pub struct Schedule {
+    pub seed: u64,
+    pub scene: Scene,
+    /// Of the good key in the file, where there is one.
+    pub reusable: bool,
+    /// What the admin set with `tailscale set` before, by number in [`SETTINGS`].
+    pub settings: Vec<usize>,
+    pub place: Place,
+    pub faults: Vec<Fault>,
+    pub ending: Ending,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scene {
+    /// The node has never been on a tailnet.
+    Fresh,
+    /// The node was, and boots.
+    Reboot(Left),
+    /// The node was, and the control server does not accept its node key any more.
+    Renewal { deleted: bool, live: bool },
+    /// The node was, and someone said `tailscale down`.
+    Stopped { boot: bool },
+    /// The node is new, and there is no good key.
+    Hopeless(Bad),
+}
+
+/// What the key file of a node that has joined holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Left {
+    Used,
+    Absent,
+    Unknown,
+}
+
+/// What is in the file instead of a good key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bad {
+    Unknown,
+    Revoked,
+    Expired,
+    Missing,
+    Empty,
+    TwoLines,
+}
+
+/// Where the daemon runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Where everything runs.
+    Host,
+    /// In a network of its own.
+    OwnNetwork,
+    /// On a small disk of its own.
+    OwnDisk,
+}
+
+/// The one more start at the end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    Boot,
+    Restart,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Fault {
+    pub at: Moment,
+    pub kind: Kind,
+    /// How long it lasts, where it does.
+    pub lasts: Duration,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub enum Moment {
+    /// So long after the start; at 0 it is there before it.
+    After(Duration),
+    /// So long after `tailscale up` was first seen to run.
+    CliRuns(Duration),
+    /// So long after the control server first heard of the node.
+    RegisterSeen(Duration),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    DaemonKilled,
+    DaemonRestarted,
+    DaemonFrozen,
+    UnitKilled,
+    CliKilled,
+    /// A fault of the control server, by its name there.
+    Control(&'static str),
+    /// So many registers are answered with 429.
+    RateLimited(u8),
+    LinkDown,
+    DiskFull,
+    DiskReadOnly,
+    SecretAbsent,
+    SecretEmpty,
+    SecretDead,
+    /// A new generation with the same content.
+    SecretTurned,
+    /// A new generation with another good key.
+    SecretRenewed,
+    AdminUp,
+    AdminUpDead,
+    AdminDown,
+    /// `tailscale set` of one of [`SETTINGS`].
+    AdminSet(usize),
+}
+
+/// A setting that an admin may make, and how it shows in the preferences.
+pub struct Setting {
+    pub flag: &'static str,
+    pub pref: &'static str,
+    /// As JSON.
+    pub value: &'static str,
+    /// Whether `tailscale up` has the flag too. What has none is reset by every `up`.
+    pub up_has_it: bool,
+}
+
+const fn setting(flag: &'static str, pref: &'static str, value: &'static str) -> Setting {
+    Setting {
+        flag,
+        pref,
+        value,
+        up_has_it: true,
+    }
+}
+
+pub const SETTINGS: [Setting; 7] = [
+    setting("--accept-dns=false", "CorpDNS", "false"),
+    setting("--accept-routes=true", "RouteAll", "true"),
+    setting("--shields-up=true", "ShieldsUp", "true"),
+    setting("--hostname=by-the-admin", "Hostname", "\"by-the-admin\""),
+    setting("--accept-routes=false", "RouteAll", "false"),
+    setting("--shields-up=false", "ShieldsUp", "false"),
+    Setting {
+        up_has_it: false,
+        ..setting("--webclient=true", "RunWebClient", "true")
+    },
+];
+/// Those that make sense on a new node.
+const FIRST_SETTINGS: [usize; 5] = [0, 1, 2, 3, 6];
+
+/// Everything of the control server that lasts a while.
+const CONTROL: [&str; 7] = [
+    "down",
+    "hang",
+    "reset",
+    "500",
+    "garbage",
+    "slow",
+    "drop_register_reply",
+];
+
+impl Schedule {
+    pub fn of(seed: u64) -> Self {
+        // Seeds that follow each other are to have nothing in common.
+        let mut random = Rng::with_seed(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15));
+        let scene = draw_scene(&mut random);
+        let place = match random.u8(0..100) {
+            0..=14 => Place::OwnNetwork,
+            15..=26 => Place::OwnDisk,
+            _ => Place::Host,
+        };
+        let count = 1 + usize::from(random.u8(0..100) / 30);
+        let mut faults: Vec<Fault> = (0..count).map(|_| draw_fault(&mut random, scene)).collect();
+        match place {
+            Place::OwnNetwork => faults[0].kind = Kind::LinkDown,
+            Place::OwnDisk if random.bool() => faults[0].kind = Kind::DiskFull,
+            Place::OwnDisk => faults[0].kind = Kind::DiskReadOnly,
+            Place::Host => {}
+        }
+        let ups = [Kind::AdminUp, Kind::AdminUpDead];
+        let admin_ups = faults.iter().any(|fault| ups.contains(&fault.kind));
+        let mut settings = Vec::new();
+        if random.u8(0..100) < 60 {
+            let kept = |number: &usize| SETTINGS[*number].up_has_it || !admin_ups;
+            let mut choice: Vec<usize> = FIRST_SETTINGS.into_iter().filter(kept).collect();
+            random.shuffle(&mut choice);
+            choice.truncate(random.usize(1..=2));
+            settings = choice;
+        }
+        if admin_ups {
+            for fault in &mut faults {
+                if matches!(fault.kind, Kind::AdminSet(number) if !SETTINGS[number].up_has_it) {
+                    fault.kind = Kind::AdminSet(0);
+                }
+            }
+        }
+        Self {
+            seed,
+            scene,
+            reusable: random.u8(0..100) < 35,
+            settings,
+            place,
+            faults,
+            ending: if random.bool() {
+                Ending::Boot
+            } else {
+                Ending::Restart
+            },
+        }
+    }
+}
+
+fn draw_scene(random: &mut Rng) -> Scene {
+    match random.u8(0..100) {
+        0..=39 => Scene::Fresh,
+        40..=57 => Scene::Reboot(match random.u8(0..3) {
+            0 => Left::Used,
+            1 => Left::Absent,
+            _ => Left::Unknown,
+        }),
+        // A node that was deleted while it ran shows nothing of it for half a minute.
+        58..=61 => Scene::Renewal {
+            deleted: true,
+            live: true,
+        },
+        62..=77 => Scene::Renewal {
+            deleted: random.bool(),
+            live: false,
+        },
+        78..=81 => Scene::Renewal {
+            deleted: false,
+            live: true,
+        },
+        82..=89 => Scene::Stopped {
+            boot: random.bool(),
+        },
+        _ => Scene::Hopeless(match random.u8(0..6) {
+            0 => Bad::Unknown,
+            1 => Bad::Revoked,
+            2 => Bad::Expired,
+            3 => Bad::Missing,
+            4 => Bad::Empty,
+            _ => Bad::TwoLines,
+        }),
+    }
+}
+
+fn draw_fault(random: &mut Rng, scene: Scene) -> Fault {
+    let ms = Duration::from_millis;
+    let at = match random.u8(0..100) {
+        0..=17 => Moment::After(Duration::ZERO),
+        // A join takes some 50 ms.
+        18..=39 => Moment::After(ms(random.u64(1..150))),
+        40..=61 => Moment::After(ms(random.u64(150..1500))),
+        62..=71 => Moment::After(ms(random.u64(1500..4000))),
+        72..=85 => Moment::CliRuns(ms(random.u64(0..60))),
+        _ => Moment::RegisterSeen(ms(random.u64(0..60))),
+    };
+    let kind = match random.u8(0..100) {
+        0..=10 => Kind::DaemonKilled,
+        11..=19 => Kind::DaemonRestarted,
+        20..=27 => Kind::DaemonFrozen,
+        28..=36 => Kind::UnitKilled,
+        37..=42 => Kind::CliKilled,
+        43..=66 => Kind::Control(CONTROL[random.usize(0..CONTROL.len())]),
+        67..=71 => Kind::RateLimited(random.u8(1..4)),
+        72..=76 => Kind::SecretAbsent,
+        77..=79 => Kind::SecretEmpty,
+        80..=82 => Kind::SecretDead,
+        83..=84 => Kind::SecretTurned,
+        85..=86 => Kind::SecretRenewed,
+        87..=89 => Kind::AdminUp,
+        90..=92 => Kind::AdminUpDead,
+        93..=95 => Kind::AdminDown,
+        _ => Kind::AdminSet(random.usize(0..SETTINGS.len())),
+    };
+    // Another good key in the file would be the end of a scene without one.
+    let kind = match (kind, scene) {
+        (Kind::SecretRenewed, Scene::Hopeless(_)) => Kind::SecretTurned,
+        (kind, _) => kind,
+    };
+    let lasts = ms(match random.u8(0..10) {
+        0..=4 => random.u64(200..1000),
+        5..=8 => random.u64(1000..2000),
+        _ => random.u64(2000..3000),
+    });
+    Fault { at, kind, lasts }
+}
+
+impl Kind {
+    /// Whether it goes on for [`Fault::lasts`].
+    pub fn lasts(self) -> bool {
+        matches!(
+            self,
+            Self::DaemonFrozen
+                | Self::Control(_)
+                | Self::LinkDown
+                | Self::DiskFull
+                | Self::DiskReadOnly
+                | Self::SecretAbsent
+                | Self::SecretEmpty
+                | Self::SecretDead
+        )
+    }
+
+    /// Whether it can cost tailscale a single-use key that the control server has taken: the answer
+    /// gets lost, or the daemon forgets the node key that it was for.
+    pub fn can_burn(self) -> bool {
+        matches!(
+            self,
+            Self::DaemonKilled
+                | Self::DaemonRestarted
+                | Self::DaemonFrozen
+                | Self::Control(_)
+                | Self::LinkDown
+                | Self::DiskFull
+                | Self::DiskReadOnly
+        )
+    }
+}
+
+impl fmt::Display for Schedule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "seed {}: {}", self.seed, self.scene)?;
+        let kind = if self.reusable {
+            "reusable"
+        } else {
+            "single-use"
+        };
+        match self.scene {
+            Scene::Fresh | Scene::Renewal { .. } => write!(f, " with a {kind} key")?,
+            _ => {}
+        }
+        match self.place {
+            Place::Host => {}
+            Place::OwnNetwork => f.write_str(", in a network of its own")?,
+            Place::OwnDisk => f.write_str(", on a disk of its own")?,
+        }
+        if !self.settings.is_empty() {
+            f.write_str(", set before:")?;
+            for number in &self.settings {
+                write!(f, " {}", SETTINGS[*number].flag)?;
+            }
+        }
+        for fault in &self.faults {
+            write!(f, "; {fault}")?;
+        }
+        f.write_str(match self.ending {
+            Ending::Boot => "; then a boot",
+            Ending::Restart => "; then a restart of the unit",
+        })
+    }
+}
+
+impl fmt::Display for Scene {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Fresh => "fresh join",
+            Self::Reboot(Left::Used) => "reboot with the used key",
+            Self::Reboot(Left::Absent) => "reboot without a key file",
+            Self::Reboot(Left::Unknown) => "reboot with an unknown key",
+            Self::Renewal { deleted, live } => match (deleted, live) {
+                (false, false) => "node expired while off, renewal",
+                (false, true) => "node expired while it ran, renewal",
+                (true, false) => "node deleted while off, renewal",
+                (true, true) => "node deleted while it ran, renewal",
+            },
+            Self::Stopped { boot: false } => "stopped node",
+            Self::Stopped { boot: true } => "boot of a stopped node",
+            Self::Hopeless(bad) => match bad {
+                Bad::Unknown => "no good key (unknown)",
+                Bad::Revoked => "no good key (revoked)",
+                Bad::Expired => "no good key (expired)",
+                Bad::Missing => "no key file",
+                Bad::Empty => "empty key file",
+                Bad::TwoLines => "two lines in the key file",
+            },
+        })
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ", self.kind)?;
+        match self.at {
+            Moment::After(Duration::ZERO) => f.write_str("from the start"),
+            Moment::After(time) => write!(f, "at {time:?}"),
+            Moment::CliRuns(time) => write!(f, "{time:?} after the CLI is seen"),
+            Moment::RegisterSeen(time) => write!(f, "{time:?} after a register is seen"),
+        }?;
+        if self.kind.lasts() {
+            write!(f, " for {:?}", self.lasts)?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::DaemonKilled => f.write_str("tailscaled killed"),
+            Self::DaemonRestarted => f.write_str("tailscaled restarted"),
+            Self::DaemonFrozen => f.write_str("tailscaled stands still"),
+            Self::UnitKilled => f.write_str("the unit killed"),
+            Self::CliKilled => f.write_str("the CLI killed"),
+            Self::Control(fault) => write!(f, "control server: {fault}"),
+            Self::RateLimited(count) => write!(f, "{count} registers rate limited"),
+            Self::LinkDown => f.write_str("interface down"),
+            Self::DiskFull => f.write_str("disk full"),
+            Self::DiskReadOnly => f.write_str("disk read-only"),
+            Self::SecretAbsent => f.write_str("secret absent"),
+            Self::SecretEmpty => f.write_str("secret empty"),
+            Self::SecretDead => f.write_str("dead key in the secret"),
+            Self::SecretTurned => f.write_str("new generation of the secret"),
+            Self::SecretRenewed => f.write_str("another good key in the secret"),
+            Self::AdminUp => f.write_str("`tailscale up`"),
+            Self::AdminUpDead => f.write_str("`tailscale up` with a dead key"),
+            Self::AdminDown => f.write_str("`tailscale down`"),
+            Self::AdminSet(number) => write!(f, "`tailscale set {}`", SETTINGS[*number].flag),
+        }
+    }
+}
