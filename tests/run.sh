@@ -41,7 +41,7 @@ core=(
     login_command::a_signal_while_the_control_server_has_the_key_loses_nothing
 )
 
-steps=(format clippy scripts go deny advisories build tests harness scenarios versions boot nix manual demo measure)
+steps=(format clippy scripts go deny advisories build tests harness scenarios versions faults boot nix manual demo measure)
 declare -A about=(
     [format]="the Rust code is formatted"
     [clippy]="no lint complains of the Rust code"
@@ -54,6 +54,7 @@ declare -A about=(
     [harness]="the tests of the test harness"
     [scenarios]="the program on real daemons"
     [versions]="the core of the scenarios on tailscale ${versions[0]} and ${versions[-1]}"
+    [faults]="tests/faults.sh: random faults on real daemons, from seeds"
     [boot]="the Debian package on machines that boot real systemd"
     [nix]="tests/nix/run.sh: the NixOS module, the flake and the example"
     [manual]="tests/manual.sh: the manual page and the completions, in what reads them"
@@ -136,6 +137,8 @@ scenarios_on() {
     tests/tailnet/build.sh "$1" >/dev/null || return
     TAILNET_VERSION=$1 cargo test --locked --test scenarios -- --include-ignored --test-threads=8 "${@:2}"
 }
+
+step_faults() { tests/faults.sh --schedules 200; }
 
 step_boot() {
     if ((EUID)); then

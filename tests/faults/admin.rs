@@ -73,6 +73,11 @@ impl Admin {
         }
     }
 
+    /// tailscaled has forgotten what was set.
+    pub fn forget(&self) {
+        lock(&self.said).prefs.clear();
+    }
+
     /// No more commands come.
     pub fn finish(&mut self) {
         self.commands = None;

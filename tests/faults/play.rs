@@ -178,10 +178,13 @@ impl<'a> World<'a> {
         if matches!(schedule.scene, Scene::Stopped { .. }) {
             node.tailscale_ok(["down"]);
         }
-        let live = matches!(
-            schedule.scene,
-            Scene::Stopped { boot: false } | Scene::Renewal { live: true, .. }
-        );
+        // A daemon that has never logged in keeps what is set in memory only.
+        let live = match schedule.scene {
+            Scene::Stopped { boot } => !boot,
+            Scene::Renewal { live, .. } => live,
+            Scene::Fresh | Scene::Hopeless(_) => node.is_alive(),
+            Scene::Reboot(_) => false,
+        };
         if !live && node.is_alive() {
             node.terminate();
         }
@@ -478,6 +481,9 @@ impl<'a> World<'a> {
         match self.daemon {
             Daemon::Down(until) if Instant::now() >= until => {
                 self.unit.daemon_goes();
+                if !self.has_joined() {
+                    self.admin.forget();
+                }
                 // What is left of the old one.
                 self.node.kill();
                 self.node.launch_only();
@@ -501,6 +507,13 @@ impl<'a> World<'a> {
             let how = format!("the unit ended: {:?} {:?}: {last}", end.code, end.signal);
             self.story.push((Instant::now(), how));
         }
+    }
+
+    /// Whether the node has been on a tailnet, and had the time to save that.
+    fn has_joined(&self) -> bool {
+        let new = matches!(self.schedule.scene, Scene::Fresh | Scene::Hopeless(_));
+        let online = self.watch.seen().first_online;
+        !new || online.is_some_and(|at| at.elapsed() > DAEMON_RESTART_DELAY * 3)
     }
 
     fn daemon_fell(&mut self) {

@@ -249,15 +249,6 @@ fn draw_scene(random: &mut Rng) -> Scene {
 
 fn draw_fault(random: &mut Rng, scene: Scene) -> Fault {
     let ms = Duration::from_millis;
-    let at = match random.u8(0..100) {
-        0..=17 => Moment::After(Duration::ZERO),
-        // A join takes some 50 ms.
-        18..=39 => Moment::After(ms(random.u64(1..150))),
-        40..=61 => Moment::After(ms(random.u64(150..1500))),
-        62..=71 => Moment::After(ms(random.u64(1500..4000))),
-        72..=85 => Moment::CliRuns(ms(random.u64(0..60))),
-        _ => Moment::RegisterSeen(ms(random.u64(0..60))),
-    };
     let kind = match random.u8(0..100) {
         0..=10 => Kind::DaemonKilled,
         11..=19 => Kind::DaemonRestarted,
@@ -280,6 +271,17 @@ fn draw_fault(random: &mut Rng, scene: Scene) -> Fault {
     let kind = match (kind, scene) {
         (Kind::SecretRenewed, Scene::Hopeless(_)) => Kind::SecretTurned,
         (kind, _) => kind,
+    };
+    // Nothing runs before the start.
+    let before = kind.lasts() || matches!(kind, Kind::RateLimited(_) | Kind::SecretRenewed);
+    let at = match random.u8(0..100) {
+        0..=17 if before => Moment::After(Duration::ZERO),
+        // A join takes some 50 ms.
+        0..=39 => Moment::After(ms(random.u64(1..150))),
+        40..=61 => Moment::After(ms(random.u64(150..1500))),
+        62..=71 => Moment::After(ms(random.u64(1500..4000))),
+        72..=85 => Moment::CliRuns(ms(random.u64(0..60))),
+        _ => Moment::RegisterSeen(ms(random.u64(0..60))),
     };
     let lasts = ms(match random.u8(0..10) {
         0..=4 => random.u64(200..1000),

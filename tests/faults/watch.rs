@@ -19,6 +19,8 @@ pub struct Seen {
     /// Before anything happened.
     pub before: Registers,
     pub first_register: Option<Instant>,
+    /// When a device was first seen to be online.
+    pub first_online: Option<Instant>,
     /// When a key was first seen to have been used, and how often it had been tried then.
     pub uses: BTreeMap<String, (Instant, u64)>,
 }
@@ -41,6 +43,9 @@ impl Watch {
                 let mut seen = shared.lock().unwrap_or_else(PoisonError::into_inner);
                 if state.registers.total > seen.before.total {
                     seen.first_register.get_or_insert(now);
+                }
+                if state.online() > 0 {
+                    seen.first_online.get_or_insert(now);
                 }
                 for (key, attempts) in used(&state) {
                     if !used_before.contains(key) {
