@@ -38,6 +38,10 @@ fn main() -> ExitCode {
             return ExitCode::from(64);
         }
     };
+    if let Some(help) = options.help {
+        println!("{help}");
+        return ExitCode::SUCCESS;
+    }
     if options.show {
         let seeds = options.first..options.first + options.schedules;
         seeds.for_each(|seed| println!("{}", Schedule::of(seed)));

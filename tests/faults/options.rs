@@ -23,6 +23,7 @@ pub struct Options {
     pub minutes: Option<Duration>,
     pub jobs: usize,
     pub show: bool,
+    pub help: Option<&'static str>,
     pub verbose: bool,
     pub program: PathBuf,
     pub results: Option<PathBuf>,
@@ -37,6 +38,7 @@ impl Options {
             minutes: None,
             jobs: 24,
             show: false,
+            help: None,
             verbose: false,
             program: env!("CARGO_BIN_EXE_tailscale-autoconnect").into(),
             results: None,
@@ -44,6 +46,10 @@ impl Options {
         // Cargo adds a word of its own.
         let mut words = words.filter(|word| word != "--bench");
         while let Some(word) = words.next() {
+            if word == "--help" || word == "-h" {
+                options.help = Some(USAGE);
+                continue;
+            }
             if word == "--show" {
                 options.show = true;
                 continue;

@@ -110,7 +110,7 @@ pub fn play(schedule: &Schedule, contender: Contender, program: &Path) -> Outcom
     world.run_faults();
     world.lift();
     let first = world.settle(true);
-    world.end();
+    world.end(&first);
     let second = world.settle(false);
     let quiet = world.is_quiet();
     judge(&mut world, &first, &second, quiet, began.elapsed())
@@ -553,8 +553,12 @@ impl<'a> World<'a> {
     }
 
     /// One more start, as after a boot or by a person.
-    fn end(&mut self) {
-        match self.schedule.ending {
+    fn end(&mut self, first: &Settled) {
+        let ending = match first.excuse {
+            Some(NO_STORE) => Ending::Boot,
+            _ => self.schedule.ending,
+        };
+        match ending {
             Ending::Boot => {
                 self.tell("boot");
                 self.unit.stop();
@@ -618,7 +622,8 @@ impl<'a> World<'a> {
                 BY_ITSELF
             };
             let given_up = idle_for > patience
-                || settled.excuse == Some(STOPPED) && settled.took > Duration::from_secs(4)
+                || [Some(STOPPED), Some(NO_STORE)].contains(&settled.excuse)
+                    && settled.took > Duration::from_secs(4)
                 || settled.took > BOUND;
             settled.at_work = !idle;
             settled.hangs = self.unit.activating().is_some_and(|time| time > HANG);
@@ -636,6 +641,10 @@ impl<'a> World<'a> {
         let refused = last.is_some_and(|end| end.code == Some(77));
         if said.down && settled.state.starts_with("Stopped") {
             return Some(STOPPED);
+        }
+        // It says so itself: only a restart of tailscaled helps when it has found its disk full.
+        if settled.state.contains("State store failed to initialize") {
+            return Some(NO_STORE);
         }
         if said.dead_key && self.unit.is_idle() {
             return Some("an admin sent a dead key");
@@ -671,6 +680,7 @@ impl<'a> World<'a> {
     }
 }
 
+const NO_STORE: &str = "tailscaled works without a disk until it is restarted";
 const STOPPED: &str = "`tailscale down` was the last word";
 
 fn describe(status: Option<&Value>) -> String {

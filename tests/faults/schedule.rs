@@ -277,9 +277,11 @@ fn draw_fault(random: &mut Rng, scene: Scene) -> Fault {
     let at = match random.u8(0..100) {
         0..=17 if before => Moment::After(Duration::ZERO),
         // A join takes some 50 ms.
-        0..=39 => Moment::After(ms(random.u64(1..150))),
-        40..=61 => Moment::After(ms(random.u64(150..1500))),
-        62..=71 => Moment::After(ms(random.u64(1500..4000))),
+        0..=33 => Moment::After(ms(random.u64(1..150))),
+        34..=51 => Moment::After(ms(random.u64(150..1500))),
+        52..=61 => Moment::After(ms(random.u64(1500..4000))),
+        // One of the scripts does nothing for its first two seconds.
+        62..=71 => Moment::After(ms(random.u64(2000..2400))),
         72..=85 => Moment::CliRuns(ms(random.u64(0..60))),
         _ => Moment::RegisterSeen(ms(random.u64(0..60))),
     };
