@@ -400,11 +400,11 @@ impl<'a> World<'a> {
             .map(|one| one.fault.kind)
             .collect();
 
-        let controls = active.iter().filter_map(|kind| match kind {
+        let mut controls = active.iter().filter_map(|kind| match kind {
             Kind::Control(fault) => Some(*fault),
             _ => None,
         });
-        let control = controls.last().unwrap_or("none");
+        let control = controls.next_back().unwrap_or("none");
         if control != self.control {
             self.tailnet.fault(control);
             self.control = control;
@@ -456,7 +456,7 @@ impl<'a> World<'a> {
 
     /// Puts into the key file what is to be there.
     fn show_secret(&mut self) {
-        let changes = self.pending.iter().filter_map(|one| {
+        let mut changes = self.pending.iter().filter_map(|one| {
             matches!(one.stage, Stage::Active(_)).then_some(())?;
             match one.fault.kind {
                 Kind::SecretAbsent => Some(Content::Absent),
@@ -465,7 +465,7 @@ impl<'a> World<'a> {
                 _ => None,
             }
         });
-        let wanted = changes.last().unwrap_or_else(|| self.content.clone());
+        let wanted = changes.next_back().unwrap_or_else(|| self.content.clone());
         if wanted == self.shown {
             return;
         }
