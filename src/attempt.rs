@@ -201,13 +201,13 @@ impl<'a> Attempt<'a> {
             Verdict::Impossible(failure) => self.progress = Progress::Impossible(failure),
             Verdict::Transient {
                 error,
-                daemon_restarted,
+                lost_the_key,
                 retry_after,
             } => {
                 log::warn!("the login did not come to an end: {error}");
-                self.look_closely(api).await;
+                self.try_to_look_closely(api).await;
                 // tailscaled tries by itself with a key that it has been given.
-                if daemon_restarted || !self.has_begun() {
+                if lost_the_key || !self.has_begun() {
                     self.retry_later(&error, retry_after);
                 }
             }
@@ -272,11 +272,39 @@ impl<'a> Attempt<'a> {
     }
 
     /// Follows it now, whether or not the preferences are due.
-    async fn look_closely(&mut self, api: &LocalApi) {
-        if let Ok(status) = api.status().await {
-            let prefs = api.prefs().await.ok();
-            self.follow(api, &status, prefs).await;
+    async fn look_closely(&mut self, api: &LocalApi) -> Result<(), LocalApiError> {
+        let status = api.status().await?;
+        let prefs = api.prefs().await?;
+        self.follow(api, &status, Some(prefs)).await;
+        Ok(())
+    }
+
+    async fn try_to_look_closely(&mut self, api: &LocalApi) {
+        if let Err(error) = self.look_closely(api).await {
+            log::debug!("cannot look after the settings: {error}");
         }
+    }
+
+    /// The node is connected: ends the CLI, and sees to it that the settings are as they were.
+    /// That has to be done again if tailscaled went away meanwhile.
+    pub async fn complete(&mut self, api: &LocalApi) -> Result<(), LocalApiError> {
+        self.end_cli().await;
+        if !self.is_unsettled() {
+            return Ok(());
+        }
+        match self.look_closely(api).await {
+            Err(LocalApiError::Denied(why) | LocalApiError::BadAnswer(why)) => {
+                log::warn!("connected, but the settings cannot be compared: {why}");
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
+    fn is_unsettled(&self) -> bool {
+        self.touched
+            .as_ref()
+            .is_some_and(|touched| !touched.settled)
     }
 
     /// A tailscaled that goes away takes the key with it.
@@ -289,11 +317,13 @@ impl<'a> Attempt<'a> {
     /// Puts back the settings that the login changed and nobody asked for, and says whether there
     /// were any. It's done once, as early as can be: what changes later was changed by an admin.
     async fn settle(&mut self, api: &LocalApi, now: &Prefs) -> bool {
+        // As long as it runs, the CLI may yet change them.
+        let is_over = !self.is_running();
         let Some(touched) = self.touched.as_mut().filter(|touched| !touched.settled) else {
             return false;
         };
-        touched.settled = true;
         let lost = settings::lost(&touched.prefs, now, &self.cli.asked());
+        touched.settled = is_over || !lost.is_empty();
         if lost.is_empty() {
             return false;
         }
@@ -301,11 +331,11 @@ impl<'a> Attempt<'a> {
         true
     }
 
-    /// Ends a CLI that does nothing.
+    /// Ends a CLI of which nothing comes.
     pub async fn abandon(&mut self) {
         self.end_cli().await;
-        log::warn!("`tailscale up` did nothing for a long time and was ended");
-        self.retry_later("`tailscale up` did nothing", None);
+        log::warn!("nothing comes of `tailscale up`, which was ended");
+        self.retry_later("nothing came of `tailscale up`", None);
     }
 
     /// The key was refused: makes tailscaled forget it, which would go on sending it and would
@@ -321,7 +351,7 @@ impl<'a> Attempt<'a> {
             Err(error) => log::debug!("cannot restart the login: {error}"),
             Ok(()) => {}
         }
-        self.look_closely(api).await;
+        self.try_to_look_closely(api).await;
         self.take_back_want_running(api).await;
         self.refused(refusal, true);
         Ok(())
@@ -342,12 +372,8 @@ impl<'a> Attempt<'a> {
     /// The run ends: nothing of the login may stay behind but its success.
     pub async fn shut_down(&mut self, api: &LocalApi) {
         self.end_cli().await;
-        if self
-            .touched
-            .as_ref()
-            .is_some_and(|touched| !touched.settled)
-        {
-            self.look_closely(api).await;
+        if self.is_unsettled() {
+            self.try_to_look_closely(api).await;
         }
     }
 

@@ -119,7 +119,10 @@ impl<'a> Connect<'a> {
                 Action::AbandonLogin => self.attempt.abandon().await,
                 Action::Rescue { refusal } => self.rescue(refusal).await,
                 Action::ForgetKey { refusal } => self.forget_key(refusal).await,
-                Action::Finish => return Ok(self.connected()),
+                Action::Finish => match self.attempt.complete(&self.api).await {
+                    Ok(()) => return Ok(self.connected()),
+                    Err(error) => self.wait_after(&error).await,
+                },
                 Action::Fail(failure) => return Err(failure),
             }
         }

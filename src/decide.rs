@@ -15,6 +15,8 @@ use crate::verdict::{LoginError, last_login_error, trouble};
 
 /// How long a node may run on the last network map it knew before its login is restarted.
 const OFFLINE_PATIENCE: Duration = Duration::from_secs(30);
+/// How long a node without a node key may take to say what it needs.
+const SETTLING_PATIENCE: Duration = Duration::from_secs(10);
 /// How long an address that cannot be bound yet is waited for.
 const ADDRESS_PATIENCE: Duration = Duration::from_secs(10);
 /// How long a refusal is looked at before it's believed: it may be an older login's.
@@ -25,7 +27,8 @@ const STALE_DOUBT: Duration = Duration::from_secs(30);
 const RECOVERY_PATIENCE: Duration = Duration::from_secs(10);
 /// How long the CLI may run without tailscaled showing any sign of it.
 const CLI_PATIENCE: Duration = Duration::from_secs(30);
-/// How long a login that someone else seems to have started may take without any sign of it.
+/// How long a login may take that tailscaled has to itself, or that someone else seems to have
+/// started, without any sign of it.
 const OTHERS_PATIENCE: Duration = Duration::from_secs(30);
 /// How long permission to open the socket is waited for: tailscaled sets its mode after it
 /// listens (safesocket/unixsocket.go).
@@ -43,6 +46,8 @@ pub enum Situation {
     /// Coming up, or trying to reach the control server.
     Settling {
         trouble: Option<String>,
+        /// It has nothing to come up with: no node key.
+        is_new: bool,
     },
     /// An auth key that someone sent was refused, and keeps a node from its tailnet.
     Stranded {
@@ -87,6 +92,7 @@ pub fn situation(status: &Status, unbound: Option<IpAddr>) -> Situation {
         }
         "NoState" | "Starting" => Situation::Settling {
             trouble: trouble(&status.health),
+            is_new: tells_of_node_key(status.major_and_minor()) && !has_node_key,
         },
         "Running" if online => match unbound {
             Some(address) => Situation::AddressPending(address),
@@ -110,6 +116,11 @@ pub fn situation(status: &Status, unbound: Option<IpAddr>) -> Situation {
         "NeedsMachineAuth" => Situation::NeedsApproval,
         other => Situation::Unknown(excerpt(other, 40)),
     }
+}
+
+/// Since 1.66 a status says whether there is a node key; before, it never does.
+fn tells_of_node_key(version: (u32, u32)) -> bool {
+    version >= (1, 66)
 }
 
 /// Since 1.82 a restart of the login leaves the network map in place; before, it cuts the node
@@ -290,10 +301,25 @@ pub fn decide(situation: &Situation, lasted: Duration, tried: &Tried) -> Action 
         (S::Unintelligible(why), _) => Action::Wait(Waiting::Answer(why.clone())),
         (S::Unknown(state), _) => Action::Wait(Waiting::Unknown(state.clone())),
 
+        // Nothing comes of it by itself: a login has failed half-way, as on a disk that was full.
+        (
+            S::Settling {
+                trouble: None,
+                is_new: true,
+            },
+            Login::NotTried
+            | Login::WithDaemon { .. }
+            | Login::Failed {
+                may_retry: true, ..
+            },
+        ) if lasted >= SETTLING_PATIENCE => with_key(&tried.key),
         // The auth key is never sent here: it would not help, and could take the node off.
-        (S::Settling { trouble: None }, Login::NotTried) => Action::Wait(Waiting::Settling),
-        (S::Settling { trouble: None }, _) => Action::Wait(Waiting::LoggingIn),
-        (S::Settling { trouble }, _) => Action::Wait(Waiting::ControlServer(trouble.clone())),
+        (S::Settling { trouble: None, .. }, Login::NotTried) => Action::Wait(Waiting::Settling),
+        (S::Settling { trouble: None, .. }, Login::Failed { error, .. }) => {
+            Action::Wait(Waiting::Retry(error.clone()))
+        }
+        (S::Settling { trouble: None, .. }, login) => under_way(None, None, lasted, login),
+        (S::Settling { trouble, .. }, _) => Action::Wait(Waiting::ControlServer(trouble.clone())),
 
         (S::Stranded { refusal }, Login::NotTried) if !tried.rescued => Action::Rescue {
             refusal: Some(refusal.clone()),
@@ -351,10 +377,24 @@ pub fn decide(situation: &Situation, lasted: Duration, tried: &Tried) -> Action 
                 Action::Wait(Waiting::Retry(error.clone()))
             }
         }
-        // It asks for a person: it has lost the key, by a restart.
+        // It asks for a person: it has lost the key, by a restart or by somebody else's login.
         (S::NeedsLogin { asks: true, .. }, Login::WithDaemon { .. }) if lasted >= REFUSAL_DOUBT => {
             with_key(&tried.key)
         }
+        (S::NeedsLogin { asks: true, .. }, Login::InFlight { begun: true, .. })
+            if lasted >= REFUSAL_DOUBT =>
+        {
+            Action::AbandonLogin
+        }
+        // It has the key and does nothing with it: the CLI was ended before it had said so.
+        (
+            S::NeedsLogin {
+                error: None,
+                asks: false,
+                has_node_key: false,
+            },
+            Login::WithDaemon { .. },
+        ) if lasted >= OTHERS_PATIENCE => with_key(&tried.key),
         (S::NeedsLogin { error, .. }, login) => {
             let (refusal, trouble) = match error {
                 Some(LoginError::Refused(text)) => (Some(text), None),
@@ -486,6 +526,11 @@ mod tests {
         status
     }
 
+    fn keyed(mut status: Status) -> Status {
+        status.have_node_key = true;
+        status
+    }
+
     fn asking(mut status: Status) -> Status {
         status.auth_url = "https://login.tailscale.com/a/1".into();
         status
@@ -602,9 +647,9 @@ mod tests {
 
     #[test]
     fn the_key_is_sent_only_where_a_login_is_needed() {
-        let mut keyed = Tried::default();
+        let mut tried = Tried::default();
         for key in [Key::Unread, ready(false)] {
-            keyed.key = key;
+            tried.key = key;
             for lasted in [NOW, AN_AGE] {
                 for state in [
                     "NoState",
@@ -614,18 +659,19 @@ mod tests {
                     "NeedsMachineAuth",
                     "?",
                 ] {
+                    let status = |state| keyed(status(state));
                     for status in [
                         status(state),
                         online(status(state)),
                         with_error(status(state), REFUSAL),
                         with_error(status(state), TROUBLE),
                     ] {
-                        let action = decide(&situation(&status, None), lasted, &keyed);
+                        let action = decide(&situation(&status, None), lasted, &tried);
                         assert!(!may_send_the_key(&action), "{status:?}: {action:?}");
                     }
                 }
                 for other in [Situation::NoDaemon, Situation::Unintelligible("x".into())] {
-                    assert!(!may_send_the_key(&decide(&other, lasted, &keyed)));
+                    assert!(!may_send_the_key(&decide(&other, lasted, &tried)));
                 }
             }
         }
@@ -657,6 +703,69 @@ mod tests {
                     );
                 }
             }
+        }
+    }
+
+    #[test]
+    fn a_node_that_a_broken_login_left_with_nothing_logs_in_after_a_while() {
+        let new = situation(&status("NoState"), None);
+        let after = |login| Tried {
+            login,
+            key: ready(false),
+            ..Tried::default()
+        };
+        for login in [Login::NotTried, Login::WithDaemon { stale: None }] {
+            let tried = after(login);
+            assert!(matches!(decide(&new, NOW, &tried), Action::Wait(_)));
+            assert_eq!(decide(&new, SETTLING_PATIENCE, &tried), Action::LogIn);
+            // One that has a node key comes up on it when it can; before 1.66 nobody can tell.
+            for old in [
+                keyed(status("NoState")),
+                version(status("NoState"), "1.64.2"),
+                version(status("NoState"), "odd"),
+            ] {
+                let action = decide(&situation(&old, None), AN_AGE, &tried);
+                assert!(matches!(action, Action::Wait(_)), "{action:?}");
+            }
+        }
+        let idle = after(in_flight(30, false));
+        assert_eq!(decide(&new, AN_AGE, &idle), Action::AbandonLogin);
+    }
+
+    #[test]
+    fn a_login_that_tailscaled_has_lost_is_made_again() {
+        let (quiet, begun) = (status("NeedsLogin"), in_flight(3600, true));
+        let lost = asking(quiet.clone());
+        for (seen, login, patience, action) in [
+            // The CLI was ended between its two requests.
+            (
+                &quiet,
+                Login::WithDaemon { stale: None },
+                OTHERS_PATIENCE,
+                Action::LogIn,
+            ),
+            // tailscaled was restarted.
+            (
+                &lost,
+                Login::WithDaemon { stale: None },
+                REFUSAL_DOUBT,
+                Action::LogIn,
+            ),
+            // Somebody else's `tailscale up` has taken the place of ours, which goes on waiting.
+            (&lost, begun, REFUSAL_DOUBT, Action::AbandonLogin),
+        ] {
+            let seen = situation(seen, None);
+            let tried = Tried {
+                login,
+                key: ready(false),
+                ..Tried::default()
+            };
+            let before = patience - Duration::from_millis(1);
+            assert_eq!(
+                decide(&seen, before, &tried),
+                Action::Wait(Waiting::LoggingIn)
+            );
+            assert_eq!(decide(&seen, patience, &tried), action);
         }
     }
 
@@ -1048,13 +1157,22 @@ mod tests {
                 && (state == "NeedsLogin"
                     || (state == "Running" && !online && !status.auth_url.is_empty()));
             let after_refusal = matches!(tried.login, Login::Refused { forgotten: true, .. });
+            // A login that ended half-way.
+            let is_stuck = trouble.is_none()
+                && ["NoState", "Starting"].contains(&state)
+                && !status.have_node_key
+                && tells_of_node_key(status.major_and_minor())
+                && lasted >= SETTLING_PATIENCE;
+            let needs_login = needs_login || is_stuck;
             let action = decide(&seen, lasted, &tried);
             let holds = match &action {
                 Action::LogIn => {
                     // A second login burns a single-use key.
                     let is_first = match tried.login {
                         Login::NotTried | Login::Failed { may_retry: true, .. } => true,
-                        Login::WithDaemon { .. } => !status.auth_url.is_empty(),
+                        Login::WithDaemon { .. } => {
+                            !status.auth_url.is_empty() || is_stuck || lasted >= OTHERS_PATIENCE
+                        }
                         _ => after_refusal && tried.key == Key::Ready { refused: false },
                     };
                     needs_login && is_first && matches!(tried.key, Key::Ready { .. })
@@ -1067,9 +1185,10 @@ mod tests {
                     tried.login,
                     Login::WithDaemon { .. } | Login::Refused { forgotten: false, .. }
                 ),
-                Action::AbandonLogin => {
-                    matches!(tried.login, Login::InFlight { begun: false, .. })
-                }
+                Action::AbandonLogin => match tried.login {
+                    Login::InFlight { begun, .. } => !begun || !status.auth_url.is_empty(),
+                    _ => false,
+                },
                 Action::Wait(waiting) => !waiting.to_string().is_empty(),
                 Action::Fail(_) => !online,
             };

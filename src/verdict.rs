@@ -126,11 +126,11 @@ pub enum Verdict {
     KeepSettings(Vec<String>),
     /// The control server's words; tailscaled goes on sending the key.
     Refused(String),
-    /// It may pass. `daemon_restarted`: tailscaled went away, and the key with it. `retry_after`
-    /// is what the control server asked for.
+    /// It may pass. `lost_the_key`: tailscaled went away, and the key with it, or didn't take it.
+    /// `retry_after` is what the control server asked for.
     Transient {
         error: String,
-        daemon_restarted: bool,
+        lost_the_key: bool,
         retry_after: Option<Duration>,
     },
     /// It cannot work as things are.
@@ -146,9 +146,9 @@ pub fn judge(code: Option<i32>, stderr: &str) -> Verdict {
     if let Some(flags) = flags_to_keep(stderr) {
         return Verdict::KeepSettings(flags);
     }
-    let transient = |error: &str, daemon_restarted| Verdict::Transient {
+    let transient = |error: &str, lost_the_key| Verdict::Transient {
         error: brief(error),
-        daemon_restarted,
+        lost_the_key,
         retry_after: retry_after(error),
     };
     if let Some((_, error)) = stderr.split_once("backend error: ") {
@@ -203,12 +203,13 @@ pub fn judge(code: Option<i32>, stderr: &str) -> Verdict {
     if refused_by_oauth.iter().any(|words| stderr.contains(words)) {
         return Verdict::Refused(brief(error));
     }
-    let daemon_restarted = ["EOF", "unexpected EOF"].contains(&error)
-        || stderr.contains("failed to connect to local tailscaled");
+    let lost_the_key = ["EOF", "unexpected EOF"].contains(&error)
+        || stderr.contains("failed to connect to local tailscaled")
+        || error.starts_with("500 Internal Server Error: ");
     match (error, code) {
         ("", Some(code)) => transient(&format!("`tailscale up` ended with {code}"), false),
         ("", None) => transient("`tailscale up` was killed", false),
-        _ => transient(error, daemon_restarted),
+        _ => transient(error, lost_the_key),
     }
 }
 
@@ -371,12 +372,14 @@ mod tests {
     }
 
     #[test]
-    fn a_daemon_that_went_away_took_the_key_with_it() {
-        for text in ["EOF", "unexpected EOF"] {
+    fn a_daemon_that_went_away_or_took_nothing_has_no_key() {
+        let full =
+            "500 Internal Server Error: initMachineKeyLocked: write /x: no space left on device";
+        for text in ["EOF", "unexpected EOF", full] {
             assert!(matches!(
                 judge(Some(1), text),
                 Verdict::Transient {
-                    daemon_restarted: true,
+                    lost_the_key: true,
                     ..
                 }
             ));
@@ -384,7 +387,7 @@ mod tests {
         assert!(matches!(
             judge(Some(1), "context canceled\n"),
             Verdict::Transient {
-                daemon_restarted: false,
+                lost_the_key: false,
                 ..
             }
         ));
