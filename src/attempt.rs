@@ -10,6 +10,7 @@ use crate::localapi::{LocalApi, LocalApiError, Prefs, Status};
 use crate::login::{Cli, Login, NotStarted};
 use crate::outcome::Failure;
 use crate::settings;
+use crate::trust::We;
 use crate::verdict::{LoginError, Verdict, last_login_error};
 
 /// The time between two logins that failed in passing doubles from one to the other.
@@ -151,6 +152,10 @@ impl<'a> Attempt<'a> {
             Some(touched) if touched.begun && !touched.settled => touched.prefs,
             _ => settings::chosen(prefs, status.major_and_minor()),
         };
+        let kept = match We::now().are_root() {
+            true => None,
+            false => settings::operator_to_keep(&prefs, &self.cli.asked()),
+        };
         self.touched = Some(Touched {
             prefs,
             look_at: Instant::now() + PREFS_EVERY,
@@ -159,7 +164,7 @@ impl<'a> Attempt<'a> {
             settled: false,
         });
         self.count += 1;
-        self.run_cli(key, &[], 0).await;
+        self.run_cli(key, kept.as_slice(), 0).await;
     }
 
     async fn run_cli(&mut self, key: &AuthKey, kept: &[String], rounds: u32) {

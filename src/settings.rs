@@ -57,6 +57,17 @@ pub fn flags_to_add(printed: Vec<String>, own: &[String]) -> Vec<String> {
         .collect()
 }
 
+/// The flag that keeps the operator, unless the user names one. To anybody but root it must stay
+/// through the login: who is no longer the operator may neither log in nor put anything back.
+pub fn operator_to_keep(before: &Prefs, asked: &[String]) -> Option<String> {
+    match before.get("OperatorUser").and_then(Value::as_str) {
+        Some(name) if !name.is_empty() && flag_value(asked, "operator").is_none() => {
+            Some(format!("--operator={name}"))
+        }
+        _ => None,
+    }
+}
+
 /// Whether the login has reached the preferences: those that it is meant to change differ.
 pub fn login_reached(before: &Prefs, now: &Prefs) -> bool {
     LOGINS_OWN
@@ -329,6 +340,19 @@ mod tests {
         assert_eq!(flag_value(&flags, "login-server"), Some("https://a"));
         assert_eq!(flag_value(&flags, "hostname"), Some("x"));
         assert_eq!(flag_value(&flags, "operator"), None);
+    }
+
+    #[test]
+    fn an_operator_is_kept_unless_the_user_names_one() {
+        let set = prefs(json!({ "OperatorUser": "alice" }));
+        let keep = |prefs: &Prefs, asked: &[&str]| {
+            let asked: Vec<String> = asked.iter().map(|flag| (*flag).to_owned()).collect();
+            operator_to_keep(prefs, &asked)
+        };
+        assert_eq!(keep(&set, &["--ssh"]).as_deref(), Some("--operator=alice"));
+        assert_eq!(keep(&set, &["--operator=bob"]), None);
+        assert_eq!(keep(&prefs(json!({ "OperatorUser": "" })), &[]), None);
+        assert_eq!(keep(&prefs(json!({})), &[]), None);
     }
 
     #[test]

@@ -2,15 +2,19 @@
 //! daemons where they can be had.
 
 use std::fs::{self, Permissions};
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpListener;
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::thread;
 use std::time::Duration;
 
 use serde_json::json;
 use tailnet_harness::{
-    FakeCli, FakeTailscaled, Finished, KeyFile, Node, Request, Response, Run, Tailnet, environ_of,
-    is_root, status_json,
+    FakeCli, FakeTailscaled, Finished, KeyFile, Node, PATIENCE, Request, Response, Run, Tailnet,
+    environ_of, is_root, status_json,
 };
 
 use crate::{assert_joined, program};
@@ -63,10 +67,7 @@ fn the_operator_joins_and_stays_the_operator() {
     let (tailnet, node, key, file) = fresh();
     file.mode(0o444);
     node.tailscale_ok(["set", "--operator=nobody"]);
-    let run = program(&tailnet, &node, &file)
-        .up_flags(["--operator=nobody"])
-        .user(NOBODY)
-        .run();
+    let run = program(&tailnet, &node, &file).user(NOBODY).run();
     assert_joined(&run, &tailnet, &node, &key);
     assert_eq!(node.prefs()["OperatorUser"], "nobody");
 }
@@ -389,25 +390,53 @@ fn the_command_gets_the_environment_but_for_what_is_ours_alone() {
     assert!(!kept.iter().any(|name| has(name)), "{environment:?}");
 }
 
+/// A proxy that refuses whatever it is asked for, and the first line of each request to it.
+fn proxy() -> (String, mpsc::Receiver<String>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let (sender, lines) = mpsc::channel();
+    thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let mut line = String::new();
+            let _ = BufReader::new(&stream).read_line(&mut line);
+            let _ = (&stream).write_all(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n");
+            if sender.send(line).is_err() {
+                break;
+            }
+        }
+    });
+    (url, lines)
+}
+
 #[test]
 #[ignore = "needs real tailscaled: run tests/run.sh"]
-fn a_proxy_is_not_asked_for_what_tailscaled_answers() {
+fn a_proxy_is_asked_for_the_exchange_of_an_oauth_secret_and_for_nothing_else() {
     let (tailnet, node, key, file) = fresh();
-    let names = [
-        "HTTP_PROXY",
-        "http_proxy",
-        "HTTPS_PROXY",
-        "https_proxy",
-        "ALL_PROXY",
-        "all_proxy",
-    ];
-    let run = names
-        .iter()
-        .fold(program(&tailnet, &node, &file), |run, name| {
-            run.env(*name, "http://127.0.0.1:9")
-        })
-        .run();
+    let (url, lines) = proxy();
+    let with_proxy = |run: Run| {
+        let names = ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"];
+        names.iter().fold(run, |run, name| run.env(*name, &url))
+    };
+    // Not on loopback, where no proxy is asked for anything.
+    let secret = KeyFile::new(tailnet.oauth_client(&["tag:server"]));
+    let run = with_proxy(program(&tailnet, &node, &secret))
+        .args(["--authkey-params", "baseURL=http://api.example.test"])
+        .up_flags(["--advertise-tags=tag:server"])
+        .spawn();
+    let line = lines.recv_timeout(PATIENCE).expect("the exchange");
+    assert!(
+        line.starts_with("POST http://api.example.test/api/v2/oauth/token "),
+        "{line}"
+    );
+    drop(run);
+
+    let run = with_proxy(program(&tailnet, &node, &file)).run();
     assert_joined(&run, &tailnet, &node, &key);
+    let more: Vec<_> = lines.try_iter().collect();
+    assert!(
+        more.iter().all(|line| line.contains("api.example.test")),
+        "{more:?}"
+    );
 }
 
 // ---- the command
