@@ -298,8 +298,11 @@ mod tests {
     const MALLORY: u32 = 1001;
     const SERVICE: u32 = 997;
 
+    /// Owners and modes of a path's steps.
+    type Owned<'a> = &'a [(u32, u32)];
+
     /// The steps of a path, from pairs of owner and mode; the last one is of this kind.
-    fn path(kind: Kind, steps: &[(u32, u32)]) -> Vec<Step> {
+    fn path(kind: Kind, steps: Owned) -> Vec<Step> {
         let mut path = PathBuf::from("/");
         let mut among_all = false;
         let last = steps.len() - 1;
@@ -321,7 +324,7 @@ mod tests {
         steps.collect()
     }
 
-    fn to_socket(listener: u32, steps: &[(u32, u32)], we: We) -> Result<(), String> {
+    fn to_socket(listener: u32, steps: Owned, we: We) -> Result<(), String> {
         let socket = Path::new("/the/socket");
         may_have_key(socket, listener, &path(Kind::Socket, steps), we)
     }
@@ -331,7 +334,7 @@ mod tests {
 
     #[test]
     fn the_sockets_that_people_have_get_the_key() {
-        let cases: [(&str, u32, &[(u32, u32)], We); 9] = [
+        let cases: [(&str, u32, Owned, We); 9] = [
             (
                 "Debian's and NixOS's",
                 ROOT,
@@ -394,7 +397,7 @@ mod tests {
 
     #[test]
     fn a_socket_that_others_made_or_can_replace_does_not_get_the_key() {
-        let cases: [(&str, u32, &[(u32, u32)], We, &str); 7] = [
+        let cases: [(&str, u32, Owned, We, &str); 7] = [
             (
                 "in /tmp",
                 MALLORY,
@@ -483,7 +486,7 @@ mod tests {
 
     #[test]
     fn a_command_found_in_path_must_be_roots_under_root() {
-        let run = |named, steps: &[(u32, u32)], we| {
+        let run = |named, steps: Owned, we| {
             may_run(
                 Path::new("/x/tailscale"),
                 named,
