@@ -56,7 +56,7 @@ impl Cli {
     }
 
     /// Where the command is, if it's one that may run with our rights.
-    fn program(&self) -> Result<PathBuf, Failure> {
+    pub fn program(&self) -> Result<PathBuf, Failure> {
         let found = trust::find(&self.program, env::var_os("PATH").as_deref());
         let Some((program, named)) = found else {
             return Err(self.cannot_start(&io::ErrorKind::NotFound.into()));
@@ -70,7 +70,7 @@ impl Cli {
 
     /// Whether the key may be sent to whoever is behind the socket. The CLI opens the socket once
     /// more, so it matters who can put another one there, too.
-    async fn trust_socket(&self) -> Result<(), NotStarted> {
+    pub async fn trust_socket(&self) -> Result<(), NotStarted> {
         let listener = localapi::listener(&self.socket).await;
         let steps = trust::steps(&self.socket);
         let (listener, steps) = match (listener, steps) {
