@@ -12,11 +12,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use tailnet_harness::{CountingProxy, KeyFile, Node, PATIENCE, Run, Running, Tailnet};
+use tailnet_harness::{
+    CountingProxy, KeyFile, Node, PATIENCE, Run, Running, Spread, Tailnet, first_online,
+    inhabited_tailnet, milliseconds, peak_memory,
+};
 
 const JOINS: usize = 61;
-/// Devices that are on the tailnet already, offline: nobody's tailnet is empty.
-const DEVICES: usize = 40;
 const SECOND_RUNS: usize = 101;
 const MEMORY_RUNS: usize = 11;
 const REBOOTS: usize = 15;
@@ -65,9 +66,7 @@ fn main() -> ExitCode {
 /// One line of the table.
 struct Row {
     what: &'static str,
-    median: f64,
-    least: f64,
-    most: f64,
+    measured: Spread,
     limit: Option<f64>,
     unit: &'static str,
     /// Whether it depends on how busy the machine is.
@@ -77,16 +76,13 @@ struct Row {
 impl Row {
     fn of(
         what: &'static str,
-        mut samples: Vec<f64>,
+        samples: Vec<f64>,
         limit: impl Into<Option<f64>>,
         unit: &'static str,
     ) -> Self {
-        samples.sort_by(f64::total_cmp);
         Self {
             what,
-            median: samples[samples.len() / 2],
-            least: samples[0],
-            most: samples[samples.len() - 1],
+            measured: Spread::of(&samples),
             limit: limit.into(),
             unit,
             is_time: matches!(unit, "ms" | "×"),
@@ -95,24 +91,22 @@ impl Row {
 
     /// Each sample must keep the limit, not only the middle one.
     fn worst(what: &'static str, samples: Vec<f64>, limit: f64, unit: &'static str) -> Self {
-        let row = Self::of(what, samples, limit, unit);
-        Self {
-            median: row.most,
-            ..row
-        }
+        let mut row = Self::of(what, samples, limit, unit);
+        row.measured.median = row.measured.most;
+        row
     }
 
     fn kept(&self) -> bool {
-        self.limit.is_none_or(|limit| self.median <= limit)
+        self.limit.is_none_or(|limit| self.measured.median <= limit)
     }
 
     fn measured(&self) -> String {
-        let Self {
+        let Spread {
             median,
             least,
             most,
             ..
-        } = self;
+        } = self.measured;
         match self.unit {
             "requests" => format!("{median}"),
             _ if least == most => format!("{median:.2}"),
@@ -135,7 +129,7 @@ impl fmt::Display for Row {
 
 /// A fresh node joins: the program in turns with plain `tailscale up`.
 fn fresh_join(program: &Path) -> Vec<Row> {
-    let tailnet = Tailnet::start();
+    let tailnet = inhabited_tailnet();
     let ours = |node: &Node, key: &Path| on_node(program, &tailnet, node, key);
     let plain = |node: &Node, key: &Path| {
         let server = format!("--login-server={}", tailnet.url());
@@ -152,9 +146,6 @@ fn fresh_join(program: &Path) -> Vec<Row> {
         tailnet.delete(tailnet.device_id(&node));
         milliseconds(finished.elapsed)
     };
-    for _ in 0..DEVICES {
-        Node::start().join(&tailnet);
-    }
     // Each goes first every other time.
     let pairs: Vec<(f64, f64)> = (0..JOINS)
         .map(|round| {
@@ -208,17 +199,10 @@ fn second_run(program: &Path) -> Vec<Row> {
         assert!(status.success(), "the program ended with {status}");
         milliseconds(took)
     };
-    // Through `time`, which is small: a child's peak begins with what its parent had.
     let memory = || {
-        let mut command = command(Path::new("/usr/bin/time"));
-        command.args(["-f", "%M"]).arg(program);
+        let mut command = command(program);
         options(&mut command);
-        let output = command
-            .output()
-            .expect("/usr/bin/time (Debian's package time) is there");
-        let said = String::from_utf8_lossy(&output.stderr);
-        let kib: f64 = said.trim().parse().unwrap_or_else(|_| panic!("{said}"));
-        kib / 1024.0
+        peak_memory(&command)
     };
     let proxy = CountingProxy::start(&node);
     Run::new(program)
@@ -256,12 +240,13 @@ fn reboot(program: &Path) -> Vec<Row> {
         node.terminate();
         thread::scope(|scope| {
             node.launch_only();
-            let online = scope.spawn(|| first_online(&node));
+            let online = scope.spawn(|| first_online(&node, PATIENCE));
             let start = Instant::now();
             let finished = on_node(program, &tailnet, &node, Path::new("/nonexistent")).run();
             finished.assert_code(0);
             let exit = start + finished.elapsed;
-            let online = online.join().expect("the node gets online");
+            let online = online.join().expect("asking does not panic");
+            let online = online.expect("the node gets online");
             milliseconds(exit.duration_since(online))
         })
     };
@@ -272,19 +257,6 @@ fn reboot(program: &Path) -> Vec<Row> {
         30.0,
         "ms",
     )]
-}
-
-/// Asks for the status as quickly as it can until the node is online, and says when that was.
-fn first_online(node: &Node) -> Instant {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let reply = node.local_get("/localapi/v0/status?peers=false");
-        let now = Instant::now();
-        if reply.is_ok_and(|reply| reply.status == 200 && Node::is_online(&reply.json())) {
-            return now;
-        }
-        assert!(now < deadline, "the node does not get online");
-    }
 }
 
 /// Waits that may last for ever cost next to nothing.
@@ -412,8 +384,4 @@ fn on_node(program: &Path, tailnet: &Tailnet, node: &Node, key: &Path) -> Run {
         .cli()
         .authkey_file(key)
         .login_server(tailnet.url())
-}
-
-fn milliseconds(time: Duration) -> f64 {
-    time.as_secs_f64() * 1e3
 }

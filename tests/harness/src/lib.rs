@@ -34,6 +34,7 @@ mod fake;
 mod fakecli;
 mod http;
 mod keyfile;
+mod measuring;
 mod node;
 mod proc;
 mod process;
@@ -49,6 +50,9 @@ pub use fake::{FakeTailscaled, Request, Response, status_json};
 pub use fakecli::FakeCli;
 pub use http::HttpReply;
 pub use keyfile::KeyFile;
+pub use measuring::{
+    Spread, cpu_time_of_children, first_online, inhabited_tailnet, milliseconds, peak_memory,
+};
 pub use node::{Node, NodeBuilder};
 pub use proc::{
     ProcessWatch, Watched, children_of, cmdline_of, environ_of, scan_files_for, scan_processes_for,

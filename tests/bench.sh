@@ -1,0 +1,62 @@
+#!/usr/bin/env bash
+# Compares the release build with what people use instead (tests/bench/main.rs says how), prints the
+# table, and fails when a promise is missed. It takes about five minutes, and wants a machine that
+# has nothing else to do.
+#
+#   tests/bench.sh           prints only
+#   tests/bench.sh --write   also puts the table and the chart into tests/bench, and the table into
+#                            README.md, unless a promise is missed
+set -euo pipefail
+# shellcheck source=tests/common.sh
+source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
+
+readme=README.md
+begin='<!-- bench:begin -->' end='<!-- bench:end -->'
+
+main() {
+    local write=false
+    case "$*" in
+        '') ;;
+        --write) write=true ;;
+        *)
+            say "usage: tests/bench.sh [--write]" >&2
+            return 64 ;;
+    esac
+    cd -- "$root"
+    if $write && ! has_markers; then
+        say "$readme has no line $begin with a line $end below it." >&2
+        return 1
+    fi
+    need cc:build-essential jq:jq systemd-notify:systemd /usr/bin/time:time
+    need_cargo
+    # What it leaves lying about if it is ended early.
+    export TMPDIR=$dir
+    mkdir -- "$dir/results"
+    start tied cargo build --quiet --release --locked
+    finish "$started"
+    # Its own speed doesn't matter, and the tests' build can be used.
+    start tied cargo bench --quiet --locked --profile dev --bench bench -- \
+        "$(target_folder)/release/tailscale-autoconnect" "$dir/results"
+    finish "$started"
+    ! $write || write_down
+}
+
+has_markers() {
+    awk -v begin="$begin" -v end="$end" '
+        $0 == begin       { begun = NR }
+        $0 == end && begun { ended = NR }
+        END               { exit !ended }' "$readme"
+}
+
+write_down() {
+    cp -- "$dir/results/results.md" "$dir/results/results.svg" tests/bench/
+    awk -v begin="$begin" -v end="$end" -v table="$dir/results/results.md" '
+        $0 == end   { inside = 0 }
+        !inside     { print }
+        $0 == begin { inside = 1; while ((getline line < table) > 0) print line }' \
+        "$readme" >"$dir/readme"
+    cat -- "$dir/readme" >"$readme"
+    say "Written: tests/bench/results.md, tests/bench/results.svg, $readme"
+}
+
+main "$@"
