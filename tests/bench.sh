@@ -4,6 +4,7 @@
 # has nothing else to do.
 #
 #   tests/bench.sh           prints only
+#   tests/bench.sh --quick   one round of each: shows that it works, and compares nothing
 #   tests/bench.sh --write   also puts the table and the chart into tests/bench, and the table into
 #                            README.md, unless a promise is missed
 set -euo pipefail
@@ -14,12 +15,13 @@ readme=README.md
 begin='<!-- bench:begin -->' end='<!-- bench:end -->'
 
 main() {
-    local write=false
+    local write=false quick=()
     case "$*" in
         '') ;;
+        --quick) quick=(quick) ;;
         --write) write=true ;;
         *)
-            say "usage: tests/bench.sh [--write]" >&2
+            say "usage: tests/bench.sh [--quick | --write]" >&2
             return 64 ;;
     esac
     cd -- "$root"
@@ -36,7 +38,7 @@ main() {
     finish "$started"
     # Its own speed doesn't matter, and the tests' build can be used.
     start tied cargo bench --quiet --locked --profile dev --bench bench -- \
-        "$(target_folder)/release/tailscale-autoconnect" "$dir/results"
+        "$(target_folder)/release/tailscale-autoconnect" "$dir/results" "${quick[@]}"
     finish "$started"
     ! $write || write_down
 }
@@ -50,7 +52,7 @@ has_markers() {
 
 write_down() {
     cp -- "$dir/results/results.md" "$dir/results/results.svg" tests/bench/
-    awk -v begin="$begin" -v end="$end" -v table="$dir/results/results.md" '
+    awk -v begin="$begin" -v end="$end" -v table="$dir/results/table.md" '
         $0 == end   { inside = 0 }
         !inside     { print }
         $0 == begin { inside = 1; while ((getline line < table) > 0) print line }' \

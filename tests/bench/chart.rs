@@ -18,8 +18,8 @@ const COLUMNS: usize = 2;
 const WIDTH: u32 = 840;
 const PANEL_HEIGHT: u32 = 142;
 /// Where the bars begin, how long the longest is, and how far one is from the next.
-const LEFT: i32 = 148;
-const LONGEST: f64 = 190.0;
+const LEFT: i32 = 184;
+const LONGEST: f64 = 150.0;
 const STEP: i32 = 26;
 const BAR: i32 = 14;
 const TOP: i32 = 36;
@@ -46,7 +46,7 @@ type Drawn<'a> = Result<(), DrawingAreaErrorKind<<SVGBackend<'a> as DrawingBacke
 
 fn draw<'a>(row: &Row, panel: &Panel<'a>) -> Drawn<'a> {
     let write = |text: &str, at: (i32, i32), side: HPos, bold: bool, colour: RGBColor| {
-        let mut font = ("sans-serif", 13).into_font();
+        let mut font = ("sans-serif", 16).into_font();
         if bold {
             font = font.style(FontStyle::Bold);
         }
@@ -56,20 +56,23 @@ fn draw<'a>(row: &Row, panel: &Panel<'a>) -> Drawn<'a> {
         panel.draw(&Text::new(text.to_owned(), at, style))
     };
     write(row.what, (8, 16), HPos::Left, true, TEXT)?;
-    let longest = Contender::ALL
+    let spreads = Contender::ALL.map(|who| row.spread(who));
+    // A bar with none to be compared to is drawn to the scale of a second.
+    let alone = spreads.iter().flatten().count() == 1;
+    let longest = spreads
         .iter()
-        .filter_map(|who| row.spread(*who))
-        .fold(0.0, |longest, spread| {
-            spread.upper_quartile.max(spread.median).max(longest)
+        .flatten()
+        .fold(if alone { 1000.0 } else { 0.0 }, |longest: f64, spread| {
+            longest.max(spread.upper_quartile)
         });
     let x = |value: f64| LEFT + (value.max(0.0) / longest * LONGEST).round() as i32;
-    for (place, who) in (0..).zip(Contender::ALL) {
+    for ((place, who), spread) in (0..).zip(Contender::ALL).zip(spreads) {
         let middle = TOP + STEP * place + BAR / 2;
         let (top, bottom) = (middle - BAR / 2, middle + BAR / 2);
         let ours = who == Contender::Ours;
         write(who.name(), (LEFT - 8, middle), HPos::Right, ours, TEXT)?;
         let mut end = LEFT;
-        if let Some(spread) = row.spread(who) {
+        if let Some(spread) = spread {
             // However short, it is seen.
             end = x(spread.median).max(LEFT + 1);
             let colour = if ours { OURS } else { OTHERS };
@@ -92,7 +95,7 @@ fn draw<'a>(row: &Row, panel: &Panel<'a>) -> Drawn<'a> {
         }
         if let Some(mishaps) = row.mishaps(who) {
             write(&mishaps, (end + 6, middle), HPos::Left, false, MISHAP)?;
-        } else if row.spread(who).is_none() {
+        } else if spread.is_none() {
             write("–", (end + 6, middle), HPos::Left, false, TEXT)?;
         }
     }

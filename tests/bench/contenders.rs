@@ -59,6 +59,8 @@ pub struct Field {
     pub program: PathBuf,
     /// The `tailscale` command.
     pub cli: PathBuf,
+    /// Whether one round of each has to do: it shows that all works, and compares nothing.
+    pub quick: bool,
     /// A folder in `PATH`, whose `tailscale` is that of the node that is named in the environment:
     /// the scripts know of one tailscaled only.
     bin: TempDir,
@@ -67,7 +69,7 @@ pub struct Field {
 const SOCKET: &str = "BENCH_SOCKET";
 
 impl Field {
-    pub fn new(program: &Path) -> Self {
+    pub fn new(program: &Path, quick: bool) -> Self {
         let cli = Binaries::chosen().tailscale();
         let bin = TempDir::new().expect("a temporary folder can be made");
         let tailscale = bin.path().join("tailscale");
@@ -80,8 +82,14 @@ impl Field {
         Self {
             program: program.to_owned(),
             cli,
+            quick,
             bin,
         }
+    }
+
+    /// How many rounds there are to be, where so many are wanted.
+    pub fn rounds(&self, wanted: usize) -> usize {
+        if self.quick { 1 } else { wanted }
     }
 
     /// A contender, as its unit would start it; systemd listens.

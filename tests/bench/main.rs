@@ -1,6 +1,6 @@
 //! Compares the program with what people use instead, on real daemons: `tests/bench.sh` runs it on
 //! the release build. Its arguments are the program and a folder, into which it writes the table
-//! (`results.md`) and the chart (`results.svg`).
+//! (`table.md`, and with notes `results.md`) and the chart (`results.svg`). A third, `quick`, makes it one round of each.
 //!
 //! All contenders take their turns within one run, each goes first as often as the others, and only
 //! what was measured in the same run is compared: a slow machine is slow for all. The limits that
@@ -15,6 +15,7 @@ mod results;
 use std::fs;
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Instant;
 
 use contenders::{Contender, Field};
 use results::{Row, Sample};
@@ -25,11 +26,15 @@ fn main() -> ExitCode {
         .skip(1)
         .filter(|word| word != "--bench")
         .collect();
-    let [program, folder] = words.as_slice() else {
-        eprintln!("which program, and where to? Run tests/bench.sh");
-        return ExitCode::from(64);
+    let (program, folder, quick) = match words.as_slice() {
+        [program, folder] => (program, folder, false),
+        [program, folder, word] if word == "quick" => (program, folder, true),
+        _ => {
+            eprintln!("which program, and where to? Run tests/bench.sh");
+            return ExitCode::from(64);
+        }
     };
-    let field = Field::new(Path::new(program));
+    let field = Field::new(Path::new(program), quick);
 
     let mut rows = Vec::new();
     for measure in [
@@ -40,15 +45,29 @@ fn main() -> ExitCode {
         measures::crowd,
         measures::size,
     ] {
-        rows.extend(measure(&field));
+        let start = Instant::now();
+        let measured = measure(&field);
+        if let [row, ..] = measured.as_slice() {
+            eprintln!("{:>5.0} s  {}", start.elapsed().as_secs_f64(), row.what);
+        }
+        rows.extend(measured);
     }
 
-    let table = results::markdown(&rows, &field);
-    println!("{table}");
-    let folder = Path::new(folder);
-    fs::write(folder.join("results.md"), table).expect("the folder can be written to");
-    fs::write(folder.join("results.svg"), chart::svg(&rows)).expect("the folder can be written to");
+    let table = results::table(&rows, &field);
+    let notes = results::notes(&rows);
+    println!("{table}\n{notes}");
+    for (name, text) in [
+        ("table.md", table.clone()),
+        ("results.md", format!("{table}\n{notes}")),
+        ("results.svg", chart::svg(&rows)),
+    ] {
+        fs::write(Path::new(folder).join(name), text).expect("the folder can be written to");
+    }
 
+    if quick {
+        println!("One round of each is nothing to judge by.");
+        return ExitCode::SUCCESS;
+    }
     let mut kept = true;
     for (promise, holds) in promises(&rows) {
         println!("{:<8}{promise}", if holds { "ok" } else { "MISSED" });

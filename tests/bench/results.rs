@@ -14,6 +14,8 @@ pub enum Sample {
     Took(f64),
     /// The node is no longer on its tailnet, which it was.
     KnockedOff,
+    /// It ended with success while the node was not on its tailnet.
+    TooEarly,
     /// It failed.
     Failed,
 }
@@ -24,7 +26,8 @@ pub enum Unit {
     Milliseconds,
     Mebibytes,
     Megabytes,
-    Count,
+    /// Nothing: either it failed or it didn't.
+    Failures,
 }
 
 /// One measure of all contenders.
@@ -78,28 +81,31 @@ impl Row {
             self.spread(who)?.median,
             self.spread(Contender::Ours)?.median,
         );
-        (ours > 0.0 && self.unit != Unit::Count).then(|| theirs / ours)
+        (ours > 0.0 && self.unit != Unit::Failures).then(|| theirs / ours)
     }
 
     /// What went wrong, if anything did.
     pub fn mishaps(&self, who: Contender) -> Option<String> {
         let tries = self.of(who).len();
-        let (off, failed) = (
-            self.count(who, &Sample::KnockedOff),
-            self.count(who, &Sample::Failed),
-        );
-        let mut said = Vec::new();
-        if off > 0 {
-            said.push(format!("off the tailnet in {off} of {tries}"));
-        }
-        if failed > 0 {
-            said.push(format!("failed in {failed} of {tries}"));
-        }
+        let said: Vec<String> = [
+            (Sample::KnockedOff, "knocked off"),
+            (Sample::TooEarly, "done too early"),
+            (Sample::Failed, "failed"),
+        ]
+        .into_iter()
+        .map(|(sample, words)| (self.count(who, &sample), words))
+        .filter(|(count, _)| *count > 0)
+        .map(|(count, words)| format!("{words} in {count} of {tries}"))
+        .collect();
         (!said.is_empty()).then(|| said.join(", "))
     }
 
     fn cell(&self, who: Contender) -> String {
         let mut parts = Vec::new();
+        if self.unit == Unit::Failures {
+            let none = format!("none of {}", self.of(who).len());
+            return self.mishaps(who).unwrap_or(none);
+        }
         if let Some(spread) = self.spread(who) {
             let mut text = self.unit.show(spread.median);
             if who == Contender::Ours {
@@ -118,6 +124,9 @@ impl Row {
             parts.push(text);
         }
         parts.extend(self.mishaps(who));
+        if parts.is_empty() {
+            return "–".to_owned();
+        }
         parts.join("; ")
     }
 }
@@ -131,28 +140,23 @@ impl Unit {
     /// A value with its unit, to three digits at most.
     pub fn show(self, value: f64) -> String {
         match self {
-            Self::Milliseconds if value.abs() >= 1000.0 => format!("{:.2} s", value / 1000.0),
+            Self::Milliseconds if value >= 999.5 => format!("{:.2} s", value / 1000.0),
             Self::Milliseconds => format!("{} ms", digits(value)),
             Self::Mebibytes => format!("{} MiB", digits(value)),
             Self::Megabytes => format!("{value:.2} MB"),
-            Self::Count => format!("{value:.0}"),
+            Self::Failures => String::new(),
         }
     }
 }
 
+/// With one decimal if it's small.
 fn digits(value: f64) -> String {
-    let decimals = if value.abs() < 9.95 { 1 } else { 0 };
-    let text = format!("{value:.decimals$}");
-    // Nothing is less than nothing.
-    if text == "-0.0" {
-        "0.0".to_owned()
-    } else {
-        text.replace('-', "−")
-    }
+    let decimals = usize::from(value < 9.95);
+    format!("{value:.decimals$}")
 }
 
-/// The table, with the machine above and the notes below it.
-pub fn markdown(rows: &[Row], field: &Field) -> String {
+/// The machine, and the table.
+pub fn table(rows: &[Row], field: &Field) -> String {
     let mut text = format!("{}\n\n|", machine(field));
     for who in Contender::ALL {
         let name = match who {
@@ -169,18 +173,25 @@ pub fn markdown(rows: &[Row], field: &Field) -> String {
         }
         text.push_str(" |\n");
     }
-    text.push_str("\nMedians, with the quartiles in brackets and how many times ours it is.\n\n");
+    text.push_str("\nMedians, with the quartiles in brackets, and how many times ours that is.\n");
+    text
+}
+
+/// What the reader of the table may want to know.
+pub fn notes(rows: &[Row]) -> String {
+    let mut text = String::new();
     for row in rows.iter().filter(|row| !row.note.is_empty()) {
-        let tries = Contender::ALL
-            .map(|who| row.of(who).len())
-            .into_iter()
-            .max();
-        let times = match tries.unwrap_or_default() {
-            0 | 1 => String::new(),
-            tries => format!(", {tries} times"),
+        let tries = Contender::ALL.map(|who| row.of(who).len());
+        let times = match tries.into_iter().max() {
+            None | Some(0 | 1) => String::new(),
+            Some(tries) => format!(" ({tries} times each)"),
         };
         let _ = writeln!(text, "- {}{times}: {}.", row.what, row.note);
     }
+    text.push_str(
+        "- Knocked off: the node was on its tailnet before, and is not any more. Done too early: it \
+         ended with success while the node was not on its tailnet.\n",
+    );
     text
 }
 

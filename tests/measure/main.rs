@@ -247,7 +247,7 @@ fn reboot(program: &Path) -> Vec<Row> {
             let exit = start + finished.elapsed;
             let online = online.join().expect("asking does not panic");
             let online = online.expect("the node gets online");
-            milliseconds(exit.duration_since(online))
+            milliseconds(exit.duration_since(online.by))
         })
     };
     let times = (0..REBOOTS).map(|_| boot()).collect();

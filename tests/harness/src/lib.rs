@@ -51,7 +51,8 @@ pub use fakecli::FakeCli;
 pub use http::HttpReply;
 pub use keyfile::KeyFile;
 pub use measuring::{
-    Spread, cpu_time_of_children, first_online, inhabited_tailnet, milliseconds, peak_memory,
+    CameOnline, Spread, cpu_time_of_children, first_online, inhabited_tailnet, milliseconds,
+    peak_memory,
 };
 pub use node::{Node, NodeBuilder};
 pub use proc::{

@@ -102,19 +102,31 @@ pub fn cpu_time_of_children() -> Duration {
         .sum()
 }
 
+/// Between which times a node came online, as seen from outside.
+#[derive(Clone, Copy, Debug)]
+pub struct CameOnline {
+    /// It was not online yet.
+    pub after: Instant,
+    /// It was.
+    pub by: Instant,
+}
+
 /// Asks for the status as quickly as it can until the node is online, and says when that was;
 /// nothing if `limit` passed first.
-pub fn first_online(node: &Node, limit: Duration) -> Option<Instant> {
+pub fn first_online(node: &Node, limit: Duration) -> Option<CameOnline> {
     let deadline = Instant::now() + limit;
+    let mut after = Instant::now();
     loop {
+        let asked = Instant::now();
         let reply = node.local_get("/localapi/v0/status?peers=false");
-        let now = Instant::now();
+        let by = Instant::now();
         if reply.is_ok_and(|reply| reply.status == 200 && Node::is_online(&reply.json())) {
-            return Some(now);
+            return Some(CameOnline { after, by });
         }
-        if now > deadline {
+        if by > deadline {
             return None;
         }
+        after = asked;
     }
 }
 
