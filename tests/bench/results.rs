@@ -12,7 +12,7 @@ use crate::contenders::{Contender, Field};
 pub enum Sample {
     /// The measured value.
     Took(f64),
-    /// The node is no longer on its tailnet, which it was.
+    /// The node, which was on its tailnet, is no longer.
     KnockedOff,
     /// It ended with success while the node was not on its tailnet.
     TooEarly,
@@ -189,8 +189,9 @@ pub fn notes(rows: &[Row]) -> String {
         let _ = writeln!(text, "- {}{times}: {}.", row.what, row.note);
     }
     text.push_str(
-        "- Knocked off: the node was on its tailnet before, and is not any more. Done too early: it \
-         ended with success while the node was not on its tailnet.\n",
+        "- Knocked off: the control server refused the spent key, and the node was off its tailnet \
+         until it was put right by hand. Done too early: it ended with success while tailscaled said \
+         that the node was not online (it can be `Running` on the network map of its last run).\n",
     );
     text
 }
