@@ -127,6 +127,19 @@ pub struct Options {
     )]
     pub ready_after: Duration,
 
+    /// Say what is in the way, and change nothing
+    ///
+    /// Prints what it sees, what a run would do, and one thing to do next; it sends no key. The
+    /// exit status is that of a run as things stand: 0 only if the node is connected now; where a
+    /// run would wait or try, 75, or 69 without tailscaled. Give it the run's other options too.
+    #[arg(
+        long = "check",
+        env = "TAILSCALE_AUTOCONNECT_CHECK",
+        value_parser = FalseyValueParser::new(),
+        hide_env = true
+    )]
+    pub check_only: bool,
+
     /// Print the result as one JSON object
     #[arg(
         long,

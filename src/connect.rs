@@ -11,7 +11,7 @@ use tokio::time::{sleep, timeout};
 use crate::attempt::Attempt;
 use crate::authkey::{AuthKey, KeyFileError, KeySource, NoKey};
 use crate::bus::Bus;
-use crate::decide::{Action, Key, Situation, Tried, Waiting, decide, situation};
+use crate::decide::{Action, Key, Situation, Tried, Waiting, decide, situation, without_status};
 use crate::localapi::{LocalApi, LocalApiError, Prefs, Status};
 use crate::login::Cli;
 use crate::messages;
@@ -141,13 +141,8 @@ impl<'a> Connect<'a> {
     /// The failure that it is if the time is up now.
     pub fn timed_out(&self) -> Failure {
         let waiting = self.waiting.as_ref().map(|wait| wait.what.clone());
-        match waiting.unwrap_or(Waiting::Settling) {
-            _ if !self.answered => Failure::TailscaledUnreachable {
-                socket: self.config.socket.display().to_string(),
-            },
-            Waiting::KeyFile(error) => Failure::KeyFile(error),
-            waiting => Failure::TimedOut(waiting),
-        }
+        let waiting = waiting.unwrap_or(Waiting::Settling);
+        Failure::timed_out(waiting, self.answered, &self.config.socket)
     }
 
     // ---- observe
@@ -170,15 +165,14 @@ impl<'a> Connect<'a> {
                 self.status = Some(status);
                 situation
             }
-            Err(LocalApiError::Unreachable(why)) => {
-                log::debug!("tailscaled: {why}");
-                self.bus.drop_dead();
-                self.attempt.daemon_is_gone();
-                Situation::NoDaemon
+            Err(error) => {
+                if let LocalApiError::Unreachable(why) = &error {
+                    log::debug!("tailscaled: {why}");
+                    self.bus.drop_dead();
+                    self.attempt.daemon_is_gone();
+                }
+                without_status(&error)
             }
-            Err(LocalApiError::NoAnswer) => Situation::NoDaemon,
-            Err(LocalApiError::Denied(why)) => Situation::Denied(why),
-            Err(LocalApiError::BadAnswer(why)) => Situation::Unintelligible(why),
         };
         self.answered |= situation != Situation::NoDaemon;
         if situation != self.situation {
@@ -371,24 +365,14 @@ impl<'a> Connect<'a> {
         if let Situation::AddressPending(address) = self.situation {
             log::warn!("connected, but the address {address} is not on the interface yet");
         }
-        let (name, addresses) = match &self.status {
-            Some(status) => (
-                status.node.dns_name.trim_end_matches('.').to_owned(),
-                status.tailscale_ips.clone(),
-            ),
-            None => Default::default(),
-        };
-        Connected {
-            name,
-            addresses,
-            logged_in: self.attempt.was_made(),
-        }
+        let status = self.status.clone().unwrap_or_default();
+        Connected::of(&status, self.attempt.was_made())
     }
 }
 
 /// The first of the node's addresses that no socket can be bound to yet; with userspace
 /// networking there is nothing to bind to.
-fn first_unbound(status: &Status) -> Option<IpAddr> {
+pub fn first_unbound(status: &Status) -> Option<IpAddr> {
     if !status.tun || !status.node.online {
         return None;
     }

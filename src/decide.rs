@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::authkey::KeyFileError;
-use crate::localapi::Status;
+use crate::localapi::{LocalApiError, Status};
 use crate::outcome::Failure;
 use crate::redact::excerpt;
 use crate::verdict::{LoginError, last_login_error, trouble};
@@ -121,6 +121,15 @@ pub fn situation(status: &Status, unbound: Option<IpAddr>) -> Situation {
 /// Since 1.66 a status says whether there is a node key; before, it never does.
 fn tells_of_node_key(version: (u32, u32)) -> bool {
     version >= (1, 66)
+}
+
+/// Names the situation in which there is no status, but this error.
+pub fn without_status(error: &LocalApiError) -> Situation {
+    match error {
+        LocalApiError::Unreachable(_) | LocalApiError::NoAnswer => Situation::NoDaemon,
+        LocalApiError::Denied(why) => Situation::Denied(why.clone()),
+        LocalApiError::BadAnswer(why) => Situation::Unintelligible(why.clone()),
+    }
 }
 
 /// Since 1.82 a restart of the login leaves the network map in place; before, it cuts the node

@@ -86,6 +86,16 @@ pub struct Status {
     pub node: SelfNode,
     #[serde(default, deserialize_with = "null_is_default")]
     pub health: Vec<String>,
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub current_tailnet: Tailnet,
+}
+
+/// The `CurrentTailnet` part of a status.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Tailnet {
+    #[serde(default)]
+    pub name: String,
 }
 
 impl Status {
@@ -108,6 +118,12 @@ pub struct SelfNode {
     /// Whether a map poll to the control server is open now.
     #[serde(default)]
     pub online: bool,
+    /// Whether the control server says that its node key has expired.
+    #[serde(default)]
+    pub expired: bool,
+    /// When its node key expires, as RFC 3339; none if it never does, or nobody knows yet.
+    #[serde(default)]
+    pub key_expiry: Option<String>,
 }
 
 fn null_is_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
@@ -193,6 +209,23 @@ impl LocalApi {
     pub async fn edit_prefs(&self, masked: &Value) -> Result<(), LocalApiError> {
         let request = self.client.patch(format!("{BASE}/prefs")).json(masked);
         answer(request).await.map(drop)
+    }
+
+    /// Asks whether these preferences would be taken; nothing is changed. The error is
+    /// tailscaled's objection, or that we may change nothing.
+    pub async fn check_prefs(&self, prefs: &Prefs) -> Result<(), LocalApiError> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "PascalCase")]
+        struct Objection {
+            #[serde(default)]
+            error: String,
+        }
+        let request = self.client.post(format!("{BASE}/check-prefs")).json(prefs);
+        let objection: Objection = parse("check-prefs", &answer(request).await?)?;
+        match objection.error.as_str() {
+            "" => Ok(()),
+            error => Err(LocalApiError::BadAnswer(excerpt(error, 200))),
+        }
     }
 
     /// Restarts the login without an auth key: tailscaled forgets the key that it may hold and

@@ -17,6 +17,7 @@ use tokio::time::timeout;
 use crate::authkey::AuthKey;
 use crate::localapi;
 use crate::outcome::Failure;
+use crate::redact::excerpt;
 use crate::trust::{self, We};
 use crate::verdict::{Verdict, judge};
 
@@ -52,7 +53,7 @@ impl Cli {
     pub async fn up(&self, key: &AuthKey, kept: &[String]) -> Result<Login, NotStarted> {
         let program = self.program()?;
         self.trust_socket().await?;
-        Ok(self.start(&program, key, kept)?)
+        Ok(self.log_in(&program, key, kept)?)
     }
 
     /// Where the command is, if it's one that may run with our rights.
@@ -86,19 +87,14 @@ impl Cli {
             .map_err(|why| Failure::Misconfigured(why).into())
     }
 
-    fn start(&self, program: &Path, key: &AuthKey, kept: &[String]) -> Result<Login, Failure> {
+    fn log_in(&self, program: &Path, key: &AuthKey, kept: &[String]) -> Result<Login, Failure> {
         let memfd = key
             .to_inherited_memfd()
             .map_err(|error| Failure::Internal(format!("cannot make a memory file: {error}")))?;
         let mut socket = OsString::from("--socket=");
         socket.push(&self.socket);
         let mut command = Command::new(program);
-        for (name, _) in env::vars_os() {
-            if !trust::is_passed_on(&name) {
-                command.env_remove(name);
-            }
-        }
-        let mut child = command
+        command
             .arg(socket)
             .arg("up")
             .arg(format!(
@@ -106,7 +102,38 @@ impl Cli {
                 memfd.as_raw_fd()
             ))
             .args(kept)
-            .args(self.asked())
+            .args(self.asked());
+        self.start(command)
+    }
+
+    /// Asks the command for its version: what it says, or why it says none. It is given `limit`.
+    pub async fn version(&self, limit: Duration) -> Result<String, NoVersion> {
+        let program = self.program().map_err(NoVersion::CannotRun)?;
+        let mut command = Command::new(program);
+        command.arg("version");
+        let mut run = self.start(command).map_err(NoVersion::CannotRun)?;
+        if timeout(limit, run.ended()).await.is_err() {
+            run.stop().await;
+            return Err(NoVersion::Silent);
+        }
+        let (code, output, errors) = run.end().await;
+        match (code, output.lines().next()) {
+            (Some(0), Some(version)) => Ok(excerpt(version, 60)),
+            (Some(0), None) => Err(NoVersion::Failed("it says nothing".to_owned())),
+            (Some(code), _) if errors.trim().is_empty() => {
+                Err(NoVersion::Failed(format!("it ends with {code}")))
+            }
+            _ => Err(NoVersion::Failed(excerpt(&errors, 200))),
+        }
+    }
+
+    fn start(&self, mut command: Command) -> Result<Login, Failure> {
+        for (name, _) in env::vars_os() {
+            if !trust::is_passed_on(&name) {
+                command.env_remove(name);
+            }
+        }
+        let mut child = command
             // The command may be a wrapper; it is ended with all that it has started.
             .process_group(0)
             .stdin(Stdio::null())
@@ -154,6 +181,17 @@ impl From<Failure> for NotStarted {
     }
 }
 
+/// Why the command does not tell its version.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NoVersion {
+    /// As a login would end.
+    CannotRun(Failure),
+    /// It did not end in time.
+    Silent,
+    /// It failed, with these words.
+    Failed(String),
+}
+
 /// A `tailscale up` that runs. It is killed when this is dropped.
 pub struct Login {
     /// The process group of the CLI and of what it has started.
@@ -178,7 +216,16 @@ impl Login {
     }
 
     /// What its end means. To be called after [`Login::ended`].
-    pub async fn verdict(mut self) -> Verdict {
+    pub async fn verdict(self) -> Verdict {
+        let (code, output, errors) = self.end().await;
+        for line in output.lines().chain(errors.lines()) {
+            log::debug!("tailscale up: {line}");
+        }
+        judge(code, &errors)
+    }
+
+    /// Its exit code and what it wrote to standard output and standard error.
+    async fn end(mut self) -> (Option<i32>, String, String) {
         let code = match self.child.wait().await {
             Ok(status) => status.code(),
             Err(_) => None,
@@ -186,10 +233,7 @@ impl Login {
         self.kill_group();
         let output = collected(&mut self.stdout).await;
         let errors = collected(&mut self.stderr).await;
-        for line in output.lines().chain(errors.lines()) {
-            log::debug!("tailscale up: {line}");
-        }
-        judge(code, &errors)
+        (code, output, errors)
     }
 
     /// Ends it and waits until it's gone.

@@ -5,6 +5,7 @@
 mod attempt;
 mod authkey;
 mod bus;
+mod check;
 mod cli;
 mod connect;
 mod decide;
@@ -43,6 +44,8 @@ use crate::redact::{one_line, redact};
 /// How a run ended.
 enum End {
     Result(Result<Connected, Failure>),
+    /// All was said by `--check`.
+    Checked(ExitCode),
     /// Told to stop, by the signal of this number.
     Signal(i32),
 }
@@ -67,6 +70,7 @@ fn main() -> ExitCode {
     };
     match end {
         End::Result(result) => report(&result, options.json),
+        End::Checked(code) => code,
         End::Signal(number) => {
             // The service manager and the shell see what ended us.
             let _ = signal_hook::low_level::emulate_default_handler(number);
@@ -80,13 +84,27 @@ fn start(options: &Options) -> End {
         .enable_all()
         .build();
     match runtime {
+        Ok(runtime) if options.check_only => {
+            let end = runtime.block_on(check(options));
+            // A look may be stuck in the file system.
+            runtime.shutdown_background();
+            end
+        }
         Ok(runtime) => runtime.block_on(run(options)),
         Err(error) => End::Result(Err(Failure::Internal(format!("cannot start: {error}")))),
     }
 }
 
-async fn run(options: &Options) -> End {
-    let config = Config {
+async fn check(options: &Options) -> End {
+    let config = config(options);
+    tokio::select! {
+        code = check::run(&config, options.json) => End::Checked(code),
+        number = stop_signal() => End::Signal(number),
+    }
+}
+
+fn config(options: &Options) -> Config {
+    Config {
         socket: options.socket.clone(),
         key: KeySource {
             path: options.authkey_file.clone(),
@@ -100,7 +118,11 @@ async fn run(options: &Options) -> End {
             login_server: options.login_server(),
             flags: options.up_flags.clone(),
         },
-    };
+    }
+}
+
+async fn run(options: &Options) -> End {
+    let config = config(options);
     let notify = Notify::default();
     let mut connect = match Connect::new(&config, &notify) {
         Ok(connect) => connect,
@@ -125,7 +147,7 @@ async fn run(options: &Options) -> End {
             notify.ready();
         }
         End::Result(Err(failure)) => notify.status(&failure.to_string()),
-        End::Signal(_) => {}
+        End::Signal(_) | End::Checked(_) => {}
     }
     end
 }

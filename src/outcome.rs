@@ -1,11 +1,13 @@
 //! How a run can end: the outcomes, their exit codes and their words.
 
 use std::fmt;
+use std::path::Path;
 
 use serde_json::{Value, json};
 
 use crate::authkey::KeyFileError;
 use crate::decide::Waiting;
+use crate::localapi::Status;
 
 /// The node is on its tailnet.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,6 +18,17 @@ pub struct Connected {
     pub addresses: Vec<String>,
     /// Whether this run sent an auth key.
     pub logged_in: bool,
+}
+
+impl Connected {
+    /// The node that this is the status of.
+    pub fn of(status: &Status, logged_in: bool) -> Self {
+        Self {
+            name: status.node.dns_name.trim_end_matches('.').to_owned(),
+            addresses: status.tailscale_ips.clone(),
+            logged_in,
+        }
+    }
 }
 
 impl fmt::Display for Connected {
@@ -61,6 +74,18 @@ pub enum Failure {
 }
 
 impl Failure {
+    /// What it is if the time is up while this is being waited for. `answered`: tailscaled has
+    /// been heard of.
+    pub fn timed_out(waiting: Waiting, answered: bool, socket: &Path) -> Self {
+        match waiting {
+            _ if !answered => Self::TailscaledUnreachable {
+                socket: socket.display().to_string(),
+            },
+            Waiting::KeyFile(error) => Self::KeyFile(error),
+            waiting => Self::TimedOut(waiting),
+        }
+    }
+
     /// The name and number from sysexits.h, which `systemctl status` prints.
     pub fn exit(&self) -> (&'static str, u8) {
         let exit = match self {

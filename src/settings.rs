@@ -126,6 +126,98 @@ fn governs(word: &str, pref: &str) -> bool {
     !squeezed.is_empty() && pref.to_lowercase().contains(&squeezed)
 }
 
+/// The settings of a node that differ from those of a new one.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Own {
+    /// As flags of `tailscale up`.
+    pub flags: Vec<String>,
+    /// The names of those preferences that have no such flag.
+    pub without_flag: Vec<String>,
+}
+
+/// What a login would have to keep. For people to read: a login itself asks the CLI.
+pub fn own(prefs: &Prefs) -> Own {
+    let mut own = Own::default();
+    let settings = prefs
+        .iter()
+        .filter(|(name, _)| !LOGINS_OWN.contains(&name.as_str()))
+        .filter(|(name, value)| !is_default(name, value));
+    for (name, value) in settings {
+        match as_flags(name, value) {
+            Some(flags) => own.flags.extend(flags),
+            None => own.without_flag.push(name.clone()),
+        }
+    }
+    own
+}
+
+/// Whether a preference is as on a new node (ipn/prefs.go `NewPrefs`, v1.98.10).
+fn is_default(name: &str, value: &Value) -> bool {
+    match (name, value) {
+        ("CorpDNS" | "NoStatefulFiltering" | "AllowSingleHosts" | "Check", _) => {
+            value == &Value::Bool(true)
+        }
+        ("NetfilterMode", _) => value == &json!(2),
+        (_, Value::Object(parts)) => parts.iter().all(|(name, value)| is_default(name, value)),
+        (_, Value::Array(items)) => items.is_empty(),
+        (_, Value::String(text)) => text.is_empty(),
+        (_, Value::Number(number)) => number.as_i64() == Some(0),
+        (_, Value::Bool(is)) => !is,
+        (_, Value::Null) => true,
+    }
+}
+
+fn as_flags(name: &str, value: &Value) -> Option<Vec<String>> {
+    const EXIT_ROUTES: [&str; 2] = ["0.0.0.0/0", "::/0"];
+    let flag =
+        |flag: &str, value: &str| Some(vec![format!("--{flag}={}", shell_words::quote(value))]);
+    let switch = |flag: &str, on: bool| match on {
+        true => Some(vec![format!("--{flag}")]),
+        false => Some(vec![format!("--{flag}=false")]),
+    };
+    let is = value == &Value::Bool(true);
+    let text = value.as_str().unwrap_or_default();
+    let items: Vec<&str> = value
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect();
+    match name {
+        "NoSNAT" => switch("snat-subnet-routes", !is),
+        "NoStatefulFiltering" => switch("stateful-filtering", !is),
+        "AppConnector" => switch("advertise-connector", true),
+        "AdvertiseRoutes" => {
+            let (exit, routes): (Vec<&str>, _) = items
+                .into_iter()
+                .partition(|route| EXIT_ROUTES.contains(route));
+            let mut flags = Vec::new();
+            if !exit.is_empty() {
+                flags.push("--advertise-exit-node".to_owned());
+            }
+            if !routes.is_empty() {
+                flags.push(format!("--advertise-routes={}", routes.join(",")));
+            }
+            Some(flags)
+        }
+        "AdvertiseTags" => flag("advertise-tags", &items.join(",")),
+        "ExitNodeID" | "ExitNodeIP" => flag("exit-node", text),
+        "ExitNodeAllowLANAccess" => switch("exit-node-allow-lan-access", is),
+        "Hostname" => flag("hostname", text),
+        "OperatorUser" => flag("operator", text),
+        "ShieldsUp" => switch("shields-up", is),
+        "NetfilterMode" => match value.as_i64() {
+            Some(0) => flag("netfilter-mode", "off"),
+            Some(1) => flag("netfilter-mode", "nodivert"),
+            _ => None,
+        },
+        _ => {
+            let (flag, _) = OTHER_NAMES.iter().find(|(_, pref)| *pref == name)?;
+            switch(flag, is)
+        }
+    }
+}
+
 /// The ipn.MaskedPrefs that sets `prefs` (ipn/prefs.go `MaskedPrefs`, v1.98.10).
 pub fn masked(prefs: &Prefs) -> Value {
     let mut masked = prefs.clone();
@@ -332,6 +424,55 @@ mod tests {
                 "AutoUpdateSet": { "CheckSet": true, "ApplySet": true },
             })
         );
+    }
+
+    #[test]
+    fn the_settings_of_a_new_node_are_none_of_its_own() {
+        // Of a fresh 1.98.10.
+        let new = prefs(json!({
+            "ControlURL": "https://x", "RouteAll": false, "ExitNodeID": "", "CorpDNS": true,
+            "WantRunning": true, "LoggedOut": false, "AdvertiseTags": null, "Sync": null,
+            "AdvertiseRoutes": [], "NoSNAT": false, "NoStatefulFiltering": true,
+            "NetfilterMode": 2, "AutoUpdate": { "Check": true, "Apply": null },
+            "AppConnector": { "Advertise": false }, "AllowSingleHosts": true, "Config": { "a": 1 },
+        }));
+        assert_eq!(own(&new), Own::default());
+    }
+
+    #[test]
+    fn settings_are_named_by_their_flags_where_there_are_any() {
+        let set = prefs(json!({
+            "RouteAll": true, "ExitNodeID": "n1", "CorpDNS": false, "RunSSH": true,
+            "AdvertiseTags": ["tag:a", "tag:b"], "Hostname": "a b", "NoSNAT": true,
+            "AdvertiseRoutes": ["192.0.2.0/24", "0.0.0.0/0", "::/0"], "NetfilterMode": 0,
+            "NoStatefulFiltering": false, "AutoUpdate": { "Check": true, "Apply": true },
+            "AppConnector": { "Advertise": true }, "RunWebClient": true, "OperatorUser": "ann",
+            "PostureChecking": true, "ShieldsUp": true, "ExitNodeAllowLANAccess": true,
+        }));
+        let mut own = own(&set);
+        own.flags.sort();
+        assert_eq!(
+            own.flags,
+            [
+                "--accept-dns=false",
+                "--accept-routes",
+                "--advertise-connector",
+                "--advertise-exit-node",
+                "--advertise-routes=192.0.2.0/24",
+                "--advertise-tags=tag:a,tag:b",
+                "--exit-node-allow-lan-access",
+                "--exit-node=n1",
+                "--hostname='a b'",
+                "--netfilter-mode=off",
+                "--operator=ann",
+                "--report-posture",
+                "--shields-up",
+                "--snat-subnet-routes=false",
+                "--ssh",
+                "--stateful-filtering",
+            ]
+        );
+        assert_eq!(own.without_flag, ["AutoUpdate", "RunWebClient"]);
     }
 
     #[test]

@@ -1,0 +1,225 @@
+//! `--check`: why is this machine not on its tailnet? Looks at everything that a run depends on,
+//! says what it sees and what a run would do, and changes nothing.
+//!
+//! This module does the looking, each look with a limit of its own; what it comes to is for the
+//! pure parts to say. The verdict is a walk through the policy of a run (`foresee`).
+
+mod finding;
+mod foresee;
+mod report;
+mod seen;
+#[cfg(test)]
+mod tests;
+mod words;
+
+use std::fs;
+use std::io::{self, IsTerminal, Write};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, SystemTime};
+
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
+
+use crate::authkey::{FileFacts, KeyFileError, KeySource, Look, look};
+use crate::check::report::Report;
+use crate::check::seen::{Access, CliSeen, Owned, Seen};
+use crate::connect::{Config, first_unbound};
+use crate::localapi::{LocalApi, LocalApiError, Prefs, Status};
+
+/// The longest that one look may take.
+const LIMIT: Duration = Duration::from_secs(2);
+
+/// The most of the list of users that is read.
+const MOST_USERS: u64 = 1 << 20;
+
+/// Looks at everything, says it, and returns the exit status.
+pub async fn run(config: &Config, json: bool) -> ExitCode {
+    let report = Report::new(see(config).await);
+    let text = match json {
+        true => format!("{}\n", report.to_json()),
+        false => report.to_text(may_colour()),
+    };
+    let _ = io::stdout().write_all(text.as_bytes());
+    ExitCode::from(report.finding.exit.1)
+}
+
+fn may_colour() -> bool {
+    let set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    let dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
+    io::stdout().is_terminal() && !set("NO_COLOR") && !dumb
+}
+
+async fn see(config: &Config) -> Seen {
+    let (socket_file, key, daemon, cli) = tokio::join!(
+        socket_file(config.socket.clone()),
+        key_file(config.key.clone()),
+        Daemon::see(&config.socket),
+        command(config),
+    );
+    let (key, key_owner) = key;
+    Seen {
+        now: SystemTime::now(),
+        socket: config.socket.clone(),
+        socket_file,
+        unbound: daemon.status.as_ref().ok().and_then(first_unbound),
+        status: daemon.status,
+        prefs: daemon.prefs,
+        access: daemon.access,
+        key_path: config.key.path.clone(),
+        key,
+        key_owner,
+        key_has_params: config
+            .key
+            .params
+            .as_ref()
+            .is_some_and(|params| !params.is_empty()),
+        cli,
+        asked: config.cli.asked(),
+        login_server: config.key.login_server.clone(),
+    }
+}
+
+async fn socket_file(path: PathBuf) -> Result<Owned, String> {
+    let look = move || match fs::metadata(&path) {
+        Ok(metadata) if metadata.file_type().is_socket() => {
+            let facts = FileFacts::from(&metadata);
+            Ok(Owned {
+                facts,
+                owner: user_name(facts.owner),
+            })
+        }
+        Ok(_) => Err("it is no socket".to_owned()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err("it is not there".to_owned()),
+        Err(error) => Err(error.to_string()),
+    };
+    match timeout(LIMIT, spawn_blocking(look)).await {
+        Ok(Ok(seen)) => seen,
+        _ => Err("the file system does not answer".to_owned()),
+    }
+}
+
+async fn key_file(source: KeySource) -> (Look, String) {
+    let path = source.path.clone();
+    let look = spawn_blocking(move || {
+        let look = look(&source);
+        let owner = look.file.map(|file| user_name(file.owner));
+        (look, owner.unwrap_or_default())
+    });
+    match timeout(LIMIT, look).await {
+        Ok(Ok(seen)) => seen,
+        _ => {
+            let error = KeyFileError::Unreadable {
+                path,
+                reason: "the file system does not answer".to_owned(),
+                remedy: "is what it is mounted from there?",
+            };
+            let look = Look {
+                file: None,
+                locked: false,
+                kind: Err(error),
+            };
+            (look, String::new())
+        }
+    }
+}
+
+/// What tailscaled says.
+struct Daemon {
+    status: Result<Status, LocalApiError>,
+    prefs: Option<Prefs>,
+    access: Access,
+}
+
+impl Daemon {
+    async fn see(socket: &Path) -> Self {
+        let unseen = |error| Self {
+            status: Err(error),
+            prefs: None,
+            access: Access::Unknown,
+        };
+        let api = match LocalApi::new(socket) {
+            Ok(api) => api,
+            Err(error) => return unseen(LocalApiError::BadAnswer(error.to_string())),
+        };
+        let (status, prefs) = tokio::join!(in_time(api.status()), in_time(api.prefs()));
+        if let Err(error) = status {
+            return unseen(error);
+        }
+        let access = match &prefs {
+            Ok(prefs) => access(&api, prefs).await,
+            Err(_) => Access::Unknown,
+        };
+        Self {
+            status,
+            prefs: prefs.ok(),
+            access,
+        }
+    }
+}
+
+/// Whether tailscaled would take a change: it is asked about the preferences that it has.
+async fn access(api: &LocalApi, prefs: &Prefs) -> Access {
+    let mut prefs = prefs.clone();
+    // What it keeps there of the login is no setting.
+    prefs.remove("Config");
+    match in_time(api.check_prefs(&prefs)).await {
+        Ok(()) => Access::Granted,
+        Err(LocalApiError::Denied(why)) => Access::Denied(why),
+        Err(LocalApiError::BadAnswer(why)) if why.contains("config file is locked") => {
+            Access::Locked(why)
+        }
+        // An objection to a setting, or a version that cannot be asked.
+        Err(_) => Access::Unknown,
+    }
+}
+
+async fn in_time<T>(
+    request: impl Future<Output = Result<T, LocalApiError>>,
+) -> Result<T, LocalApiError> {
+    timeout(LIMIT, request)
+        .await
+        .unwrap_or(Err(LocalApiError::NoAnswer))
+}
+
+async fn command(config: &Config) -> CliSeen {
+    let program = config.cli.program.clone();
+    CliSeen {
+        version: config.cli.version(LIMIT).await,
+        found: found(&program),
+        program,
+    }
+}
+
+/// Where a command is: the path that it's given by, or the first in PATH.
+fn found(program: &Path) -> Option<PathBuf> {
+    let runs = |path: &PathBuf| {
+        fs::metadata(path)
+            .is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
+    };
+    if program.components().count() > 1 {
+        return Some(program.to_owned());
+    }
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path)
+        .map(|folder| folder.join(program))
+        .find(runs)
+}
+
+/// The name of a user as /etc/passwd has it, or else the number.
+fn user_name(uid: u32) -> String {
+    if uid == 0 {
+        return "root".to_owned();
+    }
+    let number = uid.to_string();
+    let users = fs::File::open("/etc/passwd")
+        .and_then(|file| io::read_to_string(io::Read::take(file, MOST_USERS)));
+    let users = users.unwrap_or_default();
+    let name = users.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1) == Some(&number)).then_some(name)
+    });
+    name.map_or(number.clone(), str::to_owned)
+}

@@ -1,0 +1,363 @@
+//! The verdict of `--check`: one sentence that says what is wrong and the one thing to do next. The
+//! sentences are documented in README.md, and a test compares the two.
+
+use crate::check::foresee::{End, Foresight, Step};
+use crate::check::seen::Seen;
+use crate::check::words;
+use crate::decide::{Situation, Waiting};
+use crate::localapi::LocalApiError;
+use crate::outcome::{Connected, Failure};
+use crate::verdict::LoginError;
+
+/// Kinds of verdicts: the name in `--json`, and the sentence, with capitals for what is filled in.
+pub const KINDS: [(Kind, &str, &str); 23] = [
+    (Kind::Connected, "connected", "WHO; there is nothing to do"),
+    (
+        Kind::NoAddress,
+        "no-address",
+        "WHO, but the address ADDRESS is not on the interface; if that lasts, restart tailscaled",
+    ),
+    (
+        Kind::NoTailscaled,
+        "no-tailscaled",
+        "tailscaled is not running (REASON); start it (systemctl start tailscaled), or name its \
+         socket with --socket",
+    ),
+    (
+        Kind::MuteTailscaled,
+        "mute-tailscaled",
+        "tailscaled does not answer; see what it is at (journalctl -u tailscaled), and restart it",
+    ),
+    (
+        Kind::NotUnderstood,
+        "not-understood",
+        "what answers on the socket is not understood (REASON); see that --socket names the socket \
+         of tailscaled",
+    ),
+    (
+        Kind::Settling,
+        "settling",
+        "tailscaled is still starting; look again in a minute, and then at journalctl -u tailscaled",
+    ),
+    (
+        Kind::UnknownState,
+        "unknown-state",
+        "tailscaled is in the unknown state STATE; see what `tailscale status` says",
+    ),
+    (
+        Kind::Unreachable,
+        "unreachable",
+        "the control server cannot be reached (REASON); look at this machine's network, its DNS \
+         and its firewall",
+    ),
+    (
+        Kind::ServerError,
+        "server-error",
+        "the control server has trouble of its own (REASON); wait, or ask whoever runs it",
+    ),
+    (
+        Kind::Clock,
+        "clock",
+        "the control server's certificate is not valid at the time of this machine's clock, CLOCK; \
+         set the clock if it is wrong, and else have the certificate renewed",
+    ),
+    (
+        Kind::Certificate,
+        "certificate",
+        "the control server's certificate is not trusted (REASON); look for a mistake in its URL, \
+         for a proxy, or for a missing root certificate",
+    ),
+    (
+        Kind::Offline,
+        "offline",
+        "the node runs on the last network map it knew, without its control server; look at this \
+         machine's network, its DNS and its firewall",
+    ),
+    (
+        Kind::Stranded,
+        "stranded",
+        "an auth key that was sent earlier was refused (REASON) and keeps this node off; start a \
+         run, which restarts the login without a key: systemctl restart tailscale-autoconnect",
+    ),
+    (
+        Kind::Refused,
+        "refused",
+        "the control server refused the auth key that was sent last (REASON); put a new one into \
+         FILE, and start a run: systemctl restart tailscale-autoconnect",
+    ),
+    (
+        Kind::Stopped,
+        "stopped",
+        "tailscale was stopped on this machine; start a run, which brings it up without a key: \
+         systemctl restart tailscale-autoconnect",
+    ),
+    (
+        Kind::NoChanges,
+        "no-changes",
+        "tailscale was stopped, and tailscaled takes no changes (REASON); unlock its config file",
+    ),
+    (
+        Kind::NeedsLogin,
+        "needs-login",
+        "this node needs a login (CAUSE), and nothing is known to stand in its way; start a run: \
+         systemctl restart tailscale-autoconnect",
+    ),
+    (
+        Kind::UnderWay,
+        "under-way",
+        "a login is under way already; look again in a minute",
+    ),
+    (
+        Kind::OtherRun,
+        "other-run",
+        "another run is at work with the auth key; look again in a minute, or see what it waits \
+         for: systemctl status tailscale-autoconnect",
+    ),
+    (
+        Kind::MuteCommand,
+        "mute-command",
+        "this node needs a login (CAUSE), but the tailscale command COMMAND does not answer; \
+         repair it, or name another with --tailscale",
+    ),
+    (
+        Kind::Approval,
+        "approval",
+        "an admin has to approve this device; that is done at PAGE",
+    ),
+    (
+        Kind::Waits,
+        "waits",
+        "a run would be WAITING; look again in a minute",
+    ),
+    // What a run would end with, in its own words.
+    (Kind::Failure, "failure", "FAILURE"),
+];
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Connected,
+    NoAddress,
+    NoTailscaled,
+    MuteTailscaled,
+    NotUnderstood,
+    Settling,
+    UnknownState,
+    Unreachable,
+    ServerError,
+    Clock,
+    Certificate,
+    Offline,
+    Stranded,
+    Refused,
+    Stopped,
+    NoChanges,
+    NeedsLogin,
+    UnderWay,
+    OtherRun,
+    MuteCommand,
+    Approval,
+    Waits,
+    Failure,
+}
+
+/// A verdict.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    pub kind: Kind,
+    pub sentence: String,
+    /// As of a run: the name and the number.
+    pub exit: (&'static str, u8),
+}
+
+impl Kind {
+    /// Its name in `--json`.
+    pub fn name(self) -> &'static str {
+        self.entry().1
+    }
+
+    fn entry(self) -> (Kind, &'static str, &'static str) {
+        let mut entries = KINDS.iter();
+        *entries
+            .find(|(kind, _, _)| *kind == self)
+            .unwrap_or(&KINDS[KINDS.len() - 1])
+    }
+
+    fn with(self, exit: (&'static str, u8), fills: &[(&str, &str)]) -> Finding {
+        Finding {
+            kind: self,
+            sentence: fill(self.entry().2, fills),
+            exit,
+        }
+    }
+}
+
+/// What it all comes to.
+pub fn conclude(seen: &Seen, foresight: &Foresight) -> Finding {
+    let situation = seen.situation();
+    let exit = exit(seen, &situation, foresight);
+    let refusal = match &situation {
+        Situation::NeedsLogin {
+            error: Some(LoginError::Refused(text)),
+            asks: false,
+            ..
+        } => Some(text),
+        _ => None,
+    };
+    match (&foresight.end, refusal) {
+        (End::Connected, _) => connected(seen, &situation, exit),
+        (End::Fails(failure), _) => Kind::Failure.with(exit, &[("FAILURE", &failure.to_string())]),
+        (End::Tries, Some(text)) => {
+            let file = seen.key_path.display().to_string();
+            Kind::Refused.with(exit, &[("REASON", text), ("FILE", &file)])
+        }
+        (End::Tries, None) => tries(seen, &situation, foresight, exit),
+        (End::Waits(waiting), _) => waits(seen, &situation, waiting, exit),
+    }
+}
+
+/// How a run would end, if it had a time limit.
+fn exit(seen: &Seen, situation: &Situation, foresight: &Foresight) -> (&'static str, u8) {
+    let answered = *situation != Situation::NoDaemon;
+    match (&foresight.end, situation) {
+        (End::Connected, _) => ("connected", 0),
+        (End::Fails(failure), _) => failure.exit(),
+        (End::Waits(waiting), _) => {
+            Failure::timed_out(waiting.clone(), answered, &seen.socket).exit()
+        }
+        // As far as is known.
+        (
+            End::Tries,
+            Situation::NeedsLogin {
+                error: Some(LoginError::Refused(text)),
+                asks: false,
+                ..
+            },
+        ) => Failure::KeyRefused(text.clone()).exit(),
+        (End::Tries, _) => Failure::TimedOut(Waiting::LoggingIn).exit(),
+    }
+}
+
+fn connected(seen: &Seen, situation: &Situation, exit: (&'static str, u8)) -> Finding {
+    let who = match &seen.status {
+        Ok(status) => Connected::of(status, false).to_string(),
+        Err(_) => "connected".to_owned(),
+    };
+    match situation {
+        Situation::AddressPending(address) => {
+            Kind::NoAddress.with(exit, &[("WHO", &who), ("ADDRESS", &address.to_string())])
+        }
+        _ => Kind::Connected.with(exit, &[("WHO", &who)]),
+    }
+}
+
+/// A run would do something.
+fn tries(
+    seen: &Seen,
+    situation: &Situation,
+    foresight: &Foresight,
+    exit: (&'static str, u8),
+) -> Finding {
+    let waits_first = foresight.steps.contains(&Step::Wait(Waiting::LoggingIn));
+    match situation {
+        Situation::Stopped => Kind::Stopped.with(exit, &[]),
+        Situation::NeedsLogin {
+            error: Some(LoginError::Transient(text)),
+            ..
+        } => control_server(seen, text, exit),
+        Situation::NeedsLogin { .. } if waits_first => Kind::UnderWay.with(exit, &[]),
+        _ => Kind::NeedsLogin.with(exit, &[("CAUSE", words::cause_of_login(seen))]),
+    }
+}
+
+/// A run would wait without end.
+fn waits(
+    seen: &Seen,
+    situation: &Situation,
+    waiting: &Waiting,
+    exit: (&'static str, u8),
+) -> Finding {
+    match (situation, waiting) {
+        (Situation::Stranded { refusal }, _) => Kind::Stranded.with(exit, &[("REASON", refusal)]),
+        (Situation::Stopped, Waiting::Answer(why)) => {
+            Kind::NoChanges.with(exit, &[("REASON", why)])
+        }
+        (Situation::NoDaemon, _) => match &seen.status {
+            Err(LocalApiError::Unreachable(why)) => {
+                Kind::NoTailscaled.with(exit, &[("REASON", why)])
+            }
+            _ => Kind::MuteTailscaled.with(exit, &[]),
+        },
+        (_, Waiting::Answer(why)) => Kind::NotUnderstood.with(exit, &[("REASON", why)]),
+        (_, Waiting::Settling) => Kind::Settling.with(exit, &[]),
+        (_, Waiting::ControlServer(Some(why))) => control_server(seen, why, exit),
+        (_, Waiting::ControlServer(None)) => Kind::Offline.with(exit, &[]),
+        (_, Waiting::LoggingIn) => Kind::UnderWay.with(exit, &[]),
+        (_, Waiting::Approval) => Kind::Approval.with(exit, &[("PAGE", &seen.approval_page())]),
+        (_, Waiting::OtherRun) => Kind::OtherRun.with(exit, &[]),
+        (_, Waiting::Unknown(state)) => Kind::UnknownState.with(exit, &[("STATE", state)]),
+        (_, Waiting::Retry(_)) => Kind::MuteCommand.with(
+            exit,
+            &[
+                ("CAUSE", words::cause_of_login(seen)),
+                ("COMMAND", &seen.cli.program.display().to_string()),
+            ],
+        ),
+        (_, waiting) => Kind::Waits.with(exit, &[("WAITING", &waiting.to_string())]),
+    }
+}
+
+/// The control server cannot be used, for this reason.
+fn control_server(seen: &Seen, why: &str, exit: (&'static str, u8)) -> Finding {
+    let clock = words::clock(seen.now);
+    let kind = if complains_of_time(why) {
+        Kind::Clock
+    } else if complains_of_certificate(why) {
+        Kind::Certificate
+    } else if is_servers_own(why) {
+        Kind::ServerError
+    } else {
+        Kind::Unreachable
+    };
+    kind.with(exit, &[("REASON", why), ("CLOCK", &clock)])
+}
+
+/// Whether TLS says that a certificate is not valid now (crypto/x509 `CertificateInvalidError`).
+pub fn complains_of_time(text: &str) -> bool {
+    text.contains("expired or is not yet valid")
+}
+
+fn complains_of_certificate(text: &str) -> bool {
+    text.contains("x509:") || text.contains("certificate")
+}
+
+fn is_servers_own(text: &str) -> bool {
+    const SIGNS: [&str; 6] = [
+        "http 5",
+        ": 5",
+        "status 5",
+        "rate limit",
+        "too many requests",
+        "internal server error",
+    ];
+    let lower = text.to_lowercase();
+    SIGNS.iter().any(|sign| lower.contains(sign))
+}
+
+/// Puts values in the place of the words in capitals, each once. What is put in is not looked at
+/// again.
+fn fill(sentence: &str, fills: &[(&str, &str)]) -> String {
+    let mut filled = String::new();
+    let mut rest = sentence;
+    loop {
+        let places = fills
+            .iter()
+            .filter_map(|(name, value)| Some((rest.find(name)?, name.len(), value)));
+        let Some((at, length, value)) = places.min_by_key(|(at, _, _)| *at) else {
+            filled.push_str(rest);
+            return filled;
+        };
+        filled.push_str(&rest[..at]);
+        filled.push_str(value);
+        rest = &rest[at + length..];
+    }
+}

@@ -1,0 +1,113 @@
+//! What `--check` has seen: facts, without judgement.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::SystemTime;
+
+use crate::authkey::{FileFacts, Look, is_tailscales};
+use crate::decide::{Situation, situation, without_status};
+use crate::localapi::{LocalApiError, Prefs, Status};
+use crate::login::NoVersion;
+
+/// The login server of a node that was given no other.
+pub const TAILSCALES_SERVER: &str = "https://controlplane.tailscale.com";
+
+/// Everything that was seen, at one moment.
+#[derive(Debug)]
+pub struct Seen {
+    pub now: SystemTime,
+    pub socket: PathBuf,
+    /// The file of the socket, or why there is none.
+    pub socket_file: Result<Owned, String>,
+    pub status: Result<Status, LocalApiError>,
+    /// The first of the node's addresses that cannot be bound yet.
+    pub unbound: Option<IpAddr>,
+    pub prefs: Option<Prefs>,
+    pub access: Access,
+    pub key_path: PathBuf,
+    pub key: Look,
+    /// The name of the key file's owner.
+    pub key_owner: String,
+    /// Parameters for an OAuth client secret are given.
+    pub key_has_params: bool,
+    pub cli: CliSeen,
+    /// The flags for `tailscale up`, the login server included.
+    pub asked: Vec<String>,
+    pub login_server: Option<String>,
+}
+
+/// A file and the name of its owner.
+#[derive(Clone, Debug)]
+pub struct Owned {
+    pub facts: FileFacts,
+    pub owner: String,
+}
+
+/// Whether tailscaled would let this user change anything.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Access {
+    Unknown,
+    Granted,
+    /// With its own words.
+    Denied(String),
+    /// Nobody may: it runs with a locked config file.
+    Locked(String),
+}
+
+#[derive(Debug)]
+pub struct CliSeen {
+    /// As it was asked for.
+    pub program: PathBuf,
+    /// Where it was found.
+    pub found: Option<PathBuf>,
+    pub version: Result<String, NoVersion>,
+}
+
+impl Seen {
+    /// The row of the state table.
+    pub fn situation(&self) -> Situation {
+        match &self.status {
+            Ok(status) => situation(status, self.unbound),
+            Err(error) => without_status(error),
+        }
+    }
+
+    /// The control server that the node has had to do with so far; empty if none.
+    pub fn control_server(&self) -> &str {
+        self.pref("ControlURL")
+    }
+
+    /// The control server that a login would go to.
+    pub fn server_of_a_login(&self) -> &str {
+        match (&self.login_server, self.control_server()) {
+            (Some(asked), _) => asked,
+            (None, "") => TAILSCALES_SERVER,
+            (None, known) => known,
+        }
+    }
+
+    /// Whether another login server is asked for than the node's.
+    pub fn servers_differ(&self) -> bool {
+        let (known, asked) = (self.control_server(), self.server_of_a_login());
+        let synonyms = is_tailscales(known) && is_tailscales(asked);
+        !known.is_empty() && known != asked && !synonyms
+    }
+
+    /// Where an admin approves this device.
+    pub fn approval_page(&self) -> String {
+        let auth_url = self.status.as_ref().map(|status| status.auth_url.as_str());
+        match (auth_url, self.server_of_a_login()) {
+            (Ok(url), _) if !url.is_empty() => url.to_owned(),
+            (_, server) if is_tailscales(server) => {
+                "https://login.tailscale.com/admin/machines".to_owned()
+            }
+            (_, server) => format!("the admin console of {server}"),
+        }
+    }
+
+    /// A preference that is a text.
+    pub fn pref(&self, name: &str) -> &str {
+        let value = self.prefs.as_ref().and_then(|prefs| prefs.get(name));
+        value.and_then(|value| value.as_str()).unwrap_or_default()
+    }
+}
