@@ -365,8 +365,9 @@ impl<'a> Connect<'a> {
         if let Situation::AddressPending(address) = self.situation {
             log::warn!("connected, but the address {address} is not on the interface yet");
         }
-        let status = self.status.clone().unwrap_or_default();
-        Connected::of(&status, self.attempt.was_made())
+        let none = Status::default();
+        let status = self.status.as_ref().unwrap_or(&none);
+        Connected::of(status, self.attempt.was_made())
     }
 }
 

@@ -10,7 +10,7 @@ use crate::outcome::{Connected, Failure};
 use crate::verdict::LoginError;
 
 /// Kinds of verdicts: the name in `--json`, and the sentence, with capitals for what is filled in.
-pub const KINDS: [(Kind, &str, &str); 23] = [
+pub const KINDS: [(Kind, &str, &str); 25] = [
     (Kind::Connected, "connected", "WHO; there is nothing to do"),
     (
         Kind::NoAddress,
@@ -47,8 +47,20 @@ pub const KINDS: [(Kind, &str, &str); 23] = [
     (
         Kind::Unreachable,
         "unreachable",
-        "the control server cannot be reached (REASON); look at this machine's network, its DNS \
-         and its firewall",
+        "the control server cannot be reached (REASON); look at this machine's network and \
+         firewall, and whether the server is up",
+    ),
+    (
+        Kind::NoNetwork,
+        "no-network",
+        "this machine has no way to the control server (REASON); look at its network: ip address, \
+         ip route",
+    ),
+    (
+        Kind::Dns,
+        "dns",
+        "the name of the control server cannot be resolved (REASON); look at this machine's DNS: \
+         /etc/resolv.conf",
     ),
     (
         Kind::ServerError,
@@ -105,7 +117,8 @@ pub const KINDS: [(Kind, &str, &str); 23] = [
     (
         Kind::UnderWay,
         "under-way",
-        "a login is under way already; look again in a minute",
+        "a login seems to be under way; look again in a minute, and if it still does, start a run: \
+         systemctl restart tailscale-autoconnect",
     ),
     (
         Kind::OtherRun,
@@ -143,6 +156,8 @@ pub enum Kind {
     Settling,
     UnknownState,
     Unreachable,
+    NoNetwork,
+    Dns,
     ServerError,
     Clock,
     Certificate,
@@ -313,7 +328,11 @@ fn control_server(seen: &Seen, why: &str, exit: (&'static str, u8)) -> Finding {
         Kind::Clock
     } else if complains_of_certificate(why) {
         Kind::Certificate
-    } else if is_servers_own(why) {
+    } else if has_one_of(why, &NO_NAME) {
+        Kind::Dns
+    } else if has_one_of(why, &NO_NETWORK) {
+        Kind::NoNetwork
+    } else if has_one_of(why, &SERVERS_OWN) {
         Kind::ServerError
     } else {
         Kind::Unreachable
@@ -330,17 +349,35 @@ fn complains_of_certificate(text: &str) -> bool {
     text.contains("x509:") || text.contains("certificate")
 }
 
-fn is_servers_own(text: &str) -> bool {
-    const SIGNS: [&str; 6] = [
-        "http 5",
-        ": 5",
-        "status 5",
-        "rate limit",
-        "too many requests",
-        "internal server error",
-    ];
+/// Words of Go's resolver and of tailscaled's own.
+const NO_NAME: [&str; 5] = [
+    "lookup ",
+    "no such host",
+    "failed to resolve",
+    "server misbehaving",
+    "dns fallback",
+];
+
+const NO_NETWORK: [&str; 4] = [
+    "network is down",
+    "network down",
+    "network is unreachable",
+    "no route to host",
+];
+
+/// The control server answers, but with no answer that helps.
+const SERVERS_OWN: [&str; 6] = [
+    "http 5",
+    "status 5",
+    ": 5",
+    "rate limit",
+    "too many requests",
+    "internal server error",
+];
+
+fn has_one_of(text: &str, words: &[&str]) -> bool {
     let lower = text.to_lowercase();
-    SIGNS.iter().any(|sign| lower.contains(sign))
+    words.iter().any(|word| lower.contains(word))
 }
 
 /// Puts values in the place of the words in capitals, each once. What is put in is not looked at

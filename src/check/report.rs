@@ -226,7 +226,7 @@ fn would(foresight: &Foresight) -> Vec<String> {
     let wait = |waiting: &Waiting| match waiting {
         Waiting::LoggingIn => "wait for the login that is under way".to_owned(),
         Waiting::Retry(why) => format!("try again and again ({why})"),
-        Waiting::StoppedByOther => "leave tailscale stopped".to_owned(),
+        Waiting::ControlServer(_) => "wait for the control server".to_owned(),
         waiting => waiting.to_string().replacen("waiting", "wait", 1),
     };
     let steps = foresight.steps.iter().map(|step| match step {
