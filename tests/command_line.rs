@@ -213,6 +213,28 @@ fn the_help_says_nothing_that_the_environment_holds() {
     assert!(!run.stdout.contains("Secret"), "{}", run.stdout);
 }
 
+#[test]
+fn a_check_says_its_verdict_on_standard_output_and_tells_systemd_nothing() {
+    for (state, code) in [("Running", 0), ("NeedsMachineAuth", 75), ("Stopped", 75)] {
+        let (_fake, run) = on(state);
+        let by_option = run.clone().arg("--check").run();
+        let by_variable = run.env(variable("--check"), "1").run();
+        for run in [by_option, by_variable] {
+            run.assert_code(code);
+            assert!(run.stdout.contains("\nverdict: "), "{}", run.stdout);
+            assert_eq!((run.stderr.as_str(), run.notifications.len()), ("", 0));
+        }
+    }
+    is_refused(
+        program().args(["--check", "--frobnicate"]),
+        "'--frobnicate'",
+    );
+    is_refused(
+        program().arg("--check").up_flags(["--reset"]),
+        "--reset may not be given",
+    );
+}
+
 /// The same in the environment: `--ready-after` as `TAILSCALE_AUTOCONNECT_READY_AFTER`.
 fn variable(option: &str) -> String {
     let name = option.trim_start_matches('-').replace('-', "_");

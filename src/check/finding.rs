@@ -95,7 +95,8 @@ pub const KINDS: [(Kind, &str, &str); 25] = [
         Kind::Refused,
         "refused",
         "the control server refused the auth key that was sent last (REASON); put a new one into \
-         FILE, and start a run: systemctl restart tailscale-autoconnect",
+         FILE, unless it holds another by now, and start a run: \
+         systemctl restart tailscale-autoconnect",
     ),
     (
         Kind::Stopped,
@@ -328,7 +329,8 @@ fn control_server(seen: &Seen, why: &str, exit: (&'static str, u8)) -> Finding {
         Kind::Clock
     } else if complains_of_certificate(why) {
         Kind::Certificate
-    } else if has_one_of(why, &NO_NAME) {
+    } else if has_one_of(why, &NO_NAME) && !why.contains("invalid IP") {
+        // (That is how 1.66 says that nobody answered at an address.)
         Kind::Dns
     } else if has_one_of(why, &NO_NETWORK) {
         Kind::NoNetwork

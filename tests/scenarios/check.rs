@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tailnet_harness::{
-    FakeCli, FakeTailscaled, Finished, KeyFile, Node, Response, Run, Signal, Tailnet, is_root,
-    status_json,
+    CountingProxy, FakeCli, FakeTailscaled, Finished, KeyFile, Node, Response, Run, Signal,
+    Tailnet, is_root, status_json,
 };
 
 use crate::joined::{Joined, assert_connected, assert_no_key_is_sent, deleted_key};
@@ -171,10 +171,10 @@ impl Fresh {
 /// The same on a node that has joined.
 fn check_joined(joined: &Joined, run: &Run) -> Said {
     let prefs = joined.node.prefs();
-    let sent = joined.registers_with_key();
+    let registers = joined.tailnet.state().registers.total;
     let said = check(run);
     assert_eq!(joined.node.prefs(), prefs);
-    assert_eq!(joined.registers_with_key(), sent);
+    assert_eq!(joined.tailnet.state().registers.total, registers);
     said
 }
 
@@ -344,6 +344,45 @@ fn with_a_network_interface_its_address_is_looked_for() {
         );
         assert!(!said.text.contains("userspace"), "{}", said.text);
     }
+}
+
+/// All that a check may ask of tailscaled.
+const QUESTIONS: [&str; 3] = [
+    "GET /localapi/v0/prefs",
+    "GET /localapi/v0/status?peers=false",
+    "POST /localapi/v0/check-prefs",
+];
+
+#[test]
+#[ignore = "needs real tailscaled: run tests/run.sh"]
+fn tailscaled_is_asked_three_questions_and_told_nothing() {
+    let file = KeyFile::new("hskey-auth-0123456789ab-0123456789abcdef");
+    let asks = |joined: &Joined| {
+        let proxy = CountingProxy::start(&joined.node);
+        let run = Run::new(env!("CARGO_BIN_EXE_tailscale-autoconnect"))
+            .socket(proxy.socket())
+            .cli()
+            .authkey_file(file.path())
+            .login_server(joined.tailnet.url())
+            .arg("--check")
+            .run();
+        let mut requests = proxy.requests();
+        requests.sort();
+        assert_eq!(requests, QUESTIONS);
+        run.code
+    };
+    let joined = Joined::new();
+    let node = &joined.node;
+    assert_eq!(asks(&joined), Some(0));
+    node.tailscale_ok(["set", "--ssh", "--advertise-exit-node"]);
+    assert_eq!(asks(&joined), Some(0));
+    node.tailscale_ok(["down"]);
+    node.wait_state("Stopped");
+    assert_eq!(asks(&joined), Some(75));
+    let joined = Joined::new();
+    joined.tailnet.expire(joined.device.id);
+    joined.node.wait_state("NeedsLogin");
+    assert_eq!(asks(&joined), Some(75));
 }
 
 // ---- the key file
@@ -854,7 +893,7 @@ fn a_refused_key_of_a_fresh_node_is_named_with_the_file_for_the_next_one() {
     let prefs = fresh.node.prefs();
     check(&fresh.program())
         .is(77, "refused", "the control server refused the auth key that was sent last (invalid key: API key does not exist)")
-        .advises(&format!("put a new one into {}, and start a run", fresh.file.path().display()))
+        .advises(&format!("put a new one into {}, unless it holds another by now, and start a run", fresh.file.path().display()))
         .line("health", "problem", "API key does not exist")
         .would(&["restart the login without a key", "log in with the auth key"]);
     assert_eq!(fresh.node.prefs(), prefs);
