@@ -390,7 +390,7 @@ fn parse<'a>(bytes: &'a [u8], source: &KeySource) -> Result<&'a str, KeyFileErro
         .is_some_and(|server| !is_tailscales(server));
     if is_for_tailscale && goes_elsewhere {
         return unusable(
-            "holds a key of Tailscale's service (tskey-…), but the login server is another; \
+            "holds a key of Tailscale's service, but the login server is another; \
              use a key that this server has made",
         );
     }
@@ -410,16 +410,16 @@ fn known_mistake(key: &str) -> Option<&'static str> {
         ),
         (
             "tskey-api-",
-            "holds an API access token (tskey-api-…), which cannot join a node; \
+            "holds an API access token, which cannot join a node; \
              put an auth key or an OAuth client secret into it",
         ),
         (
             "tskey-webhook-",
-            "holds a webhook secret (tskey-webhook-…), which cannot join a node; put an auth key into it",
+            "holds a webhook secret, which cannot join a node; put an auth key into it",
         ),
         (
             "tskey-scim-",
-            "holds a SCIM token (tskey-scim-…), which cannot join a node; put an auth key into it",
+            "holds a SCIM token, which cannot join a node; put an auth key into it",
         ),
         (
             "AGE-SECRET-KEY-",
@@ -482,7 +482,7 @@ fn with_params(key: &str, params: Option<&str>) -> Zeroizing<String> {
         Some(params) if !params.is_empty() => {
             log::warn!(
                 "the parameters given for the auth key are left out: \
-                 only an OAuth client secret (tskey-client-…) takes them"
+                 only an OAuth client secret takes them"
             );
             key.to_owned()
         }

@@ -12,9 +12,10 @@ mod seen;
 mod tests;
 mod words;
 
+use std::env;
 use std::fs;
 use std::io::{self, IsTerminal, Write};
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
@@ -27,6 +28,9 @@ use crate::check::report::Report;
 use crate::check::seen::{Access, CliSeen, Owned, Seen};
 use crate::connect::{Config, first_unbound};
 use crate::localapi::{LocalApi, LocalApiError, Prefs, Status};
+use crate::login::NotStarted;
+use crate::outcome::Failure;
+use crate::trust;
 
 /// The longest that one look may take.
 const LIMIT: Duration = Duration::from_secs(2);
@@ -46,14 +50,15 @@ pub async fn run(config: &Config, json: bool) -> ExitCode {
 }
 
 fn may_colour() -> bool {
-    let set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
-    let dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
+    let set = |name: &str| env::var_os(name).is_some_and(|value| !value.is_empty());
+    let dumb = env::var_os("TERM").is_none_or(|term| term == "dumb");
     io::stdout().is_terminal() && !set("NO_COLOR") && !dumb
 }
 
 async fn see(config: &Config) -> Seen {
-    let (socket_file, key, daemon, cli) = tokio::join!(
+    let (socket_file, distrust, key, daemon, cli) = tokio::join!(
         socket_file(config.socket.clone()),
+        distrust(config),
         key_file(config.key.clone()),
         Daemon::see(&config.socket),
         command(config),
@@ -63,6 +68,7 @@ async fn see(config: &Config) -> Seen {
         now: SystemTime::now(),
         socket: config.socket.clone(),
         socket_file,
+        distrust,
         unbound: daemon.status.as_ref().ok().and_then(first_unbound),
         status: daemon.status,
         prefs: daemon.prefs,
@@ -97,6 +103,14 @@ async fn socket_file(path: PathBuf) -> Result<Owned, String> {
     match timeout(LIMIT, spawn_blocking(look)).await {
         Ok(Ok(seen)) => seen,
         _ => Err("the file system does not answer".to_owned()),
+    }
+}
+
+/// Why an auth key would not be sent to this socket.
+async fn distrust(config: &Config) -> Option<Failure> {
+    match timeout(LIMIT, config.cli.trust_socket()).await {
+        Ok(Err(NotStarted::Ever(failure))) => Some(failure),
+        _ => None,
     }
 }
 
@@ -187,24 +201,9 @@ async fn command(config: &Config) -> CliSeen {
     let program = config.cli.program.clone();
     CliSeen {
         version: config.cli.version(LIMIT).await,
-        found: found(&program),
+        found: trust::find(&program, env::var_os("PATH").as_deref()).map(|(path, _)| path),
         program,
     }
-}
-
-/// Where a command is: the path that it's given by, or the first in PATH.
-fn found(program: &Path) -> Option<PathBuf> {
-    let runs = |path: &PathBuf| {
-        fs::metadata(path)
-            .is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
-    };
-    if program.components().count() > 1 {
-        return Some(program.to_owned());
-    }
-    let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path)
-        .map(|folder| folder.join(program))
-        .find(runs)
 }
 
 /// The name of a user as /etc/passwd has it, or else the number.

@@ -1085,12 +1085,12 @@ mod tests {
                 } else {
                     String::new()
                 },
-                tailscale_ips: Vec::new(),
                 node: SelfNode {
-                    dns_name: String::new(),
                     online: flags.3,
+                    ..SelfNode::default()
                 },
                 health,
+                ..Status::default()
             })
     }
 

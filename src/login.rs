@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process_group};
@@ -22,7 +23,7 @@ use crate::trust::{self, We};
 use crate::verdict::{Verdict, judge};
 
 /// How much of the CLI's output is kept, in bytes.
-const MAX_OUTPUT: u64 = 64 * 1024;
+const MAX_OUTPUT: usize = 64 * 1024;
 
 /// How long the output may stay open after the CLI has ended (by a process that it left behind).
 const OUTPUT_LIMIT: Duration = Duration::from_secs(1);
@@ -142,8 +143,8 @@ impl Cli {
             .kill_on_drop(true)
             .spawn()
             .map_err(|error| self.cannot_start(&error))?;
-        let stdout = collect(child.stdout.take());
-        let stderr = collect(child.stderr.take());
+        let stdout = Output::collect(child.stdout.take());
+        let stderr = Output::collect(child.stderr.take());
         let group = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
         Ok(Login {
             group,
@@ -197,8 +198,8 @@ pub struct Login {
     /// The process group of the CLI and of what it has started.
     group: Option<Pid>,
     child: Child,
-    stdout: JoinHandle<String>,
-    stderr: JoinHandle<String>,
+    stdout: Output,
+    stderr: Output,
 }
 
 impl Drop for Login {
@@ -231,8 +232,7 @@ impl Login {
             Err(_) => None,
         };
         self.kill_group();
-        let output = collected(&mut self.stdout).await;
-        let errors = collected(&mut self.stderr).await;
+        let (output, errors) = tokio::join!(self.stdout.text(), self.stderr.text());
         (code, output, errors)
     }
 
@@ -252,23 +252,46 @@ impl Login {
     }
 }
 
-/// Reads `stream` to its end, so that the CLI never waits for us, and keeps the start of it.
-fn collect(stream: Option<impl AsyncRead + Unpin + Send + 'static>) -> JoinHandle<String> {
-    tokio::spawn(async move {
-        let mut kept = Vec::new();
-        if let Some(mut stream) = stream {
-            let mut start = (&mut stream).take(MAX_OUTPUT);
-            if start.read_to_end(&mut kept).await.is_ok() {
-                let _ = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
-            }
-        }
-        String::from_utf8_lossy(&kept).into_owned()
-    })
+/// What is read of an output, as far as it has come.
+struct Output {
+    kept: Arc<Mutex<Vec<u8>>>,
+    /// Ends with the output.
+    reading: JoinHandle<()>,
 }
 
-async fn collected(output: &mut JoinHandle<String>) -> String {
-    match timeout(OUTPUT_LIMIT, output).await {
-        Ok(Ok(text)) => text,
-        _ => String::new(),
+impl Output {
+    /// Reads `stream` to its end, so that the CLI never waits for us, and keeps the start of it.
+    fn collect(stream: Option<impl AsyncRead + Unpin + Send + 'static>) -> Self {
+        let kept = Arc::default();
+        let reading = tokio::spawn(read(stream, Arc::clone(&kept)));
+        Self { kept, reading }
     }
+
+    /// The lines that have come by the end of the output, or by the time that is given it.
+    async fn text(&mut self) -> String {
+        if timeout(OUTPUT_LIMIT, &mut self.reading).await.is_err() {
+            log::debug!("a process that the tailscale command left behind holds its output");
+        }
+        let kept = std::mem::take(&mut *lock(&self.kept));
+        let mut text = String::from_utf8_lossy(&kept).into_owned();
+        if kept.len() >= MAX_OUTPUT {
+            // What is left of a key that was cut can't be told from other text.
+            text.truncate(text.rfind('\n').map_or(0, |end| end + 1));
+        }
+        text
+    }
+}
+
+async fn read(stream: Option<impl AsyncRead + Unpin>, kept: Arc<Mutex<Vec<u8>>>) {
+    let Some(mut stream) = stream else { return };
+    let mut chunk = [0; 4096];
+    while let Ok(length @ 1..) = stream.read(&mut chunk).await {
+        let mut kept = lock(&kept);
+        let room = MAX_OUTPUT - kept.len();
+        kept.extend_from_slice(&chunk[..length.min(room)]);
+    }
+}
+
+fn lock(kept: &Mutex<Vec<u8>>) -> MutexGuard<'_, Vec<u8>> {
+    kept.lock().unwrap_or_else(|broken| broken.into_inner())
 }

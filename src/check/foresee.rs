@@ -91,6 +91,9 @@ fn prospect(seen: &Seen) -> Prospect {
         Err(NoVersion::Silent) => return Prospect::Hangs,
         Ok(_) | Err(NoVersion::Failed(_)) => {}
     }
+    if let Some(failure) = &seen.distrust {
+        return Prospect::Impossible(failure.clone());
+    }
     let runs = seen
         .status
         .as_ref()

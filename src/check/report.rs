@@ -290,12 +290,13 @@ impl<'a> Lines<'a> {
         let path = self.seen.socket.display();
         match &self.seen.socket_file {
             Ok(file) => {
-                let text = format!(
-                    "{path}, owner {}, mode {}",
-                    file.owner,
-                    octal(file.facts.mode)
-                );
-                self.put("socket", Mark::Ok, text);
+                let (mark, distrust) = match self.seen.distrust {
+                    Some(_) => (Mark::Problem, "; the auth key is not sent there"),
+                    None => (Mark::Ok, ""),
+                };
+                let mode = octal(file.facts.mode);
+                let text = format!("{path}, owner {}, mode {mode}{distrust}", file.owner);
+                self.put("socket", mark, text);
             }
             Err(why) => self.put("socket", Mark::Problem, format!("{path}: {why}")),
         }

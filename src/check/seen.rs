@@ -8,6 +8,7 @@ use crate::authkey::{FileFacts, Look, is_tailscales};
 use crate::decide::{Situation, situation, without_status};
 use crate::localapi::{LocalApiError, Prefs, Status};
 use crate::login::NoVersion;
+use crate::outcome::Failure;
 
 /// The login server of a node that was given no other.
 pub const TAILSCALES_SERVER: &str = "https://controlplane.tailscale.com";
@@ -20,6 +21,8 @@ pub struct Seen {
     /// The file of the socket, or why there is none.
     pub socket_file: Result<Owned, String>,
     pub status: Result<Status, LocalApiError>,
+    /// Why an auth key would not be sent to whoever is behind the socket.
+    pub distrust: Option<Failure>,
     /// The first of the node's addresses that cannot be bound yet.
     pub unbound: Option<IpAddr>,
     pub prefs: Option<Prefs>,

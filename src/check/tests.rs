@@ -40,6 +40,7 @@ fn seen(status: Result<Status, LocalApiError>) -> Seen {
             owner: "root".into(),
         }),
         status,
+        distrust: None,
         unbound: None,
         prefs: Some(Prefs::new()),
         access: Access::Granted,
@@ -72,6 +73,11 @@ fn status(state: &str) -> Status {
 fn online(mut status: Status) -> Status {
     status.node.online = true;
     status.node.dns_name = "host.example.ts.net.".into();
+    status
+}
+
+fn keyed(mut status: Status) -> Status {
+    status.have_node_key = true;
     status
 }
 
@@ -148,6 +154,7 @@ fn keys() -> Vec<(bool, Result<KeyKind, KeyFileError>)> {
             Err(KeyFileError::Unreadable {
                 path: path(),
                 reason: "permission denied".into(),
+                remedy: "ask root",
             }),
         ),
         (
@@ -227,7 +234,10 @@ fn there_is_a_sentence_for_everything_that_can_be_seen() {
         assert_eq!(finding.exit.1 == 0, is_connected, "{seen:?}");
         assert_eq!(foresight.end == End::Connected, is_connected, "{seen:?}");
         if foresight.steps.contains(&Step::LogIn) {
-            let needs_login = matches!(situation, Situation::NeedsLogin { .. });
+            let needs_login = matches!(
+                situation,
+                Situation::NeedsLogin { .. } | Situation::Settling { is_new: true, .. }
+            );
             assert!(
                 needs_login && seen.key.kind.is_ok() && !seen.key.locked,
                 "{seen:?}"
@@ -290,8 +300,29 @@ fn the_verdicts_one_by_one() {
             0,
             "connected as host.example.ts.net; ",
         ),
-        (of(status("NoState")), Kind::Settling, 75, "still starting"),
-        (of(status("Starting")), Kind::Settling, 75, "still starting"),
+        (
+            of(keyed(status("NoState"))),
+            Kind::Settling,
+            75,
+            "still starting",
+        ),
+        (
+            of(keyed(status("Starting"))),
+            Kind::Settling,
+            75,
+            "still starting",
+        ),
+        (of(status("NoState")), Kind::NeedsLogin, 75, "it is new"),
+        (
+            {
+                let mut seen = seen(Ok(status("NeedsLogin")));
+                seen.distrust = Some(Failure::Misconfigured("it is bob's; ask bob".into()));
+                verdict(&seen)
+            },
+            Kind::Failure,
+            78,
+            "it is bob's",
+        ),
         (
             error("NoState", DOWN),
             Kind::Unreachable,
