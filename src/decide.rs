@@ -400,7 +400,7 @@ pub fn decide(situation: &Situation, lasted: Duration, tried: &Tried) -> Action 
             S::NeedsLogin {
                 error: None,
                 asks: false,
-                has_node_key: false,
+                ..
             },
             Login::WithDaemon { .. },
         ) if lasted >= OTHERS_PATIENCE => with_key(&tried.key),
@@ -749,6 +749,12 @@ mod tests {
             // The CLI was ended between its two requests.
             (
                 &quiet,
+                Login::WithDaemon { stale: None },
+                OTHERS_PATIENCE,
+                Action::LogIn,
+            ),
+            (
+                &keyed(quiet.clone()),
                 Login::WithDaemon { stale: None },
                 OTHERS_PATIENCE,
                 Action::LogIn,
