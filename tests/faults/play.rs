@@ -598,7 +598,7 @@ impl<'a> World<'a> {
             }
             looked = now;
             let status = self.status();
-            settled.online = status.as_ref().is_some_and(Node::is_online);
+            settled.online = status.as_ref().is_some_and(|status| self.is_online(status));
             settled.state = describe(status.as_ref());
             settled.took = now - since;
             let idle_for = idle_since.map_or(Duration::ZERO, |since| now - since);
@@ -632,6 +632,21 @@ impl<'a> World<'a> {
                 return settled;
             }
         }
+    }
+
+    /// Whether the node is on its tailnet.
+    ///
+    /// After two logins close to each other tailscaled may say for a minute that it is offline: the
+    /// end of the first login's map poll is taken for the end of all (`health.SetOutOfPollNetMap`,
+    /// v1.98.10). Then the control server knows better.
+    fn is_online(&self, status: &Value) -> bool {
+        Node::is_online(status)
+            || status["BackendState"] == "Running"
+                && status["AuthURL"] == ""
+                && self
+                    .tailnet
+                    .device(&self.node)
+                    .is_some_and(|device| device.online)
     }
 
     /// Why the node need not be online before the next start.
