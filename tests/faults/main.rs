@@ -62,11 +62,10 @@ fn main() -> ExitCode {
     if skipped > 0 {
         println!("{skipped} schedules skipped: networks and disks of their own need root");
     }
-    report::print(&options, &all, skipped, began.elapsed());
-    if all.iter().any(|one| !one.failures.is_empty()) {
-        ExitCode::FAILURE
-    } else {
+    if report::print(&options, &all, skipped, began.elapsed()) {
         ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
     }
 }
 

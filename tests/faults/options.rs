@@ -11,7 +11,7 @@ const USAGE: &str = "usage: tests/faults.sh [OPTION…]
   --first SEED       the seed of the first; the others follow it (default: 1)
   --seed SEED        only this one, with all that is said of it
   --minutes N        go on with new seeds for so long
-  --jobs N           so many at a time (default: 24)
+  --jobs N           so many at a time (default: 32)
   --show             print the schedules, and play none
   --program FILE     another build of the program
   --results FILE     write a line of JSON for each schedule";
@@ -36,7 +36,7 @@ impl Options {
             schedules: 200,
             first: 1,
             minutes: None,
-            jobs: 24,
+            jobs: 32,
             show: false,
             help: None,
             verbose: false,

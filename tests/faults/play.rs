@@ -432,7 +432,11 @@ impl<'a> World<'a> {
                 match disk {
                     Some(Kind::DiskFull) => cell.fill(&state),
                     Some(_) => {
-                        cell.read_only(&state, true);
+                        let done = cell.read_only(&state, true);
+                        if !done {
+                            self.story
+                                .push((Instant::now(), "not made read-only: in use".into()));
+                        }
                     }
                     None => {}
                 }
@@ -616,10 +620,10 @@ impl<'a> World<'a> {
                 }
             }
             settled.excuse = first.then(|| self.excuse(&settled)).flatten();
-            let patience = if settled.excuse.is_some() {
-                Duration::from_secs(2)
-            } else {
-                BY_ITSELF
+            let patience = match settled.excuse {
+                Some(_) => Duration::from_secs(2),
+                None if self.unit.has_failed() => BY_ITSELF / 2,
+                None => BY_ITSELF,
             };
             let given_up = idle_for > patience
                 || [Some(STOPPED), Some(NO_STORE)].contains(&settled.excuse)
@@ -627,7 +631,6 @@ impl<'a> World<'a> {
                 || settled.took > BOUND;
             settled.at_work = !idle;
             settled.hangs = self.unit.activating().is_some_and(|time| time > HANG);
-            // The start job of a unit that needn't be at work any more is all that counts.
             if given_up || settled.hangs {
                 return settled;
             }

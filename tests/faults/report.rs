@@ -4,9 +4,12 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::options::Options;
-use crate::schedule::Schedule;
+use crate::schedule::{Schedule, kinds};
 use crate::unit::SCALE;
-use crate::verdict::Outcome;
+use crate::verdict::{Outcome, name_of};
+
+/// From so many schedules on, each kind of fault has to happen.
+const LARGE: usize = 200;
 
 /// A schedule that failed, with all there is to know; any, when it is the only one.
 pub fn print_one(outcome: &Outcome, schedule: &Schedule, verbose: bool) {
@@ -17,7 +20,8 @@ pub fn print_one(outcome: &Outcome, schedule: &Schedule, verbose: bool) {
     }
 }
 
-pub fn print(options: &Options, all: &[Outcome], skipped: usize, took: Duration) {
+/// Prints all of it, and says whether all is well.
+pub fn print(options: &Options, all: &[Outcome], skipped: usize, took: Duration) -> bool {
     println!(
         "| contender | schedules | off the tailnet after the faults | still off after one more start | keys burnt (by tailscale) | hangs | settings lost |"
     );
@@ -49,6 +53,11 @@ pub fn print(options: &Options, all: &[Outcome], skipped: usize, took: Duration)
     for name in all.iter().flat_map(|one| &one.fired) {
         *fired.entry(name).or_default() += 1;
     }
+    // A campaign of some size that leaves a kind of fault out proves less than it says.
+    let never: Vec<String> = kinds()
+        .map(|kind| name_of(&kind))
+        .filter(|name| all.len() >= LARGE && !fired.contains_key(name.as_str()))
+        .collect();
     let fired: Vec<String> = fired
         .iter()
         .map(|(name, count)| format!("{name} {count}"))
@@ -68,11 +77,16 @@ pub fn print(options: &Options, all: &[Outcome], skipped: usize, took: Duration)
             one.failures.join("; ")
         );
     }
+    if !never.is_empty() {
+        println!("failed: these faults never happened: {}", never.join(", "));
+    }
+    let well = failed.is_empty() && never.is_empty();
     println!(
         "test result: {}. {} passed; {} failed; {skipped} ignored; 0 measured; 0 filtered out; finished in {:.2}s",
-        if failed.is_empty() { "ok" } else { "FAILED" },
+        if well { "ok" } else { "FAILED" },
         all.len() - failed.len(),
-        failed.len(),
+        failed.len() + never.len(),
         took.as_secs_f64()
     );
+    well
 }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use fastrand::Rng;
+use tailnet_harness::is_root;
 
 /// A scene, up to four faults in it, and how it ends.
 #[derive(Clone, Debug)]
@@ -160,6 +161,33 @@ const CONTROL: [&str; 7] = [
     "slow",
     "drop_register_reply",
 ];
+
+/// All kinds of faults, to see that none is left out.
+pub fn kinds() -> impl Iterator<Item = Kind> {
+    let others = [
+        Kind::DaemonKilled,
+        Kind::DaemonRestarted,
+        Kind::DaemonFrozen,
+        Kind::UnitKilled,
+        Kind::CliKilled,
+        Kind::RateLimited(1),
+        Kind::SecretAbsent,
+        Kind::SecretEmpty,
+        Kind::SecretDead,
+        Kind::SecretTurned,
+        Kind::SecretRenewed,
+        Kind::AdminUp,
+        Kind::AdminUpDead,
+        Kind::AdminDown,
+        Kind::AdminSet(0),
+    ];
+    let for_root = [Kind::LinkDown, Kind::DiskFull, Kind::DiskReadOnly];
+    CONTROL
+        .into_iter()
+        .map(Kind::Control)
+        .chain(others)
+        .chain(for_root.into_iter().filter(|_| is_root()))
+}
 
 impl Schedule {
     pub fn of(seed: u64) -> Self {

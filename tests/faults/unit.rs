@@ -287,6 +287,11 @@ impl Unit {
         matches!(self.state, State::Running(..))
     }
 
+    /// Its last start came to nothing, and it is not started again.
+    pub fn has_failed(&self) -> bool {
+        matches!(self.state, State::Failed)
+    }
+
     /// Nothing will happen any more by itself.
     pub fn is_idle(&self) -> bool {
         matches!(self.state, State::Inactive | State::Failed)
