@@ -205,6 +205,11 @@ impl Schedule {
             Place::OwnNetwork => faults[0].kind = Kind::LinkDown,
             Place::OwnDisk if random.bool() => faults[0].kind = Kind::DiskFull,
             Place::OwnDisk => faults[0].kind = Kind::DiskReadOnly,
+            // The boot that everything else is easier than: the control server isn't there yet.
+            Place::Host if matches!(scene, Scene::Reboot(_)) && random.bool() => {
+                faults[0].kind = Kind::Control(CONTROL[random.usize(0..CONTROL.len())]);
+                faults[0].at = Moment::After(Duration::ZERO);
+            }
             Place::Host => {}
         }
         let ups = [Kind::AdminUp, Kind::AdminUpDead];
