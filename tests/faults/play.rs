@@ -18,6 +18,8 @@ use crate::watch::Watch;
 const TICK: Duration = Duration::from_millis(4);
 /// `RestartSec=100ms`, the default, which tailscaled's unit leaves as it is.
 const DAEMON_RESTART_DELAY: Duration = Duration::from_millis(100);
+/// How long a register is held that comes at a bad time.
+const HELD: Duration = Duration::from_millis(600);
 /// How long an event that a fault waits for may stay away.
 const EVENT_LIMIT: Duration = Duration::from_millis(4500);
 /// How long after the last fault everything has to be well. We wait up to 30 s for several things
@@ -80,6 +82,7 @@ pub struct World<'a> {
     pub good_keys: Vec<String>,
     dead_key: String,
     control: &'static str,
+    held: bool,
     link_down: bool,
     disk: Option<Kind>,
     frozen: bool,
@@ -89,6 +92,8 @@ pub struct World<'a> {
     pub story: Vec<(Instant, String)>,
     /// What happened that could cost tailscale a key: from when to when.
     pub burning: Vec<(Instant, Instant)>,
+    /// What ended or stopped a process, likewise.
+    pub interruptions: Vec<(Instant, Instant)>,
     pub fired: Vec<Kind>,
 }
 
@@ -230,6 +235,7 @@ impl<'a> World<'a> {
             good_keys,
             dead_key: unknown,
             control: "none",
+            held: false,
             link_down: false,
             disk: None,
             frozen: false,
@@ -238,6 +244,7 @@ impl<'a> World<'a> {
             began: Instant::now(),
             story: Vec::new(),
             burning: Vec::new(),
+            interruptions: Vec::new(),
             fired: Vec::new(),
         };
         if let Content::Text(text) = &world.content {
@@ -315,6 +322,9 @@ impl<'a> World<'a> {
                     if fault.kind.can_burn() {
                         self.burning.push((until - fault.lasts, now));
                     }
+                    if fault.kind.interrupts() {
+                        self.interruptions.push((until - fault.lasts, now));
+                    }
                     Stage::Over
                 }
                 other => other,
@@ -388,6 +398,9 @@ impl<'a> World<'a> {
         if fault.kind.can_burn() && happened {
             self.burning.push((now, Instant::now()));
         }
+        if fault.kind.interrupts() && happened {
+            self.interruptions.push((now, Instant::now()));
+        }
         Stage::Over
     }
 
@@ -408,6 +421,14 @@ impl<'a> World<'a> {
         if control != self.control {
             self.tailnet.fault(control);
             self.control = control;
+        }
+
+        let held = active.contains(&Kind::RegistersHeld);
+        if held != self.held {
+            let delay = if held { HELD.as_millis() } else { 0 };
+            self.tailnet
+                .policy(serde_json::json!({ "register_delay_ms": delay }));
+            self.held = held;
         }
 
         if let Some(cell) = &self.cell {

@@ -23,7 +23,7 @@ pub fn print_one(outcome: &Outcome, schedule: &Schedule, verbose: bool) {
 /// Prints all of it, and says whether all is well.
 pub fn print(options: &Options, all: &[Outcome], skipped: usize, took: Duration) -> bool {
     println!(
-        "| contender | schedules | off the tailnet after the faults | still off after one more start | keys burnt (by tailscale) | hangs | settings lost |"
+        "| contender | schedules | off the tailnet after the faults | still off after one more start | keys burnt (by tailscale) | hangs | settings lost (by an interruption) |"
     );
     println!("|---|---:|---:|---:|---:|---:|---:|");
     for contender in &options.contenders {
@@ -33,7 +33,7 @@ pub fn print(options: &Options, all: &[Outcome], skipped: usize, took: Duration)
             .collect();
         let count = |what: fn(&Outcome) -> bool| of.iter().filter(|one| what(one)).count();
         println!(
-            "| {} | {} | {} | {} | {} ({}) | {} | {} |",
+            "| {} | {} | {} | {} | {} ({}) | {} | {} ({}) |",
             contender.name(),
             of.len(),
             count(|one| one.off_at_first),
@@ -42,9 +42,13 @@ pub fn print(options: &Options, all: &[Outcome], skipped: usize, took: Duration)
             count(|one| one.burnt_by_tailscale),
             count(|one| one.hang),
             count(|one| !one.lost.is_empty()),
+            count(|one| one.lost_by_interruption),
         );
     }
     println!();
+    println!(
+        "By tailscale: the answer to the register was lost, or the daemon died before it saved its node key. By an interruption: the daemon or the unit was ended in the middle of a first login."
+    );
     println!(
         "Waits of more than a few seconds are divided by {SCALE} for all alike: RestartSec, TimeoutStartSec, --authkey-wait, --ready-after."
     );

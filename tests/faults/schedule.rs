@@ -98,6 +98,8 @@ pub enum Kind {
     CliKilled,
     /// A fault of the control server, by its name there.
     Control(&'static str),
+    /// Registers are answered late: what happens meanwhile happens in mid-login.
+    RegistersHeld,
     /// So many registers are answered with 429.
     RateLimited(u8),
     LinkDown,
@@ -170,6 +172,7 @@ pub fn kinds() -> impl Iterator<Item = Kind> {
         Kind::DaemonFrozen,
         Kind::UnitKilled,
         Kind::CliKilled,
+        Kind::RegistersHeld,
         Kind::RateLimited(1),
         Kind::SecretAbsent,
         Kind::SecretEmpty,
@@ -201,6 +204,7 @@ impl Schedule {
         };
         let count = 1 + usize::from(random.u8(0..100) / 30);
         let mut faults: Vec<Fault> = (0..count).map(|_| draw_fault(&mut random, scene)).collect();
+        let needs_key = matches!(scene, Scene::Fresh | Scene::Renewal { .. });
         match place {
             Place::OwnNetwork => faults[0].kind = Kind::LinkDown,
             Place::OwnDisk if random.bool() => faults[0].kind = Kind::DiskFull,
@@ -208,6 +212,11 @@ impl Schedule {
             // The boot that everything else is easier than: the control server isn't there yet.
             Place::Host if matches!(scene, Scene::Reboot(_)) && random.bool() => {
                 faults[0].kind = Kind::Control(CONTROL[random.usize(0..CONTROL.len())]);
+                faults[0].at = Moment::After(Duration::ZERO);
+            }
+            // Of itself a login is over in no time.
+            Place::Host if needs_key && random.u8(0..4) == 0 => {
+                faults[0].kind = Kind::RegistersHeld;
                 faults[0].at = Moment::After(Duration::ZERO);
             }
             Place::Host => {}
@@ -289,7 +298,8 @@ fn draw_fault(random: &mut Rng, scene: Scene) -> Fault {
         28..=36 => Kind::UnitKilled,
         37..=42 => Kind::CliKilled,
         43..=66 => Kind::Control(CONTROL[random.usize(0..CONTROL.len())]),
-        67..=71 => Kind::RateLimited(random.u8(1..4)),
+        67..=69 => Kind::RateLimited(random.u8(1..4)),
+        70..=71 => Kind::RegistersHeld,
         72..=76 => Kind::SecretAbsent,
         77..=79 => Kind::SecretEmpty,
         80..=82 => Kind::SecretDead,
@@ -333,12 +343,21 @@ impl Kind {
             self,
             Self::DaemonFrozen
                 | Self::Control(_)
+                | Self::RegistersHeld
                 | Self::LinkDown
                 | Self::DiskFull
                 | Self::DiskReadOnly
                 | Self::SecretAbsent
                 | Self::SecretEmpty
                 | Self::SecretDead
+        )
+    }
+
+    /// Whether it ends a run of ours, or the daemon, in the middle of what they do.
+    pub fn interrupts(self) -> bool {
+        matches!(
+            self,
+            Self::DaemonKilled | Self::DaemonRestarted | Self::DaemonFrozen | Self::UnitKilled
         )
     }
 
@@ -443,6 +462,7 @@ impl fmt::Display for Kind {
             Self::UnitKilled => f.write_str("the unit killed"),
             Self::CliKilled => f.write_str("the CLI killed"),
             Self::Control(fault) => write!(f, "control server: {fault}"),
+            Self::RegistersHeld => f.write_str("registers held"),
             Self::RateLimited(count) => write!(f, "{count} registers rate limited"),
             Self::LinkDown => f.write_str("interface down"),
             Self::DiskFull => f.write_str("disk full"),

@@ -33,6 +33,8 @@ pub struct Outcome {
     pub burnt_by_tailscale: bool,
     pub hang: bool,
     pub lost: Vec<String>,
+    /// That had to be: see [`had_to_be_lost`].
+    pub lost_by_interruption: bool,
     /// From the end of the faults until it was online.
     pub recovery: Option<f64>,
     pub seconds: f64,
@@ -86,7 +88,8 @@ pub fn judge(
 
     // 2: the settings are what the admin said.
     let lost = lost_settings(world, hopeless.is_none() && !burnt);
-    if !lost.is_empty() {
+    let lost_by_interruption = !lost.is_empty() && had_to_be_lost(world);
+    if !lost.is_empty() && !lost_by_interruption {
         failures.push(format!("settings lost: {}", lost.join(", ")));
     }
 
@@ -144,6 +147,7 @@ pub fn judge(
         burnt_by_tailscale: by_tailscale,
         hang,
         lost,
+        lost_by_interruption,
         recovery: first.online.then_some(first.took.as_secs_f64()),
         seconds: took.as_secs_f64(),
         fired: world.fired.iter().map(name_of).collect(),
@@ -163,16 +167,27 @@ pub fn name_of(kind: &Kind) -> String {
 /// Whether something happened around the use of a key that makes tailscale lose what it got for it:
 /// the answer, or the node key before it was saved. An admin's command in mid-login does that too.
 fn is_explained(world: &World) -> bool {
-    let seen = world.watch.seen();
     let admin = world.admin.said().story;
     let mut causes = world.burning.clone();
     causes.extend(admin.iter().map(|(ended, _)| (*ended - TOGETHER, *ended)));
+    are_near_a_use(world, &causes)
+}
+
+fn are_near_a_use(world: &World, causes: &[(Instant, Instant)]) -> bool {
     let near = |used: Instant| {
         causes
             .iter()
             .any(|(from, to)| used + TOGETHER >= *from && used <= *to + TOGETHER)
     };
-    seen.uses.values().any(|(used, _)| near(*used))
+    let uses = world.watch.seen().uses;
+    uses.values().any(|(used, _)| near(*used))
+}
+
+/// Whether settings were lost that only the run knew of that put them back: what `up` resets
+/// without a word (everything, at a first login) is in its memory alone, so if it or the daemon is
+/// ended between the login and the put-back, nobody knows it any more. Counted apart.
+fn had_to_be_lost(world: &World) -> bool {
+    world.schedule.scene == Scene::Fresh && are_near_a_use(world, &world.interruptions)
 }
 
 fn lost_settings(world: &World, joined: bool) -> Vec<String> {
