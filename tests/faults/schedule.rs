@@ -353,11 +353,17 @@ impl Kind {
         )
     }
 
-    /// Whether it ends a run of ours, or the daemon, in the middle of what they do.
+    /// Whether it ends a run of ours, or the daemon, in the middle of what they do, or keeps the
+    /// daemon from saving it.
     pub fn interrupts(self) -> bool {
         matches!(
             self,
-            Self::DaemonKilled | Self::DaemonRestarted | Self::DaemonFrozen | Self::UnitKilled
+            Self::DaemonKilled
+                | Self::DaemonRestarted
+                | Self::DaemonFrozen
+                | Self::UnitKilled
+                | Self::DiskFull
+                | Self::DiskReadOnly
         )
     }
 

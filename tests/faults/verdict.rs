@@ -185,7 +185,8 @@ fn are_near_a_use(world: &World, causes: &[(Instant, Instant)]) -> bool {
 
 /// Whether settings were lost that only the run knew of that put them back: what `up` resets
 /// without a word (everything, at a first login) is in its memory alone, so if it or the daemon is
-/// ended between the login and the put-back, nobody knows it any more. Counted apart.
+/// ended between the login and the put-back, nobody knows it any more; and what the daemon cannot
+/// write to its disk it has forgotten after a boot. Counted apart.
 fn had_to_be_lost(world: &World) -> bool {
     world.schedule.scene == Scene::Fresh && are_near_a_use(world, &world.interruptions)
 }
