@@ -18,7 +18,7 @@ use crate::trust::{self, We};
 
 /// The longest key file that is read, in bytes. Tailscale's longest keys, the wrapped ones of
 /// tailnet lock, have about 300.
-const MAX_BYTES: usize = 4096;
+pub const MAX_BYTES: usize = 4096;
 
 /// Why the key file cannot be used (yet).
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

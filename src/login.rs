@@ -15,7 +15,7 @@ use tokio::process::{Child, Command};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use crate::authkey::AuthKey;
+use crate::authkey::{self, AuthKey};
 use crate::localapi;
 use crate::outcome::Failure;
 use crate::redact::excerpt;
@@ -267,18 +267,17 @@ impl Output {
         Self { kept, reading }
     }
 
-    /// The lines that have come by the end of the output, or by the time that is given it.
+    /// What has come by the end of the output, or by the time that is given it.
     async fn text(&mut self) -> String {
         if timeout(OUTPUT_LIMIT, &mut self.reading).await.is_err() {
             log::debug!("a process that the tailscale command left behind holds its output");
         }
-        let kept = std::mem::take(&mut *lock(&self.kept));
-        let mut text = String::from_utf8_lossy(&kept).into_owned();
+        let mut kept = std::mem::take(&mut *lock(&self.kept));
         if kept.len() >= MAX_OUTPUT {
             // What is left of a key that was cut can't be told from other text.
-            text.truncate(text.rfind('\n').map_or(0, |end| end + 1));
+            kept.truncate(MAX_OUTPUT - authkey::MAX_BYTES);
         }
-        text
+        String::from_utf8_lossy(&kept).into_owned()
     }
 }
 
