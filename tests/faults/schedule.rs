@@ -223,6 +223,8 @@ impl Schedule {
         }
         let ups = [Kind::AdminUp, Kind::AdminUpDead];
         let admin_ups = faults.iter().any(|fault| ups.contains(&fault.kind));
+        let dead = |fault: &Fault| fault.kind == Kind::AdminUpDead;
+        let sends_dead_key = faults.iter().any(dead);
         let mut settings = Vec::new();
         if random.u8(0..100) < 60 {
             let kept = |number: &usize| SETTINGS[*number].up_has_it || !admin_ups;
@@ -245,7 +247,10 @@ impl Schedule {
             settings,
             place,
             faults,
-            ending: if random.bool() {
+            // A boot would make the daemon forget the dead key.
+            ending: if sends_dead_key {
+                Ending::Restart
+            } else if random.bool() {
                 Ending::Boot
             } else {
                 Ending::Restart
@@ -305,9 +310,9 @@ fn draw_fault(random: &mut Rng, scene: Scene) -> Fault {
         80..=82 => Kind::SecretDead,
         83..=84 => Kind::SecretTurned,
         85..=86 => Kind::SecretRenewed,
-        87..=89 => Kind::AdminUp,
-        90..=92 => Kind::AdminUpDead,
-        93..=95 => Kind::AdminDown,
+        87..=88 => Kind::AdminUp,
+        89..=93 => Kind::AdminUpDead,
+        94..=95 => Kind::AdminDown,
         _ => Kind::AdminSet(random.usize(0..SETTINGS.len())),
     };
     // Another good key in the file would be the end of a scene without one.
