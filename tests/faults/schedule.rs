@@ -323,6 +323,8 @@ fn draw_fault(random: &mut Rng, scene: Scene) -> Fault {
     // Nothing runs before the start.
     let before = kind.lasts() || matches!(kind, Kind::RateLimited(_) | Kind::SecretRenewed);
     let at = match random.u8(0..100) {
+        // It does harm to a node that is in, or about to be.
+        0..=61 if kind == Kind::AdminUpDead => Moment::After(ms(random.u64(500..4000))),
         0..=17 if before => Moment::After(Duration::ZERO),
         // A join takes some 50 ms.
         0..=33 => Moment::After(ms(random.u64(1..150))),
