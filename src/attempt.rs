@@ -21,6 +21,9 @@ const RETRY_LONGEST: Duration = Duration::from_secs(60);
 /// may be changing them meanwhile.
 const MOST_SETTINGS_ROUNDS: u32 = 3;
 
+/// How long tailscaled is asked to forget a refused key.
+const FORGET_PATIENCE: Duration = Duration::from_secs(30);
+
 /// How often the preferences are looked at while nothing in the status shows the login.
 const PREFS_EVERY: Duration = Duration::from_millis(50);
 
@@ -30,6 +33,8 @@ pub struct Attempt<'a> {
     progress: Progress,
     /// How many logins were started.
     count: u32,
+    /// One of them has come to the node.
+    came: bool,
     touched: Option<Touched>,
 }
 
@@ -62,8 +67,17 @@ struct Touched {
     sight: Sight,
     /// tailscaled has shown a sign of the login.
     begun: bool,
+    /// An earlier login has left settings changed.
+    in_debt: bool,
     /// The settings are as they were.
     settled: bool,
+}
+
+impl Touched {
+    /// Settings that a login has changed may still have to be put back.
+    fn owes(&self) -> bool {
+        (self.begun || self.in_debt) && !self.settled
+    }
 }
 
 /// The part of a status that a login changes.
@@ -93,6 +107,7 @@ impl<'a> Attempt<'a> {
             cli,
             progress: Progress::NotTried,
             count: 0,
+            came: false,
             touched: None,
         }
     }
@@ -102,9 +117,9 @@ impl<'a> Attempt<'a> {
         self.count
     }
 
-    /// Whether an auth key was sent in this run.
+    /// Whether a login of this run has come to the node.
     pub fn was_made(&self) -> bool {
-        self.count > 0
+        self.came
     }
 
     /// How it stands, for the policy.
@@ -147,10 +162,9 @@ impl<'a> Attempt<'a> {
 
     /// Starts a login with `key` on the node that `status` and `prefs` show.
     pub async fn start(&mut self, key: &AuthKey, status: &Status, prefs: Prefs) {
-        let prefs = match self.touched.take() {
-            // Settings that an earlier login has left changed are still to be put back.
-            Some(touched) if touched.begun && !touched.settled => touched.prefs,
-            _ => settings::chosen(prefs, status.major_and_minor()),
+        let (prefs, in_debt) = match self.touched.take() {
+            Some(touched) if touched.owes() => (touched.prefs, true),
+            _ => (settings::chosen(prefs, status.major_and_minor()), false),
         };
         let kept = match We::now().are_root() {
             true => None,
@@ -161,6 +175,7 @@ impl<'a> Attempt<'a> {
             look_at: Instant::now() + PREFS_EVERY,
             sight: Sight::of(status),
             begun: false,
+            in_debt,
             settled: false,
         });
         self.count += 1;
@@ -178,6 +193,7 @@ impl<'a> Attempt<'a> {
             Err(NotStarted::ForNow(error)) => {
                 // No key was sent.
                 self.count = self.count.saturating_sub(1);
+                self.forget_what_never_came();
                 return self.retry_later(&error, None);
             }
         };
@@ -193,7 +209,7 @@ impl<'a> Attempt<'a> {
 
     /// Takes in what the end of the CLI means. `key` is the one that it was started with.
     pub async fn judge(&mut self, api: &LocalApi, key: Option<&AuthKey>) {
-        let Progress::InFlight { login, rounds, .. } = self.hand_over() else {
+        let Some((login, rounds)) = self.hand_over() else {
             return;
         };
         match login.verdict().await {
@@ -213,6 +229,7 @@ impl<'a> Attempt<'a> {
                 self.try_to_look_closely(api).await;
                 // tailscaled tries by itself with a key that it has been given.
                 if lost_the_key || !self.has_begun() {
+                    self.forget_what_never_came();
                     self.retry_later(&error, retry_after);
                 }
             }
@@ -259,6 +276,7 @@ impl<'a> Attempt<'a> {
         };
         let had_begun = touched.begun;
         touched.begun |= Sight::of(status) != touched.sight;
+        self.came |= touched.begun;
         // Those at hand may have been read a little before the status, and before the login.
         let prefs = if touched.begun && !had_begun {
             api.prefs().await.ok()?
@@ -267,7 +285,9 @@ impl<'a> Attempt<'a> {
         };
         touched.look_at = Instant::now() + PREFS_EVERY;
         touched.begun |= settings::login_reached(&touched.prefs, &prefs);
-        let changed = touched.begun && self.settle(api, &prefs).await;
+        self.came |= touched.begun;
+        let is_due = touched.begun || touched.in_debt;
+        let changed = is_due && self.settle(api, &prefs).await;
         // A restart that nobody saw: a new node is logged out again then. (Others ask for a
         // person, which shows in the status.)
         if status.backend_state == "NeedsLogin" && settings::is_logged_out(&prefs) {
@@ -328,17 +348,23 @@ impl<'a> Attempt<'a> {
             return false;
         };
         let lost = settings::lost(&touched.prefs, now, &self.cli.asked());
-        touched.settled = is_over || !lost.is_empty();
         if lost.is_empty() {
+            // It changes them all at once, those that it is meant to change among them.
+            touched.settled = is_over || settings::login_reached(&touched.prefs, now);
             return false;
         }
-        put_back(api, lost).await;
+        match put_back(api, lost).await {
+            Ok(()) => touched.settled = true,
+            Err(error) => log::debug!("cannot put the settings back for now: {error}"),
+        }
         true
     }
 
     /// Ends a CLI of which nothing comes.
-    pub async fn abandon(&mut self) {
+    pub async fn abandon(&mut self, api: &LocalApi) {
         self.end_cli().await;
+        self.try_to_look_closely(api).await;
+        self.forget_what_never_came();
         log::warn!("nothing comes of `tailscale up`, which was ended");
         self.retry_later("nothing came of `tailscale up`", None);
     }
@@ -348,12 +374,16 @@ impl<'a> Attempt<'a> {
     pub async fn forget(&mut self, api: &LocalApi, refusal: String) -> Result<(), LocalApiError> {
         self.end_cli().await;
         match api.restart_login().await {
-            // Not a restart but a stand-still: it may go on with the key when it wakes up.
-            Err(error @ LocalApiError::NoAnswer) => {
+            // It may go on with the key when it wakes up, or has got over what ails it.
+            Err(error @ (LocalApiError::NoAnswer | LocalApiError::BadAnswer(_)))
+                if self.refused_for() < FORGET_PATIENCE =>
+            {
                 self.refused(refusal, false);
                 return Err(error);
             }
-            Err(error) => log::debug!("cannot restart the login: {error}"),
+            // It took the key with it.
+            Err(LocalApiError::Unreachable(why)) => log::debug!("cannot restart the login: {why}"),
+            Err(error) => log::warn!("tailscaled may go on sending the refused key: {error}"),
             Ok(()) => {}
         }
         self.try_to_look_closely(api).await;
@@ -385,18 +415,28 @@ impl<'a> Attempt<'a> {
     // ---- small steps
 
     async fn end_cli(&mut self) {
-        if let Progress::InFlight { login, .. } = self.hand_over() {
+        if let Some((login, _)) = self.hand_over() {
             login.stop().await;
         }
     }
 
-    /// Takes out a CLI that runs; from then on tailscaled has the key.
-    fn hand_over(&mut self) -> Progress {
-        match self.progress {
-            Progress::InFlight { .. } => {
-                std::mem::replace(&mut self.progress, Progress::WithDaemon)
+    /// Takes out a CLI that runs, with the number of its rounds; from then on tailscaled has the
+    /// key.
+    fn hand_over(&mut self) -> Option<(Login, u32)> {
+        match std::mem::replace(&mut self.progress, Progress::WithDaemon) {
+            Progress::InFlight { login, rounds, .. } => Some((login, rounds)),
+            other => {
+                self.progress = other;
+                None
             }
-            _ => Progress::NotTried,
+        }
+    }
+
+    /// A login that has ended without a sign has changed nothing; what changes from now on is
+    /// somebody else's doing.
+    fn forget_what_never_came(&mut self) {
+        if let Some(touched) = self.touched.take() {
+            self.touched = touched.owes().then_some(touched);
         }
     }
 
@@ -405,6 +445,7 @@ impl<'a> Attempt<'a> {
     }
 
     fn mark_begun(&mut self) {
+        self.came = true;
         if let Some(touched) = &mut self.touched {
             touched.begun = true;
             touched.look_at = Instant::now();
@@ -420,14 +461,22 @@ impl<'a> Attempt<'a> {
     }
 
     fn refused(&mut self, refusal: String, forgotten: bool) {
+        let at = match self.progress {
+            Progress::Refused { at, .. } if !forgotten => at,
+            _ => Instant::now(),
+        };
         self.progress = Progress::Refused {
             refusal,
-            at: match self.progress {
-                Progress::Refused { at, .. } => at,
-                _ => Instant::now(),
-            },
+            at,
             forgotten,
         };
+    }
+
+    fn refused_for(&self) -> Duration {
+        match &self.progress {
+            Progress::Refused { at, .. } => at.elapsed(),
+            _ => Duration::ZERO,
+        }
     }
 
     fn retry_later(&mut self, error: &str, at_least: Option<Duration>) {
@@ -442,20 +491,26 @@ impl<'a> Attempt<'a> {
     }
 }
 
-async fn put_back(api: &LocalApi, lost: Prefs) {
+/// An error is one of a tailscaled that is away or stands still: it has to be done again.
+async fn put_back(api: &LocalApi, lost: Prefs) -> Result<(), LocalApiError> {
     let names: Vec<&str> = lost.keys().map(String::as_str).collect();
     log::info!(
         "putting back settings that the login changed: {}",
         names.join(", ")
     );
-    if api.edit_prefs(&settings::masked(&lost)).await.is_ok() {
-        return;
+    match api.edit_prefs(&settings::masked(&lost)).await {
+        Err(LocalApiError::BadAnswer(_) | LocalApiError::Denied(_)) => {}
+        done => return done,
     }
     // One that tailscaled doesn't take must not cost the others.
     for (name, old) in lost {
         let one = Prefs::from_iter([(name.clone(), old)]);
-        if let Err(error) = api.edit_prefs(&settings::masked(&one)).await {
-            log::warn!("the login changed the setting {name}, which cannot be put back: {error}");
+        match api.edit_prefs(&settings::masked(&one)).await {
+            Err(error @ (LocalApiError::BadAnswer(_) | LocalApiError::Denied(_))) => log::warn!(
+                "the login changed the setting {name}, which cannot be put back: {error}"
+            ),
+            done => done?,
         }
     }
+    Ok(())
 }

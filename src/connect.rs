@@ -1,7 +1,7 @@
 //! The loop: observe, decide, act, until the node is connected or cannot be.
 
 use std::io;
-use std::mem::discriminant;
+use std::mem::{Discriminant, discriminant};
 use std::net::{IpAddr, Ipv6Addr, UdpSocket};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -11,7 +11,9 @@ use tokio::time::{sleep, timeout};
 use crate::attempt::Attempt;
 use crate::authkey::{AuthKey, KeyFileError, KeySource, NoKey};
 use crate::bus::Bus;
-use crate::decide::{Action, Key, Situation, Tried, Waiting, decide, situation, without_status};
+use crate::decide::{
+    Action, Key, Login, Situation, Tried, Waiting, decide, situation, without_status,
+};
 use crate::localapi::{LocalApi, LocalApiError, Prefs, Status};
 use crate::login::Cli;
 use crate::messages;
@@ -53,8 +55,12 @@ pub struct Connect<'a> {
     /// The node's preferences now, looked at only where a login is about to be started.
     prefs: Option<Prefs>,
     situation: Situation,
-    /// When the situation became what it is.
+    /// How the login of this run stands.
+    login: Discriminant<Login>,
+    /// When both became what they are.
     since: Instant,
+    /// The preferences of a node without a node key looked as if a login were under way.
+    others_login: bool,
     waiting: Option<Wait>,
     brought_up: bool,
     rescued: bool,
@@ -93,7 +99,9 @@ impl<'a> Connect<'a> {
             status: None,
             prefs: None,
             situation: Situation::NoDaemon,
+            login: discriminant(&Login::NotTried),
             since: Instant::now(),
+            others_login: false,
             waiting: None,
             brought_up: false,
             rescued: false,
@@ -116,7 +124,7 @@ impl<'a> Connect<'a> {
                 Action::BringUp => self.bring_up().await?,
                 Action::ReadKey => self.read_key(),
                 Action::LogIn => self.log_in().await,
-                Action::AbandonLogin => self.attempt.abandon().await,
+                Action::AbandonLogin => self.attempt.abandon(&self.api).await,
                 Action::Rescue { refusal } => self.rescue(refusal).await,
                 Action::ForgetKey { refusal } => self.forget_key(refusal).await,
                 Action::Finish => match self.attempt.complete(&self.api).await {
@@ -175,11 +183,29 @@ impl<'a> Connect<'a> {
             }
         };
         self.answered |= situation != Situation::NoDaemon;
+        let login = discriminant(&self.attempt.state());
+        if situation != self.situation || login != self.login {
+            self.since = Instant::now();
+        }
+        self.login = login;
         if situation != self.situation {
             log::debug!("{situation:?}");
             self.situation = situation;
-            self.since = Instant::now();
             self.bus.something_changed();
+        }
+        self.look_for_others_login();
+    }
+
+    /// A login that gets its node key meanwhile is under way all the same.
+    fn look_for_others_login(&mut self) {
+        let has_node_key = |status: &Status| status.have_node_key;
+        match (&self.situation, &self.prefs) {
+            // A tailscaled that went away took the login with it.
+            (Situation::NoDaemon, _) => self.others_login = false,
+            (_, Some(prefs)) if !self.status.as_ref().is_some_and(has_node_key) => {
+                self.others_login = settings::login_under_way(prefs);
+            }
+            _ => {}
         }
     }
 
@@ -203,7 +229,7 @@ impl<'a> Connect<'a> {
         Tried {
             brought_up: self.brought_up,
             rescued: self.rescued,
-            others_login: self.prefs.as_ref().is_some_and(settings::login_under_way),
+            others_login: self.others_login,
             login: self.attempt.state(),
             key,
         }

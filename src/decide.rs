@@ -144,7 +144,7 @@ pub struct Tried {
     pub brought_up: bool,
     /// The login was restarted without a key.
     pub rescued: bool,
-    /// On a node without a node key, the preferences look as if a login were under way. Known
+    /// On a node without a node key, the preferences looked as if a login were under way. Known
     /// once the key is ready.
     pub others_login: bool,
     pub login: Login,
@@ -290,10 +290,9 @@ impl fmt::Display for Waiting {
     }
 }
 
-/// The policy. `lasted` says how long the situation has been the same.
+/// The policy. `lasted` says how long the situation and the kind of the login have been the same.
 pub fn decide(situation: &Situation, lasted: Duration, tried: &Tried) -> Action {
     use Situation as S;
-    let first_login = tried.login == Login::NotTried;
     match (situation, &tried.login) {
         // However the login of this run stands: who is connected is done.
         (S::Connected, _) => Action::Finish,
@@ -305,6 +304,14 @@ pub fn decide(situation: &Situation, lasted: Duration, tried: &Tried) -> Action 
         (S::Denied(why), _) => Action::Fail(Failure::Denied(why.clone())),
         (_, Login::Impossible(failure)) => Action::Fail(failure.clone()),
         (_, Login::Refused { .. }) => after_refusal(situation, tried),
+
+        (
+            _,
+            Login::InFlight {
+                lasted,
+                begun: false,
+            },
+        ) if *lasted >= CLI_PATIENCE => Action::AbandonLogin,
 
         (S::NoDaemon, _) => Action::Wait(Waiting::Tailscaled),
         (S::Unintelligible(why), _) => Action::Wait(Waiting::Answer(why.clone())),
@@ -321,7 +328,14 @@ pub fn decide(situation: &Situation, lasted: Duration, tried: &Tried) -> Action 
             | Login::Failed {
                 may_retry: true, ..
             },
-        ) if lasted >= SETTLING_PATIENCE => with_key(&tried.key),
+        ) if lasted
+            >= match tried.others_login {
+                true => OTHERS_PATIENCE,
+                false => SETTLING_PATIENCE,
+            } =>
+        {
+            with_key(&tried.key)
+        }
         // The auth key is never sent here: it would not help, and could take the node off.
         (S::Settling { trouble: None, .. }, Login::NotTried) => Action::Wait(Waiting::Settling),
         (S::Settling { trouble: None, .. }, Login::Failed { error, .. }) => {
@@ -346,7 +360,7 @@ pub fn decide(situation: &Situation, lasted: Duration, tried: &Tried) -> Action 
         ) if lasted >= OFFLINE_PATIENCE && !tried.rescued => Action::Rescue { refusal: None },
         (S::Offline { trouble, .. }, _) => Action::Wait(Waiting::ControlServer(trouble.clone())),
 
-        (S::Stopped, _) if first_login && !tried.brought_up => Action::BringUp,
+        (S::Stopped, Login::NotTried) if !tried.brought_up => Action::BringUp,
         (S::Stopped, _) => Action::Wait(Waiting::StoppedByOther),
 
         // Someone else's dead key is still being sent: its error would be taken for ours.
@@ -364,9 +378,7 @@ pub fn decide(situation: &Situation, lasted: Duration, tried: &Tried) -> Action 
         // would burn a single-use key.
         (
             S::NeedsLogin {
-                error,
-                asks: false,
-                has_node_key: false,
+                error, asks: false, ..
             },
             Login::NotTried,
         ) if tried.others_login
@@ -424,13 +436,6 @@ fn under_way(
     login: &Login,
 ) -> Action {
     match (login, refusal) {
-        (
-            Login::InFlight {
-                lasted,
-                begun: false,
-            },
-            _,
-        ) if *lasted >= CLI_PATIENCE => Action::AbandonLogin,
         // `up` says 0 on a node with a network map even if the key was refused.
         (Login::WithDaemon { stale }, Some(text)) => {
             let doubt = if stale.as_ref() == Some(text) {
@@ -737,8 +742,13 @@ mod tests {
                 assert!(matches!(action, Action::Wait(_)), "{action:?}");
             }
         }
-        let idle = after(in_flight(30, false));
-        assert_eq!(decide(&new, AN_AGE, &idle), Action::AbandonLogin);
+        let mut others = after(Login::NotTried);
+        others.others_login = true;
+        assert!(matches!(
+            decide(&new, SETTLING_PATIENCE, &others),
+            Action::Wait(_)
+        ));
+        assert_eq!(decide(&new, OTHERS_PATIENCE, &others), Action::LogIn);
     }
 
     #[test]
@@ -1007,11 +1017,12 @@ mod tests {
 
     #[test]
     fn a_cli_that_does_nothing_is_ended_and_one_that_waits_for_the_control_server_is_not() {
-        let needs_login = situation(&status("NeedsLogin"), None);
-        assert_eq!(
-            decide(&needs_login, NOW, &tried(in_flight(30, false))),
-            Action::AbandonLogin
-        );
+        for state in ["NeedsLogin", "NoState", "Running", "Stopped"] {
+            let seen = situation(&status(state), None);
+            let decided = |seconds| decide(&seen, NOW, &tried(in_flight(seconds, false)));
+            assert!(matches!(decided(29), Action::Wait(_)), "{state}");
+            assert_eq!(decided(30), Action::AbandonLogin, "{state}");
+        }
         let unreachable = situation(&with_error(status("NeedsLogin"), TROUBLE), None);
         assert_eq!(
             decide(&unreachable, AN_AGE, &tried(in_flight(3600, true))),

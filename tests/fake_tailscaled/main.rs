@@ -4,6 +4,7 @@ mod address;
 mod answers;
 mod bus;
 mod hostile;
+mod login;
 mod requests;
 mod states;
 mod systemd;

@@ -1,7 +1,10 @@
 //! Settings of a node survive a login, also those that `tailscale up` has no flag for.
 
+use std::thread;
+use std::time::{Duration, Instant};
+
 use serde_json::{Value, json};
-use tailnet_harness::{KeyFile, KeySpec, Node, Tailnet, version_is_at_least};
+use tailnet_harness::{FakeCli, KeyFile, KeySpec, Node, PATIENCE, Tailnet, version_is_at_least};
 
 use crate::joined::{Joined, assert_connected, deleted_key};
 use crate::{program, program_without_server};
@@ -50,6 +53,14 @@ fn set_and_expire(joined: &Joined, flags: &[&str]) -> Value {
     joined.tailnet.expire(joined.device.id);
     joined.node.wait_state("NeedsLogin");
     settings
+}
+
+fn until(holds: impl Fn() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < deadline, "it never came to that");
+        thread::sleep(Duration::from_millis(10));
+    }
 }
 
 fn set(node: &Node, flags: &[&str]) {
@@ -363,4 +374,51 @@ fn what_an_admin_sets_while_approval_is_pending_is_not_reverted() {
     assert_eq!(settings(&node), before);
     assert_eq!(tailnet.state().registers.with_key, 1);
     assert!(Node::is_online(&node.status()));
+}
+
+#[test]
+#[ignore = "needs real tailscaled: run tests/run.sh"]
+fn what_an_admin_sets_while_the_control_server_keeps_a_login_waiting_is_not_reverted() {
+    let (tailnet, node) = (Tailnet::start(), Node::start());
+    let file = KeyFile::new(tailnet.single_use_key());
+    tailnet.fault("hang");
+    let run = program(&tailnet, &node, &file).spawn();
+    until(|| node.prefs()["WantRunning"] == true);
+    // The program has seen that, too.
+    run.wait_status_text("logging in");
+    thread::sleep(Duration::from_millis(300));
+
+    set(&node, &["--hostname=late", "--shields-up"]);
+    tailnet.lift_faults();
+
+    assert_connected(&run.wait());
+    let settings = settings(&node);
+    assert_eq!(settings["Hostname"], "late");
+    assert_eq!(settings["ShieldsUp"], true);
+}
+
+#[test]
+#[ignore = "needs real tailscaled: run tests/run.sh"]
+fn what_an_admin_does_after_a_login_that_never_came_to_the_node_is_not_reverted() {
+    let (tailnet, node) = (Tailnet::start(), Node::start());
+    let cli = FakeCli::script("echo EOF >&2; exit 1");
+    let file = KeyFile::new(tailnet.single_use_key());
+    let run = program(&tailnet, &node, &file)
+        .tailscale(cli.path())
+        .arg("--json")
+        .spawn();
+    run.wait_status_text("the login failed and is tried again: EOF");
+
+    let key = format!("--auth-key={}", tailnet.single_use_key());
+    let server = format!("--login-server={}", tailnet.url());
+    let asked = ["up", &key, &server, "--hostname=admins", "--shields-up"];
+    node.tailscale_ok(asked);
+
+    let run = run.wait();
+    run.assert_code(0);
+    assert_eq!(run.json()["logged_in"], false);
+    let settings = settings(&node);
+    assert_eq!(settings["Hostname"], "admins");
+    assert_eq!(settings["ShieldsUp"], true);
+    assert!(!run.stderr.contains("putting back"), "{}", run.stderr);
 }
