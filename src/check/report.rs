@@ -12,7 +12,7 @@ use crate::decide::{Situation, Waiting};
 use crate::localapi::{LocalApiError, Status};
 use crate::login::NoVersion;
 use crate::redact::{excerpt, one_line};
-use crate::settings::{Own, own};
+use crate::settings::Own;
 use crate::verdict::{last_login_error, trouble};
 
 /// Raised when a field of the JSON object goes or changes its meaning, not when one is added.
@@ -119,7 +119,7 @@ impl Report {
         let seen = &self.seen;
         let status = seen.status.as_ref().ok();
         let node_key = status.map(|status| words::node_key(status, seen.now));
-        let settings = seen.prefs.as_ref().map(own).unwrap_or_default();
+        let settings = seen.settings().unwrap_or_default();
         let lines = self.lines.iter().map(|line| {
             json!({ "name": line.name, "mark": line.mark.name(), "text": one_line(&line.text) })
         });
@@ -555,13 +555,13 @@ impl<'a> Lines<'a> {
     }
 
     fn settings(&mut self) {
-        let Some(prefs) = &self.seen.prefs else {
-            return;
-        };
-        let Own {
+        let Some(Own {
             flags,
             without_flag,
-        } = own(prefs);
+        }) = self.seen.settings()
+        else {
+            return;
+        };
         let mut text = flags.join(" ");
         if !without_flag.is_empty() {
             let names = without_flag.join(", ");

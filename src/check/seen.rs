@@ -9,6 +9,7 @@ use crate::decide::{Situation, situation, without_status};
 use crate::localapi::{LocalApiError, Prefs, Status};
 use crate::login::NoVersion;
 use crate::outcome::Failure;
+use crate::settings::{Own, chosen, own};
 
 /// The login server of a node that was given no other.
 pub const TAILSCALES_SERVER: &str = "https://controlplane.tailscale.com";
@@ -106,6 +107,13 @@ impl Seen {
             }
             (_, server) => format!("the admin console of {server}"),
         }
+    }
+
+    /// What a login would have to keep, if the preferences are known.
+    pub fn settings(&self) -> Option<Own> {
+        let prefs = self.prefs.clone()?;
+        let version = self.status.as_ref().ok()?.major_and_minor();
+        Some(own(&chosen(prefs, version)))
     }
 
     /// A preference that is a text.

@@ -9,10 +9,15 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tailnet_harness::{
     CountingProxy, FakeCli, FakeTailscaled, Finished, KeyFile, Node, Response, Run, Signal,
-    Tailnet, is_root, status_json,
+    Tailnet, is_root, status_json, version_is_at_least,
 };
 
-use crate::joined::{Joined, assert_connected, assert_no_key_is_sent, deleted_key};
+use crate::control_server::connection_refused;
+use crate::joined::{
+    Joined, assert_connected, assert_no_key_is_sent, deleted_key, has_map_on_disk,
+};
+use crate::renewal::KEEPS_ITS_MAP;
+use crate::settings::without_a_flag;
 use crate::{program, program_without_server};
 
 const NOBODY: u32 = 65534;
@@ -649,8 +654,8 @@ fn a_connected_node_is_fine_whatever_its_key_file_and_its_command_are() {
 
 #[test]
 #[ignore = "needs real tailscaled: run tests/run.sh"]
-fn another_login_server_than_the_nodes_is_noted_and_is_in_the_way_of_a_login() {
-    let joined = Joined::with_map_on_disk();
+fn another_login_server_than_the_nodes_is_noted() {
+    let joined = Joined::new();
     let file = KeyFile::new("hskey-auth-0123456789ab-0123456789abcdef");
     let run = program_without_server(&joined.node, &file);
     let elsewhere = "http://127.0.0.1:1";
@@ -666,6 +671,18 @@ fn another_login_server_than_the_nodes_is_noted_and_is_in_the_way_of_a_login() {
                 "but --login-server asks for http://127.0.0.1:1",
             );
     }
+}
+
+#[test]
+#[ignore = "needs real tailscaled: run tests/run.sh"]
+fn another_login_server_than_the_nodes_is_in_the_way_of_a_login_while_it_runs() {
+    if !has_map_on_disk() {
+        return;
+    }
+    let joined = Joined::with_map_on_disk();
+    let file = KeyFile::new("hskey-auth-0123456789ab-0123456789abcdef");
+    let run = program_without_server(&joined.node, &file);
+    let elsewhere = "http://127.0.0.1:1";
     // It asks for a login while it runs on its network map.
     joined.while_off(Tailnet::expire);
     joined.node.wait_status(
@@ -718,7 +735,7 @@ fn a_stopped_node_is_to_be_started_and_its_settings_are_shown() {
         "--accept-dns=false",
         "--hostname=kept",
         "--advertise-exit-node",
-        "--auto-update",
+        without_a_flag(),
     ]);
     let said = check_joined(&joined, &joined.program(&file)).is(75, "stopped", "");
     let settings = &said.json["seen"]["settings"];
@@ -813,6 +830,14 @@ fn a_deleted_node_needs_a_login_once_tailscaled_knows() {
         "the node to be offline",
     );
     let file = KeyFile::new(joined.tailnet.single_use_key());
+    let mut would = vec!["wait for the control server"];
+    if version_is_at_least(KEEPS_ITS_MAP) {
+        would = vec![
+            "wait for the control server for a while",
+            "restart the login without a key",
+            "wait for the control server",
+        ];
+    }
     check_joined(&joined, &joined.program(&file))
         .is(
             75,
@@ -820,11 +845,7 @@ fn a_deleted_node_needs_a_login_once_tailscaled_knows() {
             "the node runs on the last network map it knew, without its control server",
         )
         .line("online", "problem", "no")
-        .would(&[
-            "wait for the control server for a while",
-            "restart the login without a key",
-            "wait for the control server",
-        ]);
+        .would(&would);
     joined.node.restart();
     joined.node.wait_state("NeedsLogin");
     check_joined(&joined, &joined.program(&file)).is(
@@ -934,14 +955,14 @@ fn boots_with(fault: &str) -> (Joined, Said) {
 fn a_control_server_that_is_down_is_named() {
     let (_joined, said) = boots_with("down");
     said.is(75, "unreachable", "the control server cannot be reached (")
-        .advises("connection refused")
+        .advises(connection_refused())
         .advises("look at this machine's network and firewall, and whether the server is up")
         .line(
             "state",
             "problem",
             "NoState: it has a node key, and tries to reach its control server",
         )
-        .line("health", "problem", "connection refused")
+        .line("health", "problem", connection_refused())
         .line("key file", "note", "does not exist");
 }
 
@@ -984,6 +1005,9 @@ fn a_control_server_without_an_address_is_a_matter_of_dns() {
 #[test]
 #[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_node_that_runs_on_its_last_network_map_is_not_connected() {
+    if !has_map_on_disk() {
+        return;
+    }
     let joined = Joined::with_map_on_disk();
     joined.while_off(|tailnet, _| tailnet.fault("down"));
     joined.node.wait_status(

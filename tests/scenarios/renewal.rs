@@ -91,7 +91,7 @@ fn a_node_that_was_deleted_while_it_was_off_is_found_out_despite_its_network_map
 
 /// The first version that keeps its network map when its login is restarted. Up to 1.80 the node
 /// is off its network until the control server answers, so the program doesn't do it there.
-const KEEPS_ITS_MAP: (u32, u32) = (1, 82);
+pub const KEEPS_ITS_MAP: (u32, u32) = (1, 82);
 
 const RESTARTED: &str = "restarting the login, without an auth key";
 
