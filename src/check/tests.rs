@@ -329,6 +329,13 @@ fn the_verdicts_one_by_one() {
             75,
             "connection refused",
         ),
+        // The same, as 1.66 says it.
+        (
+            error("NoState", "dial tcp: lookup invalid IP: no such host"),
+            Kind::Unreachable,
+            75,
+            "invalid IP",
+        ),
         (error("NoState", REFUSAL), Kind::Stranded, 75, REFUSAL),
         (
             error("Running", REFUSAL),
@@ -523,6 +530,28 @@ fn login_servers_differ_unless_both_are_tailscales() {
     ] {
         assert!(!differ(known, asked), "{known} {asked:?}");
     }
+}
+
+/// As a login sees it: what an old version turns on by itself is nobody's setting.
+#[test]
+fn a_new_node_has_no_settings_whatever_its_version() {
+    let settings = |version: &str, server: &str| {
+        let mut status = status("NeedsLogin");
+        status.version = version.into();
+        let mut seen = seen(Ok(status));
+        let prefs = json!({ "ControlURL": server, "RouteAll": true });
+        seen.prefs = serde_json::from_value(prefs).ok();
+        let report = Report::new(seen);
+        let line = report.lines.iter().find(|line| line.name == "settings");
+        let flags = report.to_json()["seen"]["settings"]["flags"].clone();
+        (line.expect("settings").text.clone(), flags)
+    };
+    let none = ("as on a new node".to_owned(), json!([]));
+    let kept = "--accept-routes (a login keeps them)".to_owned();
+    let some = (kept, json!(["--accept-routes"]));
+    assert_eq!(settings("1.80.3", ""), none);
+    assert_eq!(settings("1.98.10", ""), some);
+    assert_eq!(settings("1.80.3", "https://hs.example.org"), some);
 }
 
 /// As they stand in README.md, in the table of what `--check` says.

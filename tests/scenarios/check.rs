@@ -4,12 +4,13 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tailnet_harness::{
     CountingProxy, FakeCli, FakeTailscaled, Finished, KeyFile, Node, Response, Run, Signal,
-    Tailnet, is_root, status_json, version_is_at_least,
+    Tailnet, cmdline_of, is_root, status_json, version_is_at_least,
 };
 
 use crate::control_server::connection_refused;
@@ -1237,7 +1238,7 @@ fn a_run_that_is_checked_all_the_time_joins_with_one_use_of_its_key() {
             .take_while(|_| !done.load(std::sync::atomic::Ordering::Relaxed))
             .count()
     };
-    std::thread::scope(|scope| {
+    thread::scope(|scope| {
         let checks: Vec<_> = (0..3).map(|_| scope.spawn(looks)).collect();
         fresh.file.swap(&fresh.key);
         let run = run.wait();
@@ -1279,7 +1280,14 @@ fn a_check_that_is_ended_takes_the_command_along() {
     let cli = FakeCli::stubborn();
     let run = fresh.program().tailscale(cli.path()).arg("--check").spawn();
     cli.wait_calls(1);
+    let command = run.wait_children();
     run.signal(Signal::TERM);
+    // It is killed, but not waited for.
+    let deadline = Instant::now() + BOUND;
+    while command.iter().any(|pid| !cmdline_of(*pid).is_empty()) {
+        assert!(Instant::now() < deadline, "{command:?} still runs");
+        thread::sleep(Duration::from_millis(5));
+    }
     let run: Finished = run.wait();
     assert_eq!((run.code, run.signal), (None, Some(15)));
     assert_eq!(run.left_behind, Vec::<u32>::new());
