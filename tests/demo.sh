@@ -7,6 +7,7 @@ source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
 
 secret=run/agenix/tailscale-token
 socket=tailscaled.sock
+keys=()
 
 main() {
     need age:age cc:build-essential
@@ -31,18 +32,15 @@ main() {
     make_key
     typed age-keygen -o host-key
     typed age-keygen -y -o host-key.pub host-key
-    typed age --encrypt --recipients-file host-key.pub -o tailscale-token.age <<<"$key"
+    encrypt_key
     typed head -n 1 tailscale-token.age
 
     title "The machine boots"
     tell "The secret is decrypted as agenix does it: into a new generation, to which a link is turned."
-    typed mkdir -p run/agenix.d/1
-    typed age --decrypt --identity host-key -o run/agenix.d/1/tailscale-token tailscale-token.age
-    typed chmod 0400 run/agenix.d/1/tailscale-token
-    typed ln -sfT agenix.d/1 run/agenix
+    decrypt_key_into run/agenix.d/1
 
     title "It joins"
-    run_program
+    run_program 0
     local joined=$took
     typed tailscale --socket "$socket" ip
     typed tailscale --socket "$socket" status
@@ -50,7 +48,7 @@ main() {
     tell "It took $joined ms. The control server's counters: $(counters)."
 
     title "A second run has nothing to do"
-    run_program
+    run_program 0
     local second=$took
     tell "It took $second ms."
 
@@ -58,14 +56,31 @@ main() {
     typed rm -r run/agenix.d
     end "$tailscaled"
     start_tailscaled
-    run_program
+    run_program 0
     check_joined
     tell "It took $took ms: a machine that its tailnet knows needs no auth key. Still:" \
         "$(counters)."
 
     [[ $(counters) == "machines 1, uses of the key 1" ]] || fail "The key was not used exactly once."
+
+    title "Off its tailnet"
+    expire_node_key
+    tell "The control server has let the machine's node key expire. Now it does need an auth key," \
+        "and the secret is still gone. What is wrong?"
+    run_program 66 --check
+    check_verdict
+    tell "It ended with $code. It changed nothing: $(counters)." \
+        "So the admin makes a new key, and the machine gets it as it got the first."
+    make_key
+    encrypt_key
+    decrypt_key_into run/agenix.d/2
+    run_program 0
+    check_joined
+    tell "It took $took ms, and is the same machine as before: $(counters)."
+
+    [[ $(counters) == "machines 1, uses of the keys 1 and 1" ]] || fail "Not every key was used exactly once."
     say
-    say "${green}Joined in $joined ms, a second run in $second ms, the key used once.$plain"
+    say "${green}Joined in $joined ms, a second run in $second ms, each key used once.$plain"
 }
 
 build() {
@@ -113,19 +128,44 @@ start_tailscaled() {
 make_key() {
     key=$(ask POST /keys '{}' | json_text key)
     [[ -n $key ]] || fail "The control server made no auth key." control.log
+    keys+=("$key")
 }
 
-# Runs the program as an admin would, and measures it.
+encrypt_key() {
+    typed age --encrypt --recipients-file host-key.pub -o tailscale-token.age <<<"$key"
+}
+
+decrypt_key_into() {
+    typed mkdir -p "$1"
+    typed age --decrypt --identity host-key -o "$1/tailscale-token" tailscale-token.age
+    typed chmod 0400 "$1/tailscale-token"
+    typed ln -sfT "${1#run/}" run/agenix
+}
+
+# As time does, or an admin on the control server's page; and the node has to know of it.
+expire_node_key() {
+    local id tries
+    id=$(ask GET /state '' | sed -nE 's/.*"nodes":\[\{"id":([0-9]+),.*/\1/p')
+    [[ $(ask POST "/nodes/$id/expire" '') == *" 200 OK"* ]] || fail "The node key did not expire." control.log
+    for ((tries = 0; tries < 250; tries++)); do
+        [[ $(tailscale --socket "$socket" status --json) != *'"BackendState": "NeedsLogin"'* ]] || return 0
+        sleep 0.02
+    done
+    fail "The node does not see that its key has expired." control.log tailscaled.log
+}
+
+# run_program EXIT_CODE [OPTION…] runs the program as an admin would, and measures it.
 run_program() {
-    local command=(tailscale-autoconnect --authkey-file "$secret" --socket "$socket" --login-server "$server")
-    local begin code=0
-    show "${command[*]:0:3} \\"$'\n'"       ${command[*]:3}"
+    local command=(tailscale-autoconnect "${@:2}" --authkey-file "$secret" --socket "$socket" --login-server "$server")
+    local begin first=$(($# + 2))
+    code=0
+    show "${command[*]:0:first} \\"$'\n'"       ${command[*]:first}"
     begin=$(now)
     start tied "${command[@]}" >program.out 2>program.err
     finish "$started" || code=$?
     took=$((($(now) - begin + 500) / 1000))
     indent <program.out
-    ((code == 0)) || fail "tailscale-autoconnect ended with exit code $code." program.err tailscaled.log
+    ((code == $1)) || fail "tailscale-autoconnect ended with exit code $code, not $1." program.err tailscaled.log
 }
 
 # The node must say of itself what the program said of it, and the control server must see it.
@@ -138,13 +178,25 @@ check_joined() {
     [[ $(ask GET /state '') == *"\"$address\""*'"online":true'* ]] || fail "The control server does not see the node."
 }
 
+# It must say what is wrong and what to look for.
+check_verdict() {
+    local words
+    for words in "node key        expired " "verdict: the auth key file $secret does not exist;"; do
+        grep -q "^\(problem  \)\?$words" program.out || fail "--check does not say: $words"
+    done
+}
+
 # What the control server counted.
 counters() {
-    local state machines
+    local state machines key uses='' plural=''
     state=$(ask GET /state '')
     machines=$(grep -o '"node_key"' <<<"$state" | wc -l)
-    [[ $state =~ \"$key\":\{\"attempts\":[0-9]+,\"uses\":([0-9]+)\} ]] || true
-    say "machines $machines, uses of the key ${BASH_REMATCH[1]:-0}"
+    for key in "${keys[@]}"; do
+        [[ $state =~ \"$key\":\{\"attempts\":[0-9]+,\"uses\":([0-9]+)\} ]] || true
+        uses+="${uses:+ and }${BASH_REMATCH[1]:-0}"
+    done
+    [[ $uses != *and* ]] || plural=s
+    say "machines $machines, uses of the key$plural $uses"
 }
 
 # ask METHOD PATH BODY of the control server's admin endpoint.
@@ -181,7 +233,7 @@ title() {
 }
 tell() { fmt -w 92 -g 92 <<<"$*" | indent; }
 show() { say "   $dim\$ $*$plain"; }
-indent() { sed 's/^/   /'; }
+indent() { sed 's/^./   &/'; }
 
 # fail WHY [FILE…] shows the end of these files, says why and ends the demo.
 fail() {
@@ -193,4 +245,4 @@ fail() {
     exit 1
 }
 
-main
+[[ ${BASH_SOURCE[0]} != "$0" ]] || main
