@@ -98,6 +98,9 @@ pub fn chosen(mut prefs: Prefs, version: (u32, u32)) -> Prefs {
 }
 
 /// The preferences that the login changed and nobody asked for, with their old values.
+///
+/// `up` sets what it has no flag for to its default; what is anything else now, was set by an admin
+/// meanwhile.
 pub fn lost(before: &Prefs, now: &Prefs, asked: &[String]) -> Prefs {
     // A preference may be left out when it has its default.
     let names = before
@@ -106,6 +109,7 @@ pub fn lost(before: &Prefs, now: &Prefs, asked: &[String]) -> Prefs {
     names
         .filter(|name| !LOGINS_OWN.contains(&name.as_str()))
         .filter(|name| before.get(*name) != now.get(*name))
+        .filter(|name| is_default(name, now.get(*name).unwrap_or(&Value::Null)))
         .filter(|name| !asked.iter().any(|word| governs(word, name)))
         .map(|name| {
             let old = before.get(name).cloned().unwrap_or(Value::Null);
@@ -267,21 +271,28 @@ mod tests {
     fn what_a_login_changed_unasked_is_lost() {
         let before = prefs(json!({
             "ControlURL": "", "WantRunning": false, "RunWebClient": true, "Hostname": "x",
-            "AutoUpdate": { "Check": true, "Apply": true }, "OperatorUser": "ann",
+            "AutoUpdate": { "Check": true, "Apply": true }, "OperatorUser": "ann", "CorpDNS": false,
         }));
         let now = prefs(json!({
             "ControlURL": "https://x", "WantRunning": true, "RunWebClient": false, "Hostname": "x",
-            "AutoUpdate": { "Check": true, "Apply": null }, "NewDefault": 1,
+            "AutoUpdate": { "Check": true, "Apply": null }, "CorpDNS": true,
         }));
         assert_eq!(
             Value::Object(lost(&before, &now, &[])),
             json!({
                 "AutoUpdate": { "Check": true, "Apply": true },
-                "NewDefault": null,
+                "CorpDNS": false,
                 "OperatorUser": "ann",
                 "RunWebClient": true,
             })
         );
+    }
+
+    #[test]
+    fn what_an_admin_set_meanwhile_is_not_lost() {
+        let before = prefs(json!({ "RunWebClient": false, "Hostname": "x", "CorpDNS": true }));
+        let now = prefs(json!({ "RunWebClient": true, "Hostname": "y", "CorpDNS": false }));
+        assert_eq!(lost(&before, &now, &[]), Prefs::new());
     }
 
     #[test]
@@ -311,7 +322,7 @@ mod tests {
         ]);
         assert_eq!(lost(&before, &now, &asked), Prefs::new());
         let all = lost(&before, &now, &words(&["--ssh=false"]));
-        assert!(!all.contains_key("RunSSH") && all.len() == 10);
+        assert!(!all.contains_key("RunSSH") && all.len() == 6);
     }
 
     #[test]
@@ -393,6 +404,7 @@ mod tests {
             let value = |prefs: &Prefs, name: &str| prefs.get(name).cloned().unwrap_or_default();
             for name in before.keys().chain(now.keys()) {
                 let excepted = LOGINS_OWN.contains(&name.as_str())
+                    || !is_default(name, &value(&now, name))
                     || asked.iter().any(|word| governs(word, name));
                 let wanted = if excepted { &now } else { &before };
                 prop_assert_eq!(value(&after, name), value(wanted, name), "{}", name);

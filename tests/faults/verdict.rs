@@ -88,7 +88,7 @@ pub fn judge(
 
     // 2: the settings are what the admin said.
     let lost = lost_settings(world, hopeless.is_none() && !burnt);
-    let lost_by_interruption = !lost.is_empty() && had_to_be_lost(world);
+    let lost_by_interruption = !lost.is_empty() && had_to_be_lost(world, &lost);
     if !lost.is_empty() && !lost_by_interruption {
         failures.push(format!("settings lost: {}", lost.join(", ")));
     }
@@ -184,11 +184,13 @@ fn are_near_a_use(world: &World, causes: &[(Instant, Instant)]) -> bool {
 }
 
 /// Whether settings were lost that only the run knew of that put them back: what `up` resets
-/// without a word (everything, at a first login) is in its memory alone, so if it or the daemon is
+/// without a word (everything at a first login, and what has no flag) is in its memory alone, so if it or the daemon is
 /// ended between the login and the put-back, nobody knows it any more; and what the daemon cannot
 /// write to its disk it has forgotten after a boot. Counted apart.
-fn had_to_be_lost(world: &World) -> bool {
-    world.schedule.scene == Scene::Fresh && are_near_a_use(world, &world.interruptions)
+fn had_to_be_lost(world: &World, lost: &[String]) -> bool {
+    let without_flag = |setting: &String| setting.starts_with("RunWebClient ");
+    let without_a_word = world.schedule.scene == Scene::Fresh || lost.iter().all(without_flag);
+    without_a_word && are_near_a_use(world, &world.interruptions)
 }
 
 fn lost_settings(world: &World, joined: bool) -> Vec<String> {
