@@ -46,7 +46,9 @@ enum Progress {
         /// How often the CLI has wanted settings mentioned.
         rounds: u32,
     },
-    WithDaemon,
+    WithDaemon {
+        since: Instant,
+    },
     Failed {
         error: String,
         retry_at: Instant,
@@ -130,7 +132,8 @@ impl<'a> Attempt<'a> {
                 lasted: started.elapsed(),
                 begun: self.has_begun(),
             },
-            Progress::WithDaemon => decide::Login::WithDaemon {
+            Progress::WithDaemon { since } => decide::Login::WithDaemon {
+                lasted: since.elapsed(),
                 stale: self.stale_refusal(),
             },
             Progress::Failed { error, retry_at } => decide::Login::Failed {
@@ -256,7 +259,7 @@ impl<'a> Attempt<'a> {
 
     /// Whether [`Attempt::follow`] has a use for the preferences now.
     pub fn wants_prefs(&self) -> bool {
-        let may_be_lost = matches!(self.progress, Progress::WithDaemon);
+        let may_be_lost = matches!(self.progress, Progress::WithDaemon { .. });
         self.touched.as_ref().is_some_and(|touched| {
             (may_be_lost || !touched.settled) && Instant::now() >= touched.look_at
         })
@@ -334,8 +337,13 @@ impl<'a> Attempt<'a> {
 
     /// A tailscaled that goes away takes the key with it.
     pub fn daemon_is_gone(&mut self) {
-        if matches!(self.progress, Progress::WithDaemon) {
-            self.retry_later("tailscaled was restarted", None);
+        self.lose_key("tailscaled was restarted");
+    }
+
+    /// tailscaled no longer has the key.
+    pub fn lose_key(&mut self, why: &str) {
+        if matches!(self.progress, Progress::WithDaemon { .. }) {
+            self.retry_later(why, None);
         }
     }
 
@@ -423,7 +431,8 @@ impl<'a> Attempt<'a> {
     /// Takes out a CLI that runs, with the number of its rounds; from then on tailscaled has the
     /// key.
     fn hand_over(&mut self) -> Option<(Login, u32)> {
-        match std::mem::replace(&mut self.progress, Progress::WithDaemon) {
+        let since = Instant::now();
+        match std::mem::replace(&mut self.progress, Progress::WithDaemon { since }) {
             Progress::InFlight { login, rounds, .. } => Some((login, rounds)),
             other => {
                 self.progress = other;

@@ -362,7 +362,11 @@ impl<'a> Connect<'a> {
             None => log::info!("still not online; restarting the login, without an auth key"),
         }
         match self.api.restart_login().await {
-            Ok(()) => self.rescued = true,
+            Ok(()) => {
+                self.rescued = true;
+                self.attempt
+                    .lose_key("an auth key was refused, perhaps another one");
+            }
             Err(LocalApiError::Denied(why)) => {
                 log::warn!("tailscaled does not let us restart the login: {why}");
                 self.rescued = true;

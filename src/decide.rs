@@ -164,6 +164,7 @@ pub enum Login {
     },
     /// The CLI has ended; tailscaled has the key and tries by itself.
     WithDaemon {
+        lasted: Duration,
         /// The refusal that tailscaled showed before, of an older login.
         stale: Option<String>,
     },
@@ -341,16 +342,18 @@ pub fn decide(situation: &Situation, lasted: Duration, tried: &Tried) -> Action 
         (S::Settling { trouble: None, .. }, Login::Failed { error, .. }) => {
             Action::Wait(Waiting::Retry(error.clone()))
         }
-        (S::Settling { trouble: None, .. }, login) => under_way(None, None, lasted, login),
+        (S::Settling { trouble: None, .. }, _) => under_way(None, None, lasted, tried),
         (S::Settling { trouble, .. }, _) => Action::Wait(Waiting::ControlServer(trouble.clone())),
 
-        (S::Stranded { refusal }, Login::NotTried) if !tried.rescued => Action::Rescue {
-            refusal: Some(refusal.clone()),
-        },
-        (S::Stranded { refusal }, Login::NotTried) => {
+        (S::Stranded { refusal }, Login::NotTried | Login::Failed { .. }) if !tried.rescued => {
+            Action::Rescue {
+                refusal: Some(refusal.clone()),
+            }
+        }
+        (S::Stranded { refusal }, Login::NotTried | Login::Failed { .. }) => {
             Action::Wait(Waiting::ControlServer(Some(refusal.clone())))
         }
-        (S::Stranded { refusal }, login) => under_way(Some(refusal), None, lasted, login),
+        (S::Stranded { refusal }, _) => under_way(Some(refusal), None, lasted, tried),
 
         (
             S::Offline {
@@ -370,7 +373,10 @@ pub fn decide(situation: &Situation, lasted: Duration, tried: &Tried) -> Action 
                 asks: false,
                 ..
             },
-            Login::NotTried,
+            Login::NotTried
+            | Login::Failed {
+                may_retry: true, ..
+            },
         ) if !tried.rescued => Action::Rescue {
             refusal: Some(text.clone()),
         },
@@ -416,13 +422,13 @@ pub fn decide(situation: &Situation, lasted: Duration, tried: &Tried) -> Action 
             },
             Login::WithDaemon { .. },
         ) if lasted >= OTHERS_PATIENCE => with_key(&tried.key),
-        (S::NeedsLogin { error, .. }, login) => {
+        (S::NeedsLogin { error, .. }, _) => {
             let (refusal, trouble) = match error {
                 Some(LoginError::Refused(text)) => (Some(text), None),
                 Some(LoginError::Transient(text)) => (None, Some(text)),
                 None => (None, None),
             };
-            under_way(refusal, trouble, lasted, login)
+            under_way(refusal, trouble, lasted, tried)
         }
     }
 }
@@ -433,22 +439,30 @@ fn under_way(
     refusal: Option<&String>,
     trouble: Option<&String>,
     lasted: Duration,
-    login: &Login,
+    tried: &Tried,
 ) -> Action {
-    match (login, refusal) {
+    match (&tried.login, refusal) {
         // `up` says 0 on a node with a network map even if the key was refused.
-        (Login::WithDaemon { stale }, Some(text)) => {
-            let doubt = if stale.as_ref() == Some(text) {
-                STALE_DOUBT
-            } else {
-                REFUSAL_DOUBT
-            };
-            if lasted >= doubt {
-                Action::ForgetKey {
-                    refusal: text.clone(),
-                }
-            } else {
-                Action::Wait(Waiting::Verdict(text.clone()))
+        (
+            Login::WithDaemon {
+                stale,
+                lasted: in_all,
+            },
+            Some(text),
+        ) => {
+            // tailscaled takes the message away for a moment with each new try, so it's not long the
+            // same.
+            let is_doubtful = stale.as_ref() == Some(text) && *in_all < STALE_DOUBT;
+            if lasted < REFUSAL_DOUBT || is_doubtful {
+                return Action::Wait(Waiting::Verdict(text.clone()));
+            }
+            let refusal = text.clone();
+            match tried.rescued {
+                // It may be of a key that somebody else has sent meanwhile. Ours is sent once more.
+                false => Action::Rescue {
+                    refusal: Some(refusal),
+                },
+                true => Action::ForgetKey { refusal },
             }
         }
         _ => Action::Wait(match trouble {
@@ -587,6 +601,13 @@ mod tests {
         }
     }
 
+    fn with_daemon(stale: Option<&str>, seconds: u64) -> Login {
+        Login::WithDaemon {
+            lasted: Duration::from_secs(seconds),
+            stale: stale.map(str::to_owned),
+        }
+    }
+
     fn refused(seconds: u64, forgotten: bool) -> Login {
         Login::Refused {
             refusal: REFUSAL.into(),
@@ -696,7 +717,7 @@ mod tests {
         for login in [
             in_flight(0, false),
             in_flight(3600, true),
-            Login::WithDaemon { stale: None },
+            with_daemon(None, 0),
         ] {
             for key in [Key::Unread, ready(false), missing(true)] {
                 let tried = Tried {
@@ -728,7 +749,7 @@ mod tests {
             key: ready(false),
             ..Tried::default()
         };
-        for login in [Login::NotTried, Login::WithDaemon { stale: None }] {
+        for login in [Login::NotTried, with_daemon(None, 0)] {
             let tried = after(login);
             assert!(matches!(decide(&new, NOW, &tried), Action::Wait(_)));
             assert_eq!(decide(&new, SETTLING_PATIENCE, &tried), Action::LogIn);
@@ -757,25 +778,15 @@ mod tests {
         let lost = asking(quiet.clone());
         for (seen, login, patience, action) in [
             // The CLI was ended between its two requests.
-            (
-                &quiet,
-                Login::WithDaemon { stale: None },
-                OTHERS_PATIENCE,
-                Action::LogIn,
-            ),
+            (&quiet, with_daemon(None, 0), OTHERS_PATIENCE, Action::LogIn),
             (
                 &keyed(quiet.clone()),
-                Login::WithDaemon { stale: None },
+                with_daemon(None, 0),
                 OTHERS_PATIENCE,
                 Action::LogIn,
             ),
             // tailscaled was restarted.
-            (
-                &lost,
-                Login::WithDaemon { stale: None },
-                REFUSAL_DOUBT,
-                Action::LogIn,
-            ),
+            (&lost, with_daemon(None, 0), REFUSAL_DOUBT, Action::LogIn),
             // Somebody else's `tailscale up` has taken the place of ours, which goes on waiting.
             (&lost, begun, REFUSAL_DOUBT, Action::AbandonLogin),
         ] {
@@ -955,6 +966,17 @@ mod tests {
         tried.rescued = true;
         assert_eq!(decide(&needs_login, NOW, &tried), Action::ReadKey);
         assert!(matches!(decide(&running, AN_AGE, &tried), Action::Wait(_)));
+        // Nor did a login of ours get through that would have cleared it away.
+        let failed = Tried {
+            login: Login::Failed {
+                error: "EOF".into(),
+                may_retry: true,
+            },
+            ..Tried::default()
+        };
+        for seen in [&needs_login, &running] {
+            assert!(matches!(decide(seen, NOW, &failed), Action::Rescue { .. }));
+        }
         // It has given up on the key already: nothing to clear away.
         let asking = situation(&asking(with_error(status("Running"), REFUSAL)), None);
         assert_eq!(decide(&asking, NOW, &Tried::default()), Action::ReadKey);
@@ -982,7 +1004,7 @@ mod tests {
                     ..Tried::default()
                 },
                 // It would make tailscaled forget our key.
-                tried(Login::WithDaemon { stale: None }),
+                tried(with_daemon(None, 0)),
             ] {
                 assert!(matches!(decide(&offline, AN_AGE, &tried), Action::Wait(_)));
             }
@@ -990,28 +1012,22 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_that_up_did_not_tell_of_is_believed_when_it_stays() {
-        let fresh = tried(Login::WithDaemon { stale: None });
-        let stale = tried(Login::WithDaemon {
-            stale: Some(REFUSAL.into()),
-        });
-        for seen in [
-            situation(&with_error(status("Running"), REFUSAL), None),
-            situation(&with_error(status("NeedsLogin"), REFUSAL), None),
-        ] {
-            assert!(matches!(decide(&seen, NOW, &fresh), Action::Wait(_)));
-            assert!(matches!(
-                decide(&seen, REFUSAL_DOUBT, &fresh),
-                Action::ForgetKey { .. }
-            ));
-            assert!(matches!(
-                decide(&seen, REFUSAL_DOUBT, &stale),
-                Action::Wait(_)
-            ));
-            assert!(matches!(
-                decide(&seen, STALE_DOUBT, &stale),
-                Action::ForgetKey { .. }
-            ));
+    fn a_refusal_that_up_did_not_tell_of_is_believed_when_it_stays_and_comes_again() {
+        for status in [status("Running"), status("NeedsLogin"), status("NoState")] {
+            let seen = situation(&with_error(status, REFUSAL), None);
+            let action = |lasted, stale, seconds, rescued| {
+                let mut tried = tried(with_daemon(stale, seconds));
+                tried.rescued = rescued;
+                decide(&seen, lasted, &tried)
+            };
+            assert!(matches!(action(NOW, None, 99, true), Action::Wait(_)));
+            // The message of an older login, which tailscaled shows again and again.
+            let stale = |seconds| action(REFUSAL_DOUBT, Some(REFUSAL), seconds, false);
+            assert!(matches!(stale(29), Action::Wait(_)));
+            assert!(matches!(stale(30), Action::Rescue { .. }));
+            let ours = |rescued| action(REFUSAL_DOUBT, None, 2, rescued);
+            assert!(matches!(ours(false), Action::Rescue { .. }));
+            assert!(matches!(ours(true), Action::ForgetKey { .. }));
         }
     }
 
@@ -1126,7 +1142,8 @@ mod tests {
             Just(Login::NotTried),
             (some_time(), any::<bool>())
                 .prop_map(|(lasted, begun)| Login::InFlight { lasted, begun }),
-            option::of(text()).prop_map(|stale| Login::WithDaemon { stale }),
+            (option::of(text()), some_time())
+                .prop_map(|(stale, lasted)| Login::WithDaemon { stale, lasted }),
             (text(), any::<bool>())
                 .prop_map(|(error, may_retry)| Login::Failed { error, may_retry }),
             (text(), some_time(), any::<bool>()).prop_map(|(refusal, ago, forgotten)| {
@@ -1206,7 +1223,13 @@ mod tests {
                 Action::ReadKey => (needs_login || after_refusal) && tried.key == Key::Unread,
                 Action::BringUp => state == "Stopped" && !tried.brought_up,
                 Action::Finish => online,
-                Action::Rescue { .. } => !tried.rescued && tried.login == Login::NotTried,
+                Action::Rescue { .. } => {
+                    !tried.rescued
+                        && matches!(
+                            tried.login,
+                            Login::NotTried | Login::WithDaemon { .. } | Login::Failed { .. }
+                        )
+                }
                 Action::ForgetKey { .. } => matches!(
                     tried.login,
                     Login::WithDaemon { .. } | Login::Refused { forgotten: false, .. }

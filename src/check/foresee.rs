@@ -22,7 +22,7 @@ const MOST_STEPS: usize = 16;
 pub struct Start {
     pub situation: Situation,
     pub key: Key,
-    /// The preferences look as if a login were under way.
+    /// There is no node key, and the preferences look as if a login were under way.
     pub login_under_way: bool,
     pub login: Prospect,
     pub access: Access,
@@ -76,7 +76,11 @@ impl Start {
                     overdue: false,
                 },
             },
-            login_under_way: seen.prefs.as_ref().is_some_and(login_under_way),
+            login_under_way: seen.prefs.as_ref().is_some_and(login_under_way)
+                && !seen
+                    .status
+                    .as_ref()
+                    .is_ok_and(|status| status.have_node_key),
             login: prospect(seen),
             access: seen.access.clone(),
         }

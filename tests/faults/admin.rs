@@ -29,6 +29,8 @@ pub struct Said {
     /// A dead key was sent.
     pub dead_key: bool,
     pub story: Vec<(Instant, String)>,
+    /// Which preferences were set, from when to when.
+    pub sets: Vec<(&'static str, Instant, Instant)>,
 }
 
 impl Admin {
@@ -53,8 +55,13 @@ impl Admin {
         let thread = thread::spawn(move || {
             for command in commands {
                 let args = arguments(command, &server, &dead, &lock(&shared));
+                let begun = Instant::now();
                 let code = run(&node, &args);
                 let mut said = lock(&shared);
+                if let Kind::AdminSet(number) = command {
+                    let pref = SETTINGS[number].pref;
+                    said.sets.push((pref, begun, Instant::now()));
+                }
                 said.hear(command, code == Some(0), doubt);
                 let words = format!("`tailscale {}` ended: {code:?}", args.join(" "));
                 said.story.push((Instant::now(), words));

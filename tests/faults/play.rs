@@ -88,6 +88,9 @@ pub struct World<'a> {
     frozen: bool,
     daemon: Daemon,
     cli_seen: Option<Instant>,
+    /// When each CLI of the unit was first seen.
+    pub logins: Vec<Instant>,
+    cli_runs: bool,
     pub began: Instant,
     pub story: Vec<(Instant, String)>,
     /// What happened that could cost tailscale a key: from when to when.
@@ -241,6 +244,8 @@ impl<'a> World<'a> {
             frozen: false,
             daemon: if live { Daemon::Up } else { Daemon::Off },
             cli_seen: None,
+            logins: Vec::new(),
+            cli_runs: false,
             began: Instant::now(),
             story: Vec::new(),
             burning: Vec::new(),
@@ -292,7 +297,11 @@ impl<'a> World<'a> {
 
     fn look_at_faults(&mut self) {
         let now = Instant::now();
-        if self.cli_seen.is_none() && self.unit.cli().is_some() {
+        let cli_ran = std::mem::replace(&mut self.cli_runs, self.unit.cli().is_some());
+        if self.cli_runs && !cli_ran {
+            self.logins.push(now);
+        }
+        if self.cli_seen.is_none() && self.cli_runs {
             self.cli_seen = Some(now);
         }
         let register = self.watch.seen().first_register;

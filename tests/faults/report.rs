@@ -47,7 +47,7 @@ pub fn print(options: &Options, all: &[Outcome], skipped: usize, took: Duration)
     }
     println!();
     println!(
-        "By tailscale: the answer to the register was lost, or the daemon died before it saved its node key. By an interruption: the daemon or the unit was ended in the middle of a first login, or the daemon could not save it."
+        "By tailscale: the answer to the register was lost, or the daemon died before it saved its node key. By an interruption: the daemon or the unit was ended in the middle of a login, the daemon could not save it, or an admin set it in the same half second in which `up` replaced all settings."
     );
     println!(
         "Waits of more than a few seconds are divided by {SCALE} for all alike: RestartSec, TimeoutStartSec, --authkey-wait, --ready-after."

@@ -1,6 +1,6 @@
 //! What a schedule has come to: the invariants, and what is counted.
 
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -14,6 +14,8 @@ use crate::unit::{Contender, End};
 /// How far from each other a fault and the use of a key may be seen, and belong together: the
 /// register is under way, and the node key is saved with the first network map.
 const TOGETHER: Duration = Duration::from_secs(2);
+/// As long as a CLI takes, on a busy machine, to replace what it has seen.
+const SAME_MOMENT: Duration = Duration::from_millis(500);
 
 /// The result of one schedule.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -88,8 +90,10 @@ pub fn judge(
 
     // 2: the settings are what the admin said.
     let lost = lost_settings(world, hopeless.is_none() && !burnt);
-    let lost_by_interruption = !lost.is_empty() && had_to_be_lost(world, &lost);
+    let lost_by_interruption =
+        !lost.is_empty() && lost.iter().all(|lost| had_to_be_lost(world, lost));
     if !lost.is_empty() && !lost_by_interruption {
+        let lost: Vec<String> = lost.iter().map(Lost::to_string).collect();
         failures.push(format!("settings lost: {}", lost.join(", ")));
     }
 
@@ -146,7 +150,7 @@ pub fn judge(
         burnt,
         burnt_by_tailscale: by_tailscale,
         hang,
-        lost,
+        lost: lost.iter().map(Lost::to_string).collect(),
         lost_by_interruption,
         recovery: first.online.then_some(first.took.as_secs_f64()),
         seconds: took.as_secs_f64(),
@@ -174,32 +178,61 @@ fn is_explained(world: &World) -> bool {
 }
 
 fn are_near_a_use(world: &World, causes: &[(Instant, Instant)]) -> bool {
-    let near = |used: Instant| {
-        causes
-            .iter()
-            .any(|(from, to)| used + TOGETHER >= *from && used <= *to + TOGETHER)
-    };
     let uses = world.watch.seen().uses;
-    uses.values().any(|(used, _)| near(*used))
+    uses.values()
+        .any(|(used, _)| are_near(*used, causes, TOGETHER))
 }
 
-/// Whether settings were lost that only the run knew of that put them back: what `up` resets
-/// without a word (everything at a first login, and what has no flag) is in its memory alone, so if it or the daemon is
-/// ended between the login and the put-back, nobody knows it any more; and what the daemon cannot
-/// write to its disk it has forgotten after a boot. Counted apart.
-fn had_to_be_lost(world: &World, lost: &[String]) -> bool {
-    let without_flag = |setting: &String| setting.starts_with("RunWebClient ");
-    let without_a_word = world.schedule.scene == Scene::Fresh || lost.iter().all(without_flag);
-    without_a_word && are_near_a_use(world, &world.interruptions)
+fn are_near(moment: Instant, causes: &[(Instant, Instant)], apart: Duration) -> bool {
+    causes
+        .iter()
+        .any(|(from, to)| moment + apart >= *from && moment <= *to + apart)
 }
 
-fn lost_settings(world: &World, joined: bool) -> Vec<String> {
+/// Whether a setting was lost that only the run knew of that would have put it back: what `up`
+/// resets without a word (everything at a first login, and what has no flag) is in its memory alone,
+/// so if it or the daemon is ended between the login and the put-back, nobody knows it any more; and
+/// what the daemon cannot write to its disk it has forgotten after a boot. Or whether an admin set it
+/// in the very moment in which `up` replaced all settings by those that it had seen before. Counted
+/// apart.
+fn had_to_be_lost(world: &World, lost: &Lost) -> bool {
+    let without_a_word = world.schedule.scene == Scene::Fresh || lost.pref == "RunWebClient";
+    let interrupted = are_near_a_use(world, &world.interruptions)
+        || (world.logins.iter()).any(|login| are_near(*login, &world.interruptions, TOGETHER));
+    let sets = world.admin.said().sets;
+    let of_this = sets.iter().filter(|(pref, ..)| *pref == lost.pref);
+    let set: Vec<_> = of_this.map(|(_, begun, ended)| (*begun, *ended)).collect();
+    let set_meanwhile = world
+        .logins
+        .iter()
+        .any(|login| are_near(*login, &set, SAME_MOMENT));
+    (without_a_word && interrupted) || set_meanwhile
+}
+
+/// A setting that is not as the admin said.
+struct Lost {
+    pref: &'static str,
+    now: String,
+    said: Vec<&'static str>,
+}
+
+impl fmt::Display for Lost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} is {}, said was {:?}", self.pref, self.now, self.said)
+    }
+}
+
+fn lost_settings(world: &World, joined: bool) -> Vec<Lost> {
     // `up` with the key is refused on a node that cannot log in, and resets the settings all the same.
     if !joined {
         return Vec::new();
     }
     let Some(prefs) = world.prefs() else {
-        return vec!["all: tailscaled does not answer".to_owned()];
+        return vec![Lost {
+            pref: "everything",
+            now: "not to be seen: tailscaled does not answer".to_owned(),
+            said: Vec::new(),
+        }];
     };
     let said = world.admin.said();
     let differs = said.prefs.iter().filter_map(|(pref, values)| {
@@ -208,7 +241,11 @@ fn lost_settings(world: &World, joined: bool) -> Vec<String> {
             None | Some(Value::Null) => "false".to_owned(),
             Some(value) => value.to_string(),
         };
-        (!values.contains(&now.as_str())).then(|| format!("{pref} is {now}, said was {values:?}"))
+        (!values.contains(&now.as_str())).then(|| Lost {
+            pref,
+            now,
+            said: values.clone(),
+        })
     });
     differs.collect()
 }
