@@ -16,10 +16,13 @@ rustPlatform.buildRustPackage (finalAttrs: {
 
   src = lib.fileset.toSource {
     root = ../.;
-    # Cargo wants to see the tests, which the manifest names.
+    # Cargo wants to see the tests, which the manifest names; they compare the documents with the
+    # program.
     fileset = lib.fileset.unions [
       ../Cargo.lock
       ../Cargo.toml
+      ../README.md
+      ../SECURITY.md
       ../src
       ../tests
       ../units

@@ -189,12 +189,17 @@ of_package() {
         in $1"
 }
 
-# built COPY checks what can be seen with a copy of the package's files and with cargo.
+# built COPY TARGET checks what can be seen with a copy of the package's files and with cargo.
 built() {
-    local copy=$1 target=${CARGO_TARGET_DIR:-$root/target}
-    check "package: cargo is content with the files that it is made from" \
-        env HOME="$home" CARGO_TARGET_DIR="$target" \
-        cargo check --quiet --locked --all-targets --manifest-path "$copy/Cargo.toml"
+    local copy=$1 target=$2 flags
+    mapfile -t flags < <(of_package package.cargoTestFlags | jq -r '.[]')
+    # What is built of the dependencies is shared. Built in another way, the copy itself is not taken
+    # for what it is a copy of.
+    flags+=(--quiet --locked --manifest-path "$copy/Cargo.toml")
+    flags+=(--config profile.dev.package.tailscale-autoconnect.debug=false)
+    flags+=(--config profile.dev.package.tailnet-harness.debug=false)
+    check "package: the tests of its check phase pass on the files that it is made from" \
+        env HOME="$home" CARGO_TARGET_DIR="$target" cargo test "${flags[@]}"
     HOME=$home timeout 600 cargo build --quiet --locked --manifest-path "$root/Cargo.toml" --target-dir "$target"
     install -D "$target/debug/tailscale-autoconnect" "$dir/out-of-package/bin/tailscale-autoconnect"
     check "package: the unit, the manual page and the completions are those of its own program, which finds tailscale" bash -euo pipefail -c '
@@ -233,16 +238,19 @@ built() {
 }
 
 package() {
-    local copy=$dir/source file
+    local target=${CARGO_TARGET_DIR:-$root/target} copy file
+    # Always in the same place, and as old as they are, so that cargo knows them again.
+    copy=$target/tests-nix-run.sh
+    rm -rf -- "$copy"
     mkdir -p "$copy"
     of_package 'map toString package.src.fileset' >"$dir/files.json"
     while read -r file; do
         mkdir -p "$copy/$(dirname -- "${file#"$root"/}")"
-        cp -r -- "$file" "$copy/${file#"$root"/}"
+        cp -r --preserve=timestamps -- "$file" "$copy/${file#"$root"/}"
     done < <(jq -r '.[]' "$dir/files.json")
     of_package package.postInstall | jq -r . >"$dir/postInstall"
     if command -v cargo >/dev/null; then
-        built "$copy"
+        built "$copy" "$target"
     else
         skip "package: it can be built from its files, and what is installed" "cargo is missing"
     fi
