@@ -64,6 +64,17 @@ pub enum End {
     Tries,
 }
 
+impl Foresight {
+    /// Whether a run would use the auth key, or wants to.
+    pub fn needs_key(&self) -> bool {
+        let wants_it = matches!(
+            self.end,
+            End::Fails(Failure::KeyFile(_)) | End::Waits(Waiting::OtherRun)
+        );
+        wants_it || self.steps.contains(&Step::LogIn)
+    }
+}
+
 impl Start {
     pub fn new(seen: &Seen) -> Self {
         Self {

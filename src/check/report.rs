@@ -74,7 +74,7 @@ impl Report {
     pub fn new(seen: Seen) -> Self {
         let foresight = foresee(&Start::new(&seen));
         Self {
-            lines: Lines::of(&seen),
+            lines: Lines::of(&seen, &foresight),
             would: would(&foresight),
             finding: conclude(&seen, &foresight),
             seen,
@@ -255,10 +255,10 @@ struct Lines<'a> {
 }
 
 impl<'a> Lines<'a> {
-    fn of(seen: &'a Seen) -> Vec<Line> {
+    fn of(seen: &'a Seen, foresight: &Foresight) -> Vec<Line> {
         let mut lines = Self {
             seen,
-            needs_key: matches!(seen.situation(), Situation::NeedsLogin { .. }),
+            needs_key: foresight.needs_key(),
             lines: Vec::new(),
         };
         lines.socket();
@@ -354,6 +354,14 @@ impl<'a> Lines<'a> {
         }
     }
 
+    /// How what stands in the way of a login is marked.
+    fn if_key_is_needed(&self) -> Mark {
+        match self.needs_key {
+            true => Mark::Problem,
+            false => Mark::Note,
+        }
+    }
+
     fn unless_connected(&self) -> Mark {
         match self.seen.situation() {
             Situation::Connected | Situation::AddressPending(_) => Mark::Note,
@@ -412,12 +420,7 @@ impl<'a> Lines<'a> {
                 "{}, but --login-server asks for {server}",
                 seen.control_server()
             );
-            let mark = if self.needs_key {
-                Mark::Problem
-            } else {
-                Mark::Note
-            };
-            return self.put("control server", mark, text);
+            return self.put("control server", self.if_key_is_needed(), text);
         }
         let whose = if is_tailscales(server) {
             " (Tailscale's)"
@@ -489,13 +492,9 @@ impl<'a> Lines<'a> {
                 self.about_the_key(*kind);
             }
             Err(error) => {
-                let mark = if self.needs_key {
-                    Mark::Problem
-                } else {
-                    Mark::Note
-                };
                 let facts = facts.map(|facts| format!(" ({facts})")).unwrap_or_default();
-                self.put("key file", mark, format!("{error}{facts}"));
+                let text = format!("{error}{facts}");
+                self.put("key file", self.if_key_is_needed(), text);
             }
         }
     }
@@ -532,21 +531,16 @@ impl<'a> Lines<'a> {
     fn command(&mut self) {
         let cli = &self.seen.cli;
         let path = cli.found.as_ref().unwrap_or(&cli.program).display();
-        let in_the_way = if self.needs_key {
-            Mark::Problem
-        } else {
-            Mark::Note
-        };
         match &cli.version {
             Ok(version) => {
                 self.put("command", Mark::Ok, format!("{path}, version {version}"));
             }
             Err(NoVersion::CannotRun(failure)) => {
-                self.put("command", in_the_way, failure.to_string());
+                self.put("command", self.if_key_is_needed(), failure.to_string());
             }
             Err(NoVersion::Silent) => {
                 let text = format!("{path} does not answer `version`");
-                self.put("command", in_the_way, text);
+                self.put("command", self.if_key_is_needed(), text);
             }
             Err(NoVersion::Failed(why)) => {
                 self.put("command", Mark::Note, format!("{path} version: {why}"));

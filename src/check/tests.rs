@@ -582,7 +582,9 @@ fn what_stands_in_the_way_is_a_problem_and_the_rest_is_not() {
         seen
     };
     for name in ["key file", "command"] {
-        assert_eq!(mark(without_key(status("NeedsLogin")), name), Mark::Problem);
+        for state in ["NeedsLogin", "NoState"] {
+            assert_eq!(mark(without_key(status(state)), name), Mark::Problem);
+        }
         assert_eq!(
             mark(without_key(online(status("Running"))), name),
             Mark::Note
