@@ -14,7 +14,7 @@ mod words;
 
 use std::env;
 use std::fs;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -30,6 +30,7 @@ use crate::connect::{Config, first_unbound};
 use crate::localapi::{LocalApi, LocalApiError, Prefs, Status};
 use crate::login::NotStarted;
 use crate::outcome::Failure;
+use crate::terminal::may_color;
 use crate::trust;
 
 /// The longest that one look may take.
@@ -43,16 +44,10 @@ pub async fn run(config: &Config, json: bool) -> ExitCode {
     let report = Report::new(see(config).await);
     let text = match json {
         true => format!("{}\n", report.to_json()),
-        false => report.to_text(may_colour()),
+        false => report.to_text(may_color(&io::stdout())),
     };
     let _ = io::stdout().write_all(text.as_bytes());
     ExitCode::from(report.finding.exit.1)
-}
-
-fn may_colour() -> bool {
-    let set = |name: &str| env::var_os(name).is_some_and(|value| !value.is_empty());
-    let dumb = env::var_os("TERM").is_none_or(|term| term == "dumb");
-    io::stdout().is_terminal() && !set("NO_COLOR") && !dumb
 }
 
 async fn see(config: &Config) -> Seen {

@@ -3,6 +3,7 @@
 //! Written here and not taken from a library: one line, no cursor to hide and no thread is all that
 //! is needed, and indicatif would bring five crates for it.
 
+use std::env;
 use std::io::{IsTerminal, Write, stderr};
 use std::time::{Duration, Instant};
 
@@ -25,9 +26,25 @@ const USUAL_COLUMNS: u16 = 80;
 
 /// To the start of the line, and erase it.
 const CLEAR: &str = "\r\x1b[K";
-const RED: &str = "\x1b[31m";
-const YELLOW: &str = "\x1b[33m";
-const PLAIN: &str = "\x1b[0m";
+pub const RED: &str = "\x1b[31m";
+pub const GREEN: &str = "\x1b[32m";
+pub const YELLOW: &str = "\x1b[33m";
+pub const BOLD: &str = "\x1b[1m";
+/// The end of each of them.
+pub const PLAIN: &str = "\x1b[0m";
+
+/// Whether to color what goes to `stream`.
+pub fn may_color(stream: &impl IsTerminal) -> bool {
+    // https://no-color.org
+    let unwanted = env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    knows_escapes(stream) && !unwanted
+}
+
+/// Whether `stream` is a terminal that can more than print.
+fn knows_escapes(stream: &impl IsTerminal) -> bool {
+    let term = env::var_os("TERM").unwrap_or_default();
+    !term.is_empty() && term != "dumb" && stream.is_terminal()
+}
 
 /// The terminal that standard error is.
 pub struct Terminal {
@@ -43,17 +60,13 @@ pub struct Terminal {
 impl Terminal {
     /// The terminal, if standard error is one that can erase a line. `live`: with a live line.
     pub fn of_stderr(live: bool) -> Option<Self> {
-        let term = std::env::var("TERM").unwrap_or_default();
-        if term.is_empty() || term == "dumb" || !stderr().is_terminal() {
-            return None;
-        }
-        Some(Self {
-            // https://no-color.org
-            colors: std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()),
+        let is_console = env::var_os("TERM").is_some_and(|term| term == "linux");
+        knows_escapes(&stderr()).then(|| Self {
+            colors: may_color(&stderr()),
             live,
-            frames: match term.as_str() {
-                "linux" => &FRAMES_OF_CONSOLE,
-                _ => &FRAMES,
+            frames: match is_console {
+                true => &FRAMES_OF_CONSOLE,
+                false => &FRAMES,
             },
             waiting: None,
             drawn: false,

@@ -13,6 +13,7 @@ use crate::localapi::{LocalApiError, Status};
 use crate::login::NoVersion;
 use crate::redact::{excerpt, one_line};
 use crate::settings::Own;
+use crate::terminal::{BOLD, GREEN, PLAIN, RED, YELLOW};
 use crate::verdict::{last_login_error, trouble};
 
 /// Raised when a field of the JSON object goes or changes its meaning, not when one is added.
@@ -44,12 +45,11 @@ impl Mark {
         }
     }
 
-    /// The colour of ECMA-48.
-    fn colour(self) -> &'static str {
+    fn color(self) -> &'static str {
         match self {
-            Self::Ok => "\u{1b}[32m",
-            Self::Note => "\u{1b}[33m",
-            Self::Problem => "\u{1b}[31m",
+            Self::Ok => GREEN,
+            Self::Note => YELLOW,
+            Self::Problem => RED,
         }
     }
 }
@@ -82,32 +82,32 @@ impl Report {
     }
 
     /// For people, at 80 columns.
-    pub fn to_text(&self, colours: bool) -> String {
+    pub fn to_text(&self, colors: bool) -> String {
         let mut text = String::new();
-        let paint = |word: &str, colour: &str| match colours {
-            true => format!("{colour}{word}\u{1b}[0m"),
+        let paint = |word: &str, color: &str| match colors {
+            true => format!("{color}{word}{PLAIN}"),
             false => word.to_owned(),
         };
-        let mut put = |mark: &str, colour: &str, name: &str, said: &str| {
+        let mut put = |mark: &str, color: &str, name: &str, said: &str| {
             let wrapped = wrap(&one_line(said), WIDTH - 25);
             for (number, part) in wrapped.iter().enumerate() {
                 if number == 0 {
                     let pad = " ".repeat(8 - mark.len());
-                    text.push_str(&format!("{}{pad} {name:<15} {part}\n", paint(mark, colour)));
+                    text.push_str(&format!("{}{pad} {name:<15} {part}\n", paint(mark, color)));
                 } else {
                     text.push_str(&format!("{:25}{part}\n", ""));
                 }
             }
         };
         for line in &self.lines {
-            put(line.mark.name(), line.mark.colour(), line.name, &line.text);
+            put(line.mark.name(), line.mark.color(), line.name, &line.text);
         }
         put("", "", "a run would", &self.would.join(", then "));
-        let (bold, verdict) = ("\u{1b}[1m", one_line(&self.finding.sentence));
+        let verdict = one_line(&self.finding.sentence);
         let wrapped = wrap(&format!("verdict: {verdict}"), WIDTH);
         text.push('\n');
         for part in &wrapped {
-            text.push_str(&paint(part, bold));
+            text.push_str(&paint(part, BOLD));
             text.push('\n');
         }
         text

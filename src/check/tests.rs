@@ -600,7 +600,7 @@ fn what_stands_in_the_way_is_a_problem_and_the_rest_is_not() {
 }
 
 #[test]
-fn the_text_fits_a_console_and_shows_its_marks_without_colours() {
+fn the_text_fits_a_console_and_shows_its_marks_without_colors() {
     let mut seen = seen(Ok(with_error(
         status("NoState"),
         &format!("{DOWN} {}", "and so on ".repeat(20)),
@@ -626,12 +626,12 @@ fn the_text_fits_a_console_and_shows_its_marks_without_colours() {
         "{plain}"
     );
     assert!(plain.contains("\nok       key file        /k: an auth key of Tailscale; owner root, mode 0600,\n                         written 1 minute ago\n"), "{plain}");
-    let coloured = report.to_text(true);
+    let colored = report.to_text(true);
     assert!(
-        coloured.contains("\u{1b}[31mproblem\u{1b}[0m  state "),
-        "{coloured}"
+        colored.contains("\u{1b}[31mproblem\u{1b}[0m  state "),
+        "{colored}"
     );
-    let mut stripped = coloured;
+    let mut stripped = colored;
     for code in ["31", "32", "33", "0", "1"] {
         stripped = stripped.replace(&format!("\u{1b}[{code}m"), "");
     }

@@ -102,7 +102,7 @@ fn errors_are_red_unless_no_color_is_asked_for() {
         let screen = run.screen();
         assert_eq!(screen.now(), error);
         assert_eq!(screen.colored().len(), usize::from(colored), "{no_color:?}");
-        // The live line is no matter of colour.
+        // The live line is no matter of color.
         assert!(!live_lines(&screen).is_empty(), "{no_color:?}");
         assert!(screen.is_left_clean());
     }
