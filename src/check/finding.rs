@@ -9,171 +9,101 @@ use crate::localapi::LocalApiError;
 use crate::outcome::{Connected, Failure};
 use crate::verdict::LoginError;
 
-/// Kinds of verdicts: the name in `--json`, and the sentence, with capitals for what is filled in.
-pub const KINDS: [(Kind, &str, &str); 25] = [
-    (Kind::Connected, "connected", "WHO; there is nothing to do"),
-    (
-        Kind::NoAddress,
-        "no-address",
-        "WHO, but the address ADDRESS is not on the interface; if that lasts, restart tailscaled",
-    ),
-    (
-        Kind::NoTailscaled,
-        "no-tailscaled",
-        "tailscaled is not running (REASON); start it (systemctl start tailscaled), or name its \
-         socket with --socket",
-    ),
-    (
-        Kind::MuteTailscaled,
-        "mute-tailscaled",
-        "tailscaled does not answer; see what it is at (journalctl -u tailscaled), and restart it",
-    ),
-    (
-        Kind::NotUnderstood,
-        "not-understood",
-        "what answers on the socket is not understood (REASON); see that --socket names the socket \
-         of tailscaled",
-    ),
-    (
-        Kind::Settling,
-        "settling",
-        "tailscaled is still starting; look again in a minute, and then at journalctl -u tailscaled",
-    ),
-    (
-        Kind::UnknownState,
-        "unknown-state",
-        "tailscaled is in the unknown state STATE; see what `tailscale status` says",
-    ),
-    (
-        Kind::Unreachable,
-        "unreachable",
-        "the control server cannot be reached (REASON); look at this machine's network and \
-         firewall, and whether the server is up",
-    ),
-    (
-        Kind::NoNetwork,
-        "no-network",
-        "this machine has no way to the control server (REASON); look at its network: ip address, \
-         ip route",
-    ),
-    (
-        Kind::Dns,
-        "dns",
-        "the name of the control server cannot be resolved (REASON); look at this machine's DNS: \
-         /etc/resolv.conf",
-    ),
-    (
-        Kind::ServerError,
-        "server-error",
-        "the control server has trouble of its own (REASON); wait, or ask whoever runs it",
-    ),
-    (
-        Kind::Clock,
-        "clock",
-        "the control server's certificate is not valid at the time of this machine's clock, CLOCK; \
-         set the clock if it is wrong, and else have the certificate renewed",
-    ),
-    (
-        Kind::Certificate,
-        "certificate",
-        "the control server's certificate is not trusted (REASON); look for a mistake in its URL, \
-         for a proxy, or for a missing root certificate",
-    ),
-    (
-        Kind::Offline,
-        "offline",
-        "the node runs on the last network map it knew, without its control server; look at this \
-         machine's network, its DNS and its firewall",
-    ),
-    (
-        Kind::Stranded,
-        "stranded",
-        "an auth key that was sent earlier was refused (REASON) and keeps this node off; start a \
-         run, which restarts the login without a key: systemctl restart tailscale-autoconnect",
-    ),
-    (
-        Kind::Refused,
-        "refused",
-        "the control server refused the auth key that was sent last (REASON); put a new one into \
-         FILE, unless it holds another by now, and start a run: \
-         systemctl restart tailscale-autoconnect",
-    ),
-    (
-        Kind::Stopped,
-        "stopped",
-        "tailscale was stopped on this machine; start a run, which brings it up without a key: \
-         systemctl restart tailscale-autoconnect",
-    ),
-    (
-        Kind::NoChanges,
-        "no-changes",
-        "tailscale was stopped, and tailscaled takes no changes (REASON); unlock its config file",
-    ),
-    (
-        Kind::NeedsLogin,
-        "needs-login",
-        "this node needs a login (CAUSE), and nothing is known to stand in its way; start a run: \
-         systemctl restart tailscale-autoconnect",
-    ),
-    (
-        Kind::UnderWay,
-        "under-way",
-        "a login seems to be under way; look again in a minute, and if it still does, start a run: \
-         systemctl restart tailscale-autoconnect",
-    ),
-    (
-        Kind::OtherRun,
-        "other-run",
-        "another run is at work with the auth key; look again in a minute, or see what it waits \
-         for: systemctl status tailscale-autoconnect",
-    ),
-    (
-        Kind::MuteCommand,
-        "mute-command",
-        "this node needs a login (CAUSE), but the tailscale command COMMAND does not answer; \
-         repair it, or name another with --tailscale",
-    ),
-    (
-        Kind::Approval,
-        "approval",
-        "an admin has to approve this device; that is done at PAGE",
-    ),
-    (
-        Kind::Waits,
-        "waits",
-        "a run would be WAITING; look again in a minute",
-    ),
-    // What a run would end with, in its own words.
-    (Kind::Failure, "failure", "FAILURE"),
-];
+macro_rules! kinds {
+    ($($kind:ident $name:literal $sentence:literal;)*) => {
+        /// Kinds of verdicts.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Kind {
+            $($kind,)*
+        }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    Connected,
-    NoAddress,
-    NoTailscaled,
-    MuteTailscaled,
-    NotUnderstood,
-    Settling,
-    UnknownState,
-    Unreachable,
-    NoNetwork,
-    Dns,
-    ServerError,
-    Clock,
-    Certificate,
-    Offline,
-    Stranded,
-    Refused,
-    Stopped,
-    NoChanges,
-    NeedsLogin,
-    UnderWay,
-    OtherRun,
-    MuteCommand,
-    Approval,
-    Waits,
-    Failure,
+        impl Kind {
+            /// All of them.
+            #[cfg(test)]
+            pub const ALL: &[Kind] = &[$(Kind::$kind,)*];
+
+            /// Its name in `--json`.
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Self::$kind => $name,)*
+                }
+            }
+
+            /// Its sentence, with capitals for what is filled in.
+            pub fn sentence(self) -> &'static str {
+                match self {
+                    $(Self::$kind => $sentence,)*
+                }
+            }
+        }
+    };
+}
+
+kinds! {
+    Connected "connected" "WHO; there is nothing to do";
+    NoAddress "no-address"
+        "WHO, but the address ADDRESS is not on the interface; if that lasts, restart tailscaled";
+    NoTailscaled "no-tailscaled"
+        "tailscaled is not running (REASON); start it (systemctl start tailscaled), or name its \
+         socket with --socket";
+    MuteTailscaled "mute-tailscaled"
+        "tailscaled does not answer; see what it is at (journalctl -u tailscaled), and restart it";
+    NotUnderstood "not-understood"
+        "what answers on the socket is not understood (REASON); see that --socket names the socket \
+         of tailscaled";
+    Settling "settling"
+        "tailscaled is still starting; look again in a minute, and then at journalctl -u \
+         tailscaled";
+    UnknownState "unknown-state"
+        "tailscaled is in the unknown state STATE; see what `tailscale status` says";
+    Unreachable "unreachable"
+        "the control server cannot be reached (REASON); look at this machine's network and \
+         firewall, and whether the server is up";
+    NoNetwork "no-network"
+        "this machine has no way to the control server (REASON); look at its network: ip address, \
+         ip route";
+    Dns "dns"
+        "the name of the control server cannot be resolved (REASON); look at this machine's DNS: \
+         /etc/resolv.conf";
+    ServerError "server-error"
+        "the control server has trouble of its own (REASON); wait, or ask whoever runs it";
+    Clock "clock"
+        "the control server's certificate is not valid at the time of this machine's clock, CLOCK; \
+         set the clock if it is wrong, and else have the certificate renewed";
+    Certificate "certificate"
+        "the control server's certificate is not trusted (REASON); look for a mistake in its URL, \
+         for a proxy, or for a missing root certificate";
+    Offline "offline"
+        "the node runs on the last network map it knew, without its control server; look at this \
+         machine's network, its DNS and its firewall";
+    Stranded "stranded"
+        "an auth key that was sent earlier was refused (REASON) and keeps this node off; start a \
+         run, which restarts the login without a key: systemctl restart tailscale-autoconnect";
+    Refused "refused"
+        "the control server refused the auth key that was sent last (REASON); put a new one into \
+         FILE, unless it holds another by now, and start a run: systemctl restart \
+         tailscale-autoconnect";
+    Stopped "stopped"
+        "tailscale was stopped on this machine; start a run, which brings it up without a key: \
+         systemctl restart tailscale-autoconnect";
+    NoChanges "no-changes"
+        "tailscale was stopped, and tailscaled takes no changes (REASON); unlock its config file";
+    NeedsLogin "needs-login"
+        "this node needs a login (CAUSE), and nothing is known to stand in its way; start a run: \
+         systemctl restart tailscale-autoconnect";
+    UnderWay "under-way"
+        "a login seems to be under way; look again in a minute, and if it still does, start a run: \
+         systemctl restart tailscale-autoconnect";
+    OtherRun "other-run"
+        "another run is at work with the auth key; look again in a minute, or see what it waits \
+         for: systemctl status tailscale-autoconnect";
+    MuteCommand "mute-command"
+        "this node needs a login (CAUSE), but the tailscale command COMMAND does not answer; \
+         repair it, or name another with --tailscale";
+    Approval "approval" "an admin has to approve this device; that is done at PAGE";
+    Waits "waits" "a run would be WAITING; look again in a minute";
+    // What a run would end with, in its own words.
+    Failure "failure" "FAILURE";
 }
 
 /// A verdict.
@@ -186,22 +116,10 @@ pub struct Finding {
 }
 
 impl Kind {
-    /// Its name in `--json`.
-    pub fn name(self) -> &'static str {
-        self.entry().1
-    }
-
-    fn entry(self) -> (Kind, &'static str, &'static str) {
-        let mut entries = KINDS.iter();
-        *entries
-            .find(|(kind, _, _)| *kind == self)
-            .unwrap_or(&KINDS[KINDS.len() - 1])
-    }
-
     fn with(self, exit: (&'static str, u8), fills: &[(&str, &str)]) -> Finding {
         Finding {
             kind: self,
-            sentence: fill(self.entry().2, fills),
+            sentence: fill(self.sentence(), fills),
             exit,
         }
     }

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use serde_json::json;
 
 use crate::authkey::{FileFacts, KeyFileError, KeyKind, Look};
-use crate::check::finding::{Finding, KINDS, Kind, conclude};
+use crate::check::finding::{Finding, Kind, conclude};
 use crate::check::foresee::{End, Start, Step, foresee};
 use crate::check::report::{Mark, Report};
 use crate::check::seen::{Access, CliSeen, Owned, Seen};
@@ -250,9 +250,9 @@ fn there_is_a_sentence_for_everything_that_can_be_seen() {
             kinds.push(finding.kind);
         }
     });
-    for (kind, name, _) in KINDS {
+    for kind in Kind::ALL {
         // The last resort, for waits that the policy may learn.
-        assert!(kinds.contains(&kind) != (kind == Kind::Waits), "{name}");
+        assert!(kinds.contains(kind) != (*kind == Kind::Waits), "{kind:?}");
     }
 }
 
@@ -559,7 +559,8 @@ fn a_new_node_has_no_settings_whatever_its_version() {
 fn the_sentences_are_those_of_the_readme() {
     let readme = concat!(env!("CARGO_MANIFEST_DIR"), "/README.md");
     let readme = std::fs::read_to_string(readme).unwrap();
-    for (_, name, sentence) in KINDS {
+    for kind in Kind::ALL {
+        let (name, sentence) = (kind.name(), kind.sentence());
         let row = readme
             .lines()
             .find(|line| line.starts_with(&format!("| `{name}` |")));
