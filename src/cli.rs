@@ -203,7 +203,7 @@ fn exits_in_brief() -> String {
 /// The exit statuses, for --help.
 fn exits_in_full() -> String {
     let mut text = "Exit status:".to_owned();
-    for exit in EXITS.iter().filter(|exit| !exit.brief.is_empty()) {
+    for exit in EXITS {
         let line = format!("\n{:>4} {:<12} {}", exit.code, exit.name, exit.when);
         text.push_str(&line);
     }

@@ -115,7 +115,7 @@ pub struct Exit {
     pub code: u8,
     /// Its name in sysexits.h; success has none.
     pub name: &'static str,
-    /// When, in a word or two; empty where the help has no room for it.
+    /// When, in a word or two; empty where -h has no room for it.
     pub brief: &'static str,
     pub when: &'static str,
     /// Whether the unit is started again: see RestartPreventExitStatus= there.

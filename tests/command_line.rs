@@ -167,6 +167,17 @@ fn help_and_version_go_to_standard_output() {
 }
 
 #[test]
+fn the_long_help_has_every_exit_status() {
+    let help = program().arg("--help").run();
+    let (_, exits) = help.stdout.split_once("Exit status:\n").unwrap();
+    let codes: Vec<_> = exits
+        .lines()
+        .filter_map(|line| line.split_whitespace().next())
+        .collect();
+    assert_eq!(codes, ["0", "64", "66", "69", "70", "75", "77", "78"]);
+}
+
+#[test]
 fn the_short_help_fits_a_terminal() {
     let run = program().arg("-h").env("COLUMNS", "200").run();
     let lines: Vec<_> = run.stdout.lines().collect();
