@@ -38,7 +38,7 @@ use crate::cli::Options;
 use crate::connect::{Config, Connect};
 use crate::login::Cli;
 use crate::notify::Notify;
-use crate::outcome::{Connected, Failure, to_json};
+use crate::outcome::{Connected, Failure, USAGE, to_json};
 use crate::redact::{one_line, redact};
 
 /// How a run ended.
@@ -212,7 +212,7 @@ fn usage(error: &clap::Error) -> ExitCode {
     let text = error.render().to_string();
     if error.use_stderr() {
         let _ = write!(std::io::stderr(), "{}", redact(&text));
-        ExitCode::from(Failure::Usage(String::new()).exit().1)
+        ExitCode::from(USAGE.code)
     } else {
         let _ = write!(std::io::stdout(), "{text}");
         ExitCode::SUCCESS

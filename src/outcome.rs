@@ -139,7 +139,8 @@ const fn exit(
 }
 
 const CONNECTED: Exit = exit(0, "", "connected", "connected", false);
-const USAGE: Exit = exit(64, "USAGE", "usage", "the command line is wrong", false);
+/// Public, since clap says itself what is wrong.
+pub const USAGE: Exit = exit(64, "USAGE", "usage", "the command line is wrong", false);
 const NOINPUT: Exit = exit(
     66,
     "NOINPUT",
