@@ -129,13 +129,12 @@ async fn run(options: &Options) -> End {
         Err(failure) => return End::Result(Err(failure)),
     };
     let end = tokio::select! {
-        result = connect.run() => Some(End::Result(result)),
-        number = stop_signal() => Some(End::Signal(number)),
-        () = sleep(options.timeout.unwrap_or(Duration::MAX)) => None,
-        () = notify.grace(options.ready_after) => None,
-        () = messages::live_line() => None,
+        result = connect.run() => End::Result(result),
+        number = stop_signal() => End::Signal(number),
+        () = sleep(options.timeout.unwrap_or(Duration::MAX)) => End::Result(Err(connect.timed_out())),
+        never = notify.grace(options.ready_after) => match never {},
+        never = messages::live_line() => match never {},
     };
-    let end = end.unwrap_or_else(|| End::Result(Err(connect.timed_out())));
     if let End::Signal(_) = end {
         notify.stopping();
     }

@@ -1,6 +1,7 @@
 //! Where messages go: to the journal with fields, to a terminal with a live line below them, and
 //! else to standard error as plain lines.
 
+use std::convert::Infallible;
 use std::future::pending;
 use std::io::{Write, stderr, stdout};
 use std::sync::{Mutex, MutexGuard, OnceLock};
@@ -54,9 +55,9 @@ pub fn waiting(text: &str, since: Instant) {
 }
 
 /// Keeps the live line moving, and erases it when dropped. Never returns.
-pub async fn live_line() {
+pub async fn live_line() -> Infallible {
     if terminal().is_none() {
-        pending::<()>().await;
+        return pending().await;
     }
     let _erase = Erase;
     loop {

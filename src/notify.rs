@@ -1,6 +1,8 @@
 //! What systemd is told: READY, STATUS and how long it may take.
 
 use std::cell::{Cell, RefCell};
+use std::convert::Infallible;
+use std::future::pending;
 use std::time::{Duration, Instant};
 
 use sd_notify::NotifyState;
@@ -43,13 +45,13 @@ impl Notify {
 
     /// Says READY after `time` while the work goes on, and until then sees to it that the start
     /// may take so long. Never returns.
-    pub async fn grace(&self, time: Duration) {
+    pub async fn grace(&self, time: Duration) -> Infallible {
         let started = Instant::now();
         loop {
             let left = time.saturating_sub(started.elapsed());
             if left.is_zero() {
                 self.ready();
-                std::future::pending::<()>().await;
+                return pending().await;
             }
             send(NotifyState::ExtendTimeoutUsec(EXTENSION.as_micros() as u32));
             sleep(left.min(EXTEND_EVERY)).await;
