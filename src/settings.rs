@@ -18,17 +18,19 @@ const LOGINS_OWN: [&str; 6] = [
     "WantRunning",
 ];
 
-/// Flags of `tailscale up` whose preference has another name (`updatePrefs` and `prefsToFlags`
-/// in cmd/tailscale/cli/up.go, v1.98.10). The others are found by their names.
-const OTHER_NAMES: [(&str, &str); 8] = [
-    ("accept-dns", "CorpDNS"),
-    ("accept-routes", "RouteAll"),
-    ("advertise-connector", "AppConnector"),
-    ("advertise-exit-node", "AdvertiseRoutes"),
-    ("host-routes", "AllowSingleHosts"),
-    ("report-posture", "PostureChecking"),
-    ("snat-subnet-routes", "NoSNAT"),
-    ("ssh", "RunSSH"),
+/// Flags of `tailscale up` whose preferences cannot be told by its name (`updatePrefs` and
+/// `prefsToFlags` in cmd/tailscale/cli/up.go, v1.98.10): they have other names, or others have it too.
+const OTHER_NAMES: [(&str, &[&str]); 9] = [
+    ("accept-dns", &["CorpDNS"]),
+    ("accept-routes", &["RouteAll"]),
+    ("advertise-connector", &["AppConnector"]),
+    ("advertise-exit-node", &["AdvertiseRoutes"]),
+    // Not ExitNodeAllowLANAccess.
+    ("exit-node", &["AutoExitNode", "ExitNodeID", "ExitNodeIP"]),
+    ("host-routes", &["AllowSingleHosts"]),
+    ("report-posture", &["PostureChecking"]),
+    ("snat-subnet-routes", &["NoSNAT"]),
+    ("ssh", &["RunSSH"]),
 ];
 
 /// The name of a flag such as `--name`, `-name` or `--name=value`.
@@ -82,6 +84,7 @@ pub fn login_under_way(prefs: &Prefs) -> bool {
     prefs.get("WantRunning") == Some(&Value::Bool(true)) && !is_logged_out(prefs)
 }
 
+/// Whether the node was logged out, going by its preferences.
 pub fn is_logged_out(prefs: &Prefs) -> bool {
     prefs.get("LoggedOut") == Some(&Value::Bool(true))
 }
@@ -123,8 +126,8 @@ fn governs(word: &str, pref: &str) -> bool {
     let Some(flag) = flag_name(word) else {
         return false;
     };
-    if let Some((_, other)) = OTHER_NAMES.iter().find(|(name, _)| *name == flag) {
-        return *other == pref;
+    if let Some((_, others)) = OTHER_NAMES.iter().find(|(name, _)| *name == flag) {
+        return others.contains(&pref);
     }
     let squeezed = flag.replace('-', "");
     !squeezed.is_empty() && pref.to_lowercase().contains(&squeezed)
@@ -215,8 +218,12 @@ fn as_flags(name: &str, value: &Value) -> Option<Vec<String>> {
             Some(1) => flag("netfilter-mode", "nodivert"),
             _ => None,
         },
+        // The flag is that of the node which it has chosen.
+        "AutoExitNode" => None,
         _ => {
-            let (flag, _) = OTHER_NAMES.iter().find(|(_, pref)| *pref == name)?;
+            let (flag, _) = OTHER_NAMES
+                .iter()
+                .find(|(_, prefs)| prefs.contains(&name))?;
             switch(flag, is)
         }
     }
@@ -323,6 +330,21 @@ mod tests {
         assert_eq!(lost(&before, &now, &asked), Prefs::new());
         let all = lost(&before, &now, &words(&["--ssh=false"]));
         assert!(!all.contains_key("RunSSH") && all.len() == 6);
+    }
+
+    #[test]
+    fn access_to_the_lan_is_not_asked_for_by_an_exit_node() {
+        let before = prefs(json!({ "ExitNodeAllowLANAccess": true, "AutoExitNode": "any" }));
+        let now = prefs(json!({ "ExitNodeAllowLANAccess": false, "AutoExitNode": "" }));
+        let lost_with = |flag: &str| Value::Object(lost(&before, &now, &words(&[flag])));
+        assert_eq!(
+            lost_with("--exit-node="),
+            json!({ "ExitNodeAllowLANAccess": true })
+        );
+        assert_eq!(
+            lost_with("--exit-node-allow-lan-access=false"),
+            json!({ "AutoExitNode": "any" })
+        );
     }
 
     #[test]
@@ -460,6 +482,7 @@ mod tests {
             "NoStatefulFiltering": false, "AutoUpdate": { "Check": true, "Apply": true },
             "AppConnector": { "Advertise": true }, "RunWebClient": true, "OperatorUser": "ann",
             "PostureChecking": true, "ShieldsUp": true, "ExitNodeAllowLANAccess": true,
+            "AutoExitNode": "any",
         }));
         let mut own = own(&set);
         own.flags.sort();
@@ -484,7 +507,10 @@ mod tests {
                 "--stateful-filtering",
             ]
         );
-        assert_eq!(own.without_flag, ["AutoUpdate", "RunWebClient"]);
+        assert_eq!(
+            own.without_flag,
+            ["AutoExitNode", "AutoUpdate", "RunWebClient"]
+        );
     }
 
     #[test]
