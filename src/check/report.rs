@@ -327,7 +327,7 @@ impl<'a> Lines<'a> {
                 self.put(
                     "tailscaled",
                     Mark::Problem,
-                    format!("it lets nobody in: {why}"),
+                    format!("it does not let this user in: {why}"),
                 );
             }
             Err(LocalApiError::BadAnswer(why)) => {

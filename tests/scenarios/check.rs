@@ -301,7 +301,7 @@ fn another_user_is_told_that_it_may_not_log_the_node_in() {
             "tailscaled refused the request (the socket may not be opened); ",
         )
         .line("socket", "ok", "mode 0600")
-        .line("tailscaled", "problem", "it lets nobody in");
+        .line("tailscaled", "problem", "it does not let this user in");
     run.run().assert_code(77);
 }
 
