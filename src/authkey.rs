@@ -245,7 +245,7 @@ pub fn look(source: &KeySource) -> Look {
             locked: is_locked(file),
         },
         Err(error) => Look {
-            file: std::fs::metadata(path).ok().as_ref().map(FileFacts::from),
+            file: fs::metadata(path).ok().as_ref().map(FileFacts::from),
             locked: false,
             kind: Err(error),
         },

@@ -86,6 +86,7 @@ fn is_transient(text: &str) -> bool {
         "Get \"",
         "Post \"",
     ];
+    // In lower case.
     const WORDS: [&str; 21] = [
         "dial tcp",
         "lookup ",
@@ -102,7 +103,7 @@ fn is_transient(text: &str) -> bool {
         "timed out",
         "x509:",
         "tls:",
-        "unexpected EOF",
+        "unexpected eof",
         "rate limit",
         "too many requests",
         "try again",
@@ -112,9 +113,7 @@ fn is_transient(text: &str) -> bool {
     let lower = text.to_lowercase();
     text == "EOF"
         || STARTS.iter().any(|start| text.starts_with(start))
-        || WORDS
-            .iter()
-            .any(|word| lower.contains(&word.to_lowercase()))
+        || WORDS.iter().any(|word| lower.contains(word))
 }
 
 /// How an end of `tailscale up` is to be taken.

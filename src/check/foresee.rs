@@ -1,11 +1,13 @@
 //! What a run would do as things stand: a walk through the policy of `decide`, in which time passes
-//! and nothing else changes. A pure function, so `--check` and a run cannot disagree.
+//! and nothing else changes. A pure function. A run may do otherwise where things do change, such as
+//! a socket that tailscaled opens to us a moment later.
 
 use std::time::Duration;
 
 use crate::authkey::KeyKind;
 use crate::check::seen::{Access, Seen};
 use crate::decide::{Action, Key, Login, Situation, Tried, Waiting, decide};
+use crate::localapi::Prefs;
 use crate::login::NoVersion;
 use crate::outcome::Failure;
 use crate::settings::{flag_value, login_under_way};
@@ -113,7 +115,7 @@ fn prospect(seen: &Seen) -> Prospect {
         .status
         .as_ref()
         .is_ok_and(|status| status.backend_state == "Running");
-    let has_tags = |prefs: &crate::localapi::Prefs| {
+    let has_tags = |prefs: &Prefs| {
         let tags = prefs.get("AdvertiseTags").and_then(|tags| tags.as_array());
         tags.is_some_and(|tags| !tags.is_empty())
     };
