@@ -180,7 +180,7 @@ const CONFIG: Exit = exit(
     78,
     "CONFIG",
     "cannot work as configured",
-    "the key file, the CLI or the settings cannot work as they are",
+    "the key file, `tailscale` command or settings cannot be used",
     false,
 );
 
