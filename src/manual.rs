@@ -1,7 +1,7 @@
 //! What packages install beside the program: the manual page and the completions of the shells.
 //!
-//! They are made from the definition of the command line, the exit statuses and the STATUS texts.
-//! What the page says besides is here.
+//! They are made from the definition of the command line, and the page also from the exit statuses,
+//! the STATUS texts and other tables of the program. What the page says besides is here.
 
 use clap::{Arg, Command, CommandFactory, ValueEnum, ValueHint};
 use clap_complete::Shell;
@@ -11,6 +11,7 @@ use crate::authkey::KeyFileError;
 use crate::cli::{FLAGS, Options, REFUSED_FLAGS, TIMES, VARIABLES};
 use crate::decide::Waiting;
 use crate::outcome::{Connected, EXITS};
+use crate::trust::NOT_PASSED_ON;
 
 /// What can be generated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -21,6 +22,7 @@ pub enum Generate {
     Fish,
 }
 
+/// The text of it.
 pub fn generate(what: Generate) -> Vec<u8> {
     let command = Options::command();
     match what {
@@ -123,12 +125,22 @@ fn page(command: &Command) -> String {
     }
     page.paragraph("If it fails, the text is the message, which says what to do.");
 
+    page.section("JOURNAL FIELDS");
+    page.paragraph(JOURNAL);
+    page.entries(JOURNAL_FIELDS);
+
+    page.section("DIAGNOSIS");
+    for words in DIAGNOSIS {
+        page.paragraph(words);
+    }
+
     page.section("FILES");
     page.entries(FILES);
 
     page.section("ENVIRONMENT");
     page.paragraph(VARIABLES);
     page.entries(ENVIRONMENT);
+    page.paragraph(&format!("{PASSED_ON} {}.", NOT_PASSED_ON.join(", ")));
 
     page.section("EXAMPLES");
     for (about, lines) in EXAMPLES {
@@ -318,6 +330,49 @@ const STATUS: &str = "What the service waits for, or how it ended, is said in on
      `systemctl status tailscale-autoconnect`, and by `systemctl show --property=StatusText \
      tailscale-autoconnect` alone. These are the texts:";
 
+const JOURNAL: &str = "As a service it writes its messages to the journal with these fields, for \
+     `journalctl FIELD=VALUE` and `journalctl -o json`:";
+
+const JOURNAL_FIELDS: &[(&str, &str)] = &[
+    (
+        "TAILSCALE_AUTOCONNECT_STATE",
+        "The BackendState of tailscaled, such as NeedsLogin; none while it does not answer.",
+    ),
+    (
+        "TAILSCALE_AUTOCONNECT_ACTION",
+        "What was being done: wait, bring_up, read_key, log_in, abandon_login, rescue, forget_key, \
+         finish or fail.",
+    ),
+    (
+        "TAILSCALE_AUTOCONNECT_ATTEMPT",
+        "The number of logins in this run, that which is about to start included.",
+    ),
+    (
+        "TAILSCALE_AUTOCONNECT_OUTCOME",
+        "Of the message that ends a run: connected, or the name of the exit status, such as NOPERM.",
+    ),
+    (
+        "MESSAGE_ID",
+        "Of the same: `be2db91415754612a862183367c360c0` if it is connected, \
+         `e14b1b2cb07e41cb99d1ab9566a7b892` if it failed.",
+    ),
+];
+
+const DIAGNOSIS: &[&str] = &[
+    "`tailscale-autoconnect --check` says why a machine is not on its tailnet. It prints a line for \
+     each thing that a run depends on, marked ok, note or problem; then what a run would do; and \
+     last the verdict, one sentence that says what is wrong and the one thing to do next. With \
+     `--json`, all of that is one object.",
+    "It changes nothing, sends no key, calls of the `tailscale` command only `tailscale version`, \
+     and is done within a few seconds whatever hangs. It can be run at any time, also beside a run. \
+     Give it the options that the run gets: the service's own are in `systemctl cat \
+     tailscale-autoconnect`.",
+    "The exit status is the one that a run would end with as things stand: 0 only if the node is \
+     connected now; 66, 77 or 78 for the reasons above. Where a run would wait without end, or \
+     would try something whose outcome only the control server knows, it is 75, or 69 without \
+     tailscaled.",
+];
+
 const FILES: &[(&str, &str)] = &[
     (
         "/run/agenix/tailscale-token",
@@ -342,10 +397,27 @@ const ENVIRONMENT: &[(&str, &str)] = &[
     ),
     (
         "NOTIFY_SOCKET",
-        "Where systemd is told that the service is ready and what it waits for. Set by systemd, \
-         and not passed on to `tailscale`.",
+        "Where systemd is told that the service is ready and what it waits for. Set by systemd.",
+    ),
+    (
+        "JOURNAL_STREAM",
+        "Tells whether standard error leads to the journal. Set by systemd.",
+    ),
+    (
+        "NO_COLOR",
+        "If it is set and not empty, nothing is colored.",
+    ),
+    (
+        "TERM",
+        "The kind of the terminal. If it is not set, empty or `dumb`, nothing is colored, and there \
+         is no live line.",
     ),
 ];
+
+const PASSED_ON: &str = "The `tailscale` command gets the environment, such as proxies \
+     (HTTPS_PROXY), certificates (SSL_CERT_FILE) and the variables of Tailscale (TS_...), but \
+     nothing that begins with TAILSCALE_AUTOCONNECT_, and not what systemd tells a service of \
+     itself:";
 
 const EXAMPLES: &[(&str, &str)] = &[
     (
@@ -421,8 +493,9 @@ waits! {
         put an auth key into it.";
     OtherRun => "Two runs don't spend one key. Nothing is to be done.";
     LoggingIn => "The auth key was sent, by this run or one before. Nothing is to be done.";
-    Retry("REASON".into()) => "It will be tried again, after 1 to 60 seconds. Nothing is to be \
-        done, unless the reason says so.";
+    Retry("REASON".into()) => "It will be tried again, after half a second to a minute, or \
+        when the control server asks for it, which may be up to a day. Nothing is to be done, \
+        unless the reason says so.";
     Verdict("REASON".into()) => "It may be the error of an older login, so it is looked at for a \
         while. If it is refused, the service ends with that.";
     Approval => "Approve it in the tailnet's admin console.";
@@ -469,22 +542,75 @@ mod tests {
             .fold(page, |page, (mark, text)| page.replace(mark, text))
     }
 
-    #[test]
-    fn the_page_has_every_status_text() {
-        let page = plain();
-        for (waiting, _) in waits() {
-            let text = waiting.to_string().replace("100.64.0.1", "ADDRESS");
-            assert!(page.contains(&format!(".TP\n{text}\n")), "{text}");
-        }
-        assert!(page.contains(".TP\nconnected as NAME (ADDRESSES)\n"));
+    /// The cells of the table of README.md that begins with this header.
+    fn table(header: &str) -> Vec<Vec<&'static str>> {
+        let lines = include_str!("../README.md").lines();
+        let rows = lines
+            .skip_while(|line| *line != header)
+            .skip(2)
+            .take_while(|line| line.starts_with('|'));
+        rows.map(|row| {
+            let cells = row.trim_matches('|').split('|');
+            cells.map(str::trim).collect()
+        })
+        .collect()
+    }
+
+    /// What stands in a cell as code.
+    fn code(cell: &str) -> &str {
+        cell.trim_matches(['`', ' '])
     }
 
     #[test]
-    fn the_page_has_every_exit_status() {
+    fn the_readme_has_every_status_text_and_no_other() {
+        let mut documented: Vec<_> = table("| STATUS | |")
+            .iter()
+            .map(|row| code(row[0]))
+            .collect();
+        let mut said = statuses();
+        documented.sort();
+        said.sort();
+        let said: Vec<_> = said.iter().map(|(text, _)| code(text)).collect();
+        assert_eq!(documented, said);
+    }
+
+    #[test]
+    fn the_readme_has_every_exit_status_and_no_other() {
+        let documented = table("| code | name | when | systemd starts it again |");
+        assert_eq!(documented.len(), EXITS.len());
+        for (row, exit) in documented.iter().zip(EXITS) {
+            let again = match (exit.code, exit.again) {
+                (0, _) => "",
+                (_, true) => "yes",
+                (_, false) => "no",
+            };
+            let code = exit.code.to_string();
+            assert_eq!([row[0], row[1], row[3]], [&code, exit.name, again]);
+            // It may say more.
+            let (documented, said) = (row[2].replace('`', ""), exit.when.replace('`', ""));
+            assert!(documented.starts_with(&said), "{documented}: {said}");
+        }
+    }
+
+    /// The journal's fields, which the code has in another module.
+    #[test]
+    fn the_page_has_the_fields_of_the_journal_that_the_readme_has() {
         let page = plain();
-        for exit in EXITS {
-            let line = format!(".TP\n{}", format!("{} {}", exit.code, exit.name).trim());
-            assert!(page.contains(&format!("{line}\n")), "{line}");
+        let code = include_str!("journal.rs");
+        let rows = table("| field of the journal | |");
+        let fields = rows.iter().map(|row| row[0].trim_matches('`'));
+        for field in fields {
+            assert!(page.contains(&format!(".TP\n{field}\n")), "{field}");
+            assert!(code.contains(field), "{field}");
+        }
+        let ids: Vec<_> = rows
+            .iter()
+            .flat_map(|row| row[1].split('`'))
+            .filter(|word| word.len() == 32 && !word.contains(' '))
+            .collect();
+        assert_eq!(ids.len(), 2);
+        for id in ids {
+            assert!(page.contains(id) && code.contains(id), "{id}");
         }
     }
 

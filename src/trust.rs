@@ -257,28 +257,30 @@ pub fn find(program: &Path, search: Option<&OsStr>) -> Option<(PathBuf, Named)> 
         .map(|path| (path, Named::InPath))
 }
 
+/// What the service manager tells its main process about itself.
+pub const NOT_PASSED_ON: [&str; 12] = [
+    "FDSTORE",
+    "JOURNAL_STREAM",
+    "LISTEN_FDNAMES",
+    "LISTEN_FDS",
+    "LISTEN_PID",
+    "LISTEN_PIDFDID",
+    "MEMORY_PRESSURE_WATCH",
+    "MEMORY_PRESSURE_WRITE",
+    "NOTIFY_SOCKET",
+    "SYSTEMD_EXEC_PID",
+    "WATCHDOG_PID",
+    "WATCHDOG_USEC",
+];
+
 /// Whether an environment variable of ours is passed on to the `tailscale` command.
 ///
 /// All are, since whoever sets ours may do so: PATH, proxies and certificates for the exchange of
 /// an OAuth client secret, Tailscale's own TS_…. But not what the service manager tells its main
 /// process about itself, and not our options.
 pub fn is_passed_on(variable: &OsStr) -> bool {
-    const OURS: [&str; 12] = [
-        "FDSTORE",
-        "JOURNAL_STREAM",
-        "LISTEN_FDNAMES",
-        "LISTEN_FDS",
-        "LISTEN_PID",
-        "LISTEN_PIDFDID",
-        "MEMORY_PRESSURE_WATCH",
-        "MEMORY_PRESSURE_WRITE",
-        "NOTIFY_SOCKET",
-        "SYSTEMD_EXEC_PID",
-        "WATCHDOG_PID",
-        "WATCHDOG_USEC",
-    ];
     let name = variable.to_string_lossy();
-    !OURS.contains(&name.as_ref()) && !name.starts_with("TAILSCALE_AUTOCONNECT_")
+    !NOT_PASSED_ON.contains(&name.as_ref()) && !name.starts_with("TAILSCALE_AUTOCONNECT_")
 }
 
 #[cfg(test)]

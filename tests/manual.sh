@@ -112,7 +112,7 @@ main() {
     "$program" --generate bash >"$dir/$name.bash"
     "$program" --generate zsh >"$dir/zsh/_$name"
     "$program" --generate fish >"$dir/$name.fish"
-    printf '%s\n' NAME SYNOPSIS DESCRIPTION OPTIONS 'EXIT STATUS' 'STATUS TEXTS' FILES ENVIRONMENT \
+    printf '%s\n' NAME SYNOPSIS DESCRIPTION OPTIONS 'EXIT STATUS' 'STATUS TEXTS' 'JOURNAL FIELDS' DIAGNOSIS FILES ENVIRONMENT \
         EXAMPLES 'SEE ALSO' >"$dir/80.sections"
     manual
     lint
