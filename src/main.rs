@@ -10,6 +10,8 @@ mod cli;
 mod connect;
 mod decide;
 #[cfg(test)]
+mod documents;
+#[cfg(test)]
 mod generated;
 mod journal;
 mod localapi;

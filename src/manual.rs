@@ -533,6 +533,7 @@ fn statuses() -> Vec<(String, &'static str)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::documents::{README, table};
 
     /// The page without its marks, as far as they stand in the texts.
     fn plain() -> String {
@@ -542,20 +543,6 @@ mod tests {
             .fold(page, |page, (mark, text)| page.replace(mark, text))
     }
 
-    /// The cells of the table of README.md that begins with this header.
-    fn table(header: &str) -> Vec<Vec<&'static str>> {
-        let lines = include_str!("../README.md").lines();
-        let rows = lines
-            .skip_while(|line| *line != header)
-            .skip(2)
-            .take_while(|line| line.starts_with('|'));
-        rows.map(|row| {
-            let cells = row.trim_matches('|').split('|');
-            cells.map(str::trim).collect()
-        })
-        .collect()
-    }
-
     /// What stands in a cell as code.
     fn code(cell: &str) -> &str {
         cell.trim_matches(['`', ' '])
@@ -563,7 +550,7 @@ mod tests {
 
     #[test]
     fn the_readme_has_every_status_text_and_no_other() {
-        let mut documented: Vec<_> = table("| STATUS | |")
+        let mut documented: Vec<_> = table(README, "| STATUS | |")
             .iter()
             .map(|row| code(row[0]))
             .collect();
@@ -576,7 +563,7 @@ mod tests {
 
     #[test]
     fn the_readme_has_every_exit_status_and_no_other() {
-        let documented = table("| code | name | when | systemd starts it again |");
+        let documented = table(README, "| code | name | when | systemd starts it again |");
         assert_eq!(documented.len(), EXITS.len());
         for (row, exit) in documented.iter().zip(EXITS) {
             let again = match (exit.code, exit.again) {
@@ -597,7 +584,7 @@ mod tests {
     fn the_page_has_the_fields_of_the_journal_that_the_readme_has() {
         let page = plain();
         let code = include_str!("journal.rs");
-        let rows = table("| field of the journal | |");
+        let rows = table(README, "| field of the journal | |");
         let fields = rows.iter().map(|row| row[0].trim_matches('`'));
         for field in fields {
             assert!(page.contains(&format!(".TP\n{field}\n")), "{field}");

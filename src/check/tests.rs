@@ -10,6 +10,7 @@ use crate::check::foresee::{End, Start, Step, foresee};
 use crate::check::report::{Mark, Report};
 use crate::check::seen::{Access, CliSeen, Owned, Seen};
 use crate::decide::Situation;
+use crate::documents::README;
 use crate::localapi::{LocalApiError, Prefs, Status};
 use crate::login::NoVersion;
 use crate::outcome::Failure;
@@ -557,11 +558,9 @@ fn a_new_node_has_no_settings_whatever_its_version() {
 /// As they stand in README.md, in the table of what `--check` says.
 #[test]
 fn the_sentences_are_those_of_the_readme() {
-    let readme = concat!(env!("CARGO_MANIFEST_DIR"), "/README.md");
-    let readme = std::fs::read_to_string(readme).unwrap();
     for kind in Kind::ALL {
         let (name, sentence) = (kind.name(), kind.sentence());
-        let row = readme
+        let row = README
             .lines()
             .find(|line| line.starts_with(&format!("| `{name}` |")));
         let said = row.is_some_and(|row| row.contains(&format!("| {sentence} |")));

@@ -1,0 +1,36 @@
+//! What the project's documents say, for tests that compare it with the program.
+
+pub const README: &str = include_str!("../README.md");
+
+/// The cells of the table of `document` that begins with this header.
+pub fn table<'a>(document: &'a str, header: &str) -> Vec<Vec<&'a str>> {
+    let rows = document
+        .lines()
+        .skip_while(|line| *line != header)
+        .skip(2)
+        .take_while(|line| line.starts_with('|'));
+    rows.map(|row| {
+        let cells = row.trim_matches('|').split('|');
+        cells.map(str::trim).collect()
+    })
+    .collect()
+}
+
+#[test]
+fn security_md_gives_a_reason_for_every_dependency() {
+    let manifest = include_str!("../Cargo.toml").lines();
+    let mut dependencies: Vec<_> = manifest
+        .skip_while(|line| *line != "[dependencies]")
+        .skip(1)
+        .take_while(|line| !line.starts_with('['))
+        .filter_map(|line| Some(line.split_once(" = ")?.0))
+        .collect();
+    let rows = table(
+        include_str!("../SECURITY.md"),
+        "| crate | why | features that are off |",
+    );
+    let mut explained: Vec<_> = rows.iter().flat_map(|row| row[0].split(", ")).collect();
+    dependencies.sort();
+    explained.sort();
+    assert_eq!(explained, dependencies);
+}
