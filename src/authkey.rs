@@ -23,22 +23,27 @@ pub const MAX_BYTES: usize = 4096;
 /// Why the key file cannot be used (yet).
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KeyFileError {
+    /// There is no such file.
     #[error("the auth key file {} does not exist; is the secret deployed to this machine?", .0.display())]
     Missing(PathBuf),
+    /// It, or the way to it, cannot be read.
     #[error("the auth key file {} cannot be read ({reason}); {remedy}", .path.display())]
     Unreadable {
         path: PathBuf,
         reason: String,
         remedy: &'static str,
     },
+    /// Somebody writes to it.
     #[error(
         "the auth key file {} is being written while it is read; \
          write it under another name and rename it",
         .0.display()
     )]
     Changing(PathBuf),
+    /// Nothing is in it but white space.
     #[error("the auth key file {} is empty; put an auth key into it", .0.display())]
     Empty(PathBuf),
+    /// It is no file with an auth key, and will not become one by itself.
     #[error("the auth key file {} {problem}", .path.display())]
     Unusable {
         path: PathBuf,
@@ -62,6 +67,7 @@ impl KeyFileError {
         self.may_heal() || matches!(self, Self::Empty(_))
     }
 
+    /// The file.
     pub fn path(&self) -> &Path {
         match self {
             Self::Missing(path) | Self::Empty(path) | Self::Changing(path) => path,
@@ -214,6 +220,7 @@ pub struct Look {
     pub kind: Result<KeyKind, KeyFileError>,
 }
 
+/// A file as others see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FileFacts {
     pub owner: u32,

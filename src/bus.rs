@@ -16,6 +16,7 @@ const VAIN_REST: Duration = Duration::from_millis(100);
 /// The answer to the request for a bus, which a tailscaled in trouble may keep to itself.
 type Opening = Pin<Box<dyn Future<Output = Result<Doorbell, LocalApiError>>>>;
 
+/// The bus, open or not. At most one is open or being opened.
 #[derive(Default)]
 pub struct Bus {
     opening: Option<Opening>,

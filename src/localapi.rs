@@ -174,6 +174,8 @@ fn dns_name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Err
     Ok(name)
 }
 
+/// tailscaled's API for programs on the same machine, on its socket. Each request has a connection
+/// of its own and a time limit.
 pub struct LocalApi {
     client: Client,
 }
@@ -191,11 +193,13 @@ impl LocalApi {
         Ok(Self { client })
     }
 
+    /// How the node is, without its peers.
     pub async fn status(&self) -> Result<Status, LocalApiError> {
         let request = self.client.get(format!("{BASE}/status?peers=false"));
         parse("status", &answer(request).await?)
     }
 
+    /// The node's preferences.
     pub async fn prefs(&self) -> Result<Prefs, LocalApiError> {
         let body = answer(self.client.get(format!("{BASE}/prefs"))).await?;
         if swells(&body) {

@@ -39,6 +39,7 @@ impl Notify {
         }
     }
 
+    /// STOPPING=1: we were told to end.
     pub fn stopping(&self) {
         send(NotifyState::Stopping);
     }

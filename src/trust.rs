@@ -38,6 +38,7 @@ pub struct We {
 }
 
 impl We {
+    /// Who we are now.
     pub fn now() -> Self {
         let users = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
         Self {
@@ -46,6 +47,7 @@ impl We {
         }
     }
 
+    /// Whether that is root, of our user namespace at least.
     pub fn are_root(self) -> bool {
         self.user == ROOT
     }
@@ -79,6 +81,7 @@ pub struct Step {
     pub among_all: bool,
 }
 
+/// What stands there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     Directory,

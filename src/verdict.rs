@@ -31,6 +31,7 @@ impl LoginError {
         }
     }
 
+    /// The words alone.
     pub fn into_text(self) -> String {
         match self {
             Self::Refused(text) | Self::Transient(text) => text,

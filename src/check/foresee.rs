@@ -47,6 +47,7 @@ pub struct Foresight {
     pub end: End,
 }
 
+/// What it would do on its way.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
     /// It would wait, for a while.
@@ -56,6 +57,7 @@ pub enum Step {
     LogIn,
 }
 
+/// What it would come to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum End {
     Connected,
@@ -78,6 +80,7 @@ impl Foresight {
 }
 
 impl Start {
+    /// As it was seen.
     pub fn new(seen: &Seen) -> Self {
         Self {
             situation: seen.situation(),

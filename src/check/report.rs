@@ -54,6 +54,7 @@ impl Mark {
     }
 }
 
+/// What is said of one thing that was seen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Line {
     pub name: &'static str,
@@ -71,6 +72,7 @@ pub struct Report {
 }
 
 impl Report {
+    /// What is to be said of what was seen.
     pub fn new(seen: Seen) -> Self {
         let foresight = foresee(&Start::new(&seen));
         Self {

@@ -58,6 +58,7 @@ pub enum Access {
     Locked(String),
 }
 
+/// The `tailscale` command.
 #[derive(Debug)]
 pub struct CliSeen {
     /// As it was asked for.

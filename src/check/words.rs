@@ -66,6 +66,7 @@ pub enum NodeKey {
     Good(Option<SystemTime>),
 }
 
+/// How the node key of this node is.
 pub fn node_key(status: &Status, now: SystemTime) -> NodeKey {
     let expiry = status.node.key_expiry.as_deref();
     let expiry = expiry.and_then(|text| parse_rfc3339_weak(text).ok());
