@@ -32,6 +32,7 @@ use crate::login::NotStarted;
 use crate::outcome::Failure;
 use crate::terminal::may_color;
 use crate::trust;
+use crate::verdict::says_locked;
 
 /// The longest that one look may take.
 const LIMIT: Duration = Duration::from_secs(2);
@@ -176,9 +177,7 @@ async fn access(api: &LocalApi, prefs: &Prefs) -> Access {
     match in_time(api.check_prefs(&prefs)).await {
         Ok(()) => Access::Granted,
         Err(LocalApiError::Denied(why)) => Access::Denied(why),
-        Err(LocalApiError::BadAnswer(why)) if why.contains("config file is locked") => {
-            Access::Locked(why)
-        }
+        Err(LocalApiError::BadAnswer(why)) if says_locked(&why) => Access::Locked(why),
         // An objection to a setting, or a version that cannot be asked.
         Err(_) => Access::Unknown,
     }

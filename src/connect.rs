@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv6Addr, UdpSocket};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use log::Level;
 use tokio::time::{sleep, timeout};
 
 use crate::attempt::Attempt;
@@ -20,6 +21,7 @@ use crate::messages;
 use crate::notify::Notify;
 use crate::outcome::{Connected, Failure};
 use crate::settings;
+use crate::verdict::{locked, says_locked};
 
 /// The timer behind the doorbell: a tenth of the time already waited, within these limits.
 const TIMER_LEAST: Duration = Duration::from_millis(50);
@@ -64,6 +66,8 @@ pub struct Connect<'a> {
     waiting: Option<Wait>,
     brought_up: bool,
     rescued: bool,
+    /// What was said last of a change that is being tried.
+    trying: String,
     key: KeyState,
     /// Since when the key file has been waited for.
     key_wanted_since: Option<Instant>,
@@ -105,6 +109,7 @@ impl<'a> Connect<'a> {
             waiting: None,
             brought_up: false,
             rescued: false,
+            trying: String::new(),
             key: KeyState::Unread,
             key_wanted_since: None,
             refused_key: None,
@@ -307,7 +312,10 @@ impl<'a> Connect<'a> {
     }
 
     async fn bring_up(&mut self) -> Result<(), Failure> {
-        log::info!("tailscale is stopped; bringing it up, without an auth key");
+        self.say_trying(
+            Level::Info,
+            "tailscale is stopped; bringing it up, without an auth key".to_owned(),
+        );
         // tailscaled remembers the auth key of its last login, and would send it again.
         let brought_up = match self.api.restart_login().await {
             Ok(()) => self.api.edit_prefs(&settings::want_running(true)).await,
@@ -316,6 +324,7 @@ impl<'a> Connect<'a> {
         match brought_up {
             Ok(()) => self.brought_up = true,
             Err(LocalApiError::Denied(why)) => return Err(Failure::Denied(why)),
+            Err(LocalApiError::BadAnswer(why)) if says_locked(&why) => return Err(locked()),
             Err(error) => self.wait_after(&error).await,
         }
         Ok(())
@@ -355,23 +364,39 @@ impl<'a> Connect<'a> {
     /// A key that someone else sent was refused; or the node has been offline for long.
     async fn rescue(&mut self, refusal: Option<String>) {
         match refusal {
-            Some(refusal) => log::warn!(
-                "an auth key that was sent earlier keeps this node off its tailnet ({refusal}); \
-                 restarting the login without it"
+            Some(refusal) => self.say_trying(
+                Level::Warn,
+                format!(
+                    "an auth key that was sent earlier keeps this node off its tailnet \
+                     ({refusal}); restarting the login without it"
+                ),
             ),
-            None => log::info!("still not online; restarting the login, without an auth key"),
+            None => self.say_trying(
+                Level::Info,
+                "still not online; restarting the login, without an auth key".to_owned(),
+            ),
         }
-        match self.api.restart_login().await {
+        let why = match self.api.restart_login().await {
             Ok(()) => {
                 self.rescued = true;
-                self.attempt
+                return self
+                    .attempt
                     .lose_key("an auth key was refused, perhaps another one");
             }
-            Err(LocalApiError::Denied(why)) => {
-                log::warn!("tailscaled does not let us restart the login: {why}");
-                self.rescued = true;
-            }
-            Err(error) => self.wait_after(&error).await,
+            Err(LocalApiError::Denied(why)) => why,
+            Err(LocalApiError::BadAnswer(why)) if says_locked(&why) => why,
+            Err(error) => return self.wait_after(&error).await,
+        };
+        // The node may come online without it.
+        log::warn!("tailscaled does not let us restart the login: {why}");
+        self.rescued = true;
+    }
+
+    /// Says that a change is being tried: once, however often it is.
+    fn say_trying(&mut self, level: Level, what: String) {
+        if self.trying != what {
+            log::log!(level, "{what}");
+            self.trying = what;
         }
     }
 
@@ -386,9 +411,11 @@ impl<'a> Connect<'a> {
         }
     }
 
-    /// A request has failed, and is made again after a look at how things stand then.
+    /// A request has failed, and is made again after a look at how things stand then. No ring
+    /// makes that sooner: what is asked of tailscaled may ring by itself.
     async fn wait_after(&mut self, error: &LocalApiError) {
-        self.wait(Waiting::Answer(error.to_string())).await;
+        let timer = self.say(Waiting::Answer(error.to_string()));
+        sleep(timer).await;
     }
 
     fn connected(&self) -> Connected {

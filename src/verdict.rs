@@ -177,12 +177,8 @@ pub fn judge(code: Option<i32>, stderr: &str) -> Verdict {
                 .to_owned(),
         ));
     }
-    if stderr.contains("config file is locked") {
-        return Verdict::Impossible(Failure::Misconfigured(
-            "tailscaled runs with a locked config file and takes no login; \
-             put the auth key into that file, or unlock it"
-                .to_owned(),
-        ));
+    if says_locked(stderr) {
+        return Verdict::Impossible(locked());
     }
     const SETTINGS: [&str; 5] = [
         "require --advertise-tags",
@@ -211,6 +207,21 @@ pub fn judge(code: Option<i32>, stderr: &str) -> Verdict {
         ("", None) => transient("`tailscale up` was killed", false),
         _ => transient(error, lost_the_key),
     }
+}
+
+/// Whether tailscaled says that it takes no changes but by its config file
+/// (`errors.New("can't reconfigure tailscaled when using a config file; config file is locked")`).
+pub fn says_locked(text: &str) -> bool {
+    text.contains("config file is locked")
+}
+
+/// What becomes of a node whose config file is locked.
+pub fn locked() -> Failure {
+    Failure::Misconfigured(
+        "tailscaled runs with a locked config file and takes no login; \
+         put the auth key into that file, or unlock it"
+            .to_owned(),
+    )
 }
 
 /// The flags of settings in the command that `up` prints when settings would be lost: none if

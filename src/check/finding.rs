@@ -86,8 +86,6 @@ kinds! {
     Stopped "stopped"
         "tailscale was stopped on this machine; start a run, which brings it up without a key: \
          systemctl restart tailscale-autoconnect";
-    NoChanges "no-changes"
-        "tailscale was stopped, and tailscaled takes no changes (REASON); unlock its config file";
     NeedsLogin "needs-login"
         "this node needs a login (CAUSE), and nothing is known to stand in its way; start a run: \
          systemctl restart tailscale-autoconnect";
@@ -212,9 +210,6 @@ fn waits(
 ) -> Finding {
     match (situation, waiting) {
         (Situation::Stranded { refusal }, _) => Kind::Stranded.with(exit, &[("REASON", refusal)]),
-        (Situation::Stopped, Waiting::Answer(why)) => {
-            Kind::NoChanges.with(exit, &[("REASON", why)])
-        }
         (Situation::NoDaemon, _) => match &seen.status {
             Err(LocalApiError::Unreachable(why)) => {
                 Kind::NoTailscaled.with(exit, &[("REASON", why)])

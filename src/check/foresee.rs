@@ -11,7 +11,7 @@ use crate::localapi::Prefs;
 use crate::login::NoVersion;
 use crate::outcome::Failure;
 use crate::settings::{flag_value, login_under_way};
-use crate::verdict::{Verdict, judge};
+use crate::verdict::{Verdict, judge, locked};
 
 const NOW: Duration = Duration::ZERO;
 const FOREVER: Duration = Duration::MAX;
@@ -176,7 +176,7 @@ pub fn foresee(start: &Start) -> Foresight {
                 steps.push(Step::BringUp);
                 break match &start.access {
                     Access::Denied(why) => End::Fails(Failure::Denied(why.clone())),
-                    Access::Locked(why) => End::Waits(Waiting::Answer(why.clone())),
+                    Access::Locked(_) => End::Fails(locked()),
                     Access::Granted | Access::Unknown => End::Tries,
                 };
             }

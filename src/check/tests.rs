@@ -422,9 +422,9 @@ fn the_verdicts_one_by_one() {
         ),
         (
             with_access("Stopped", locked()),
-            Kind::NoChanges,
-            75,
-            "unlock its config file",
+            Kind::Failure,
+            78,
+            "or unlock it",
         ),
         (
             other_server,

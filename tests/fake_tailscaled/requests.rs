@@ -1,6 +1,7 @@
 //! What is sent to the daemon, to the letter.
 
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 use tailnet_harness::{FakeCli, FakeTailscaled, KeyFile, Request, Response, status_json};
@@ -90,6 +91,53 @@ fn a_failed_bring_up_is_tried_again() {
     crate::connect(&fake);
     run.wait().assert_code(0);
     assert_eq!(changes(&fake), [[RESTART_LOGIN, BRING_UP]; 3].concat());
+}
+
+/// What a daemon with a locked config file says to every change of the preferences.
+const LOCKED: &str =
+    "can't reconfigure tailscaled when using a config file; config file is locked\n";
+
+#[test]
+fn a_node_whose_config_file_is_locked_cannot_be_brought_up() {
+    let fake = stopped(|_| Response::status(500, LOCKED));
+    let run = program(&fake).args(["--timeout", "10s"]).run();
+    run.assert_code(78);
+    assert!(
+        run.stderr.contains("a locked config file"),
+        "{}",
+        run.stderr
+    );
+    assert_eq!(changes(&fake), [RESTART_LOGIN, BRING_UP]);
+}
+
+#[test]
+fn a_change_that_fails_is_tried_again_at_its_time_and_said_once() {
+    let failing = || Response::status(500, "not now\n");
+    for (fake, sentence) in [
+        (
+            stopped(move |_| failing()),
+            "tailscale is stopped; bringing it up",
+        ),
+        (stranded(failing()), "restarting the login without it"),
+    ] {
+        let run = program(&fake).spawn();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        // As a start that does not come about rings, too.
+        while fake.count(START) < 6 && Instant::now() < deadline {
+            fake.ring();
+            thread::sleep(Duration::from_millis(1));
+        }
+        let requests = fake.requests();
+        let tries: Vec<_> = requests.iter().filter(|one| one.path == START).collect();
+        assert!(tries.len() >= 6, "{tries:?}");
+        let close = tries
+            .windows(2)
+            .filter(|pair| pair[1].at - pair[0].at < Duration::from_millis(45))
+            .count();
+        assert_eq!(close, 0, "{tries:?}");
+        let said = run.stderr();
+        assert_eq!(said.matches(sentence).count(), 1, "{said}");
+    }
 }
 
 /// A daemon that goes on sending a key that was refused before this run.

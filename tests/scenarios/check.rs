@@ -1200,6 +1200,34 @@ fn tailscaled_with_a_locked_config_file_takes_no_login() {
 
 #[test]
 #[ignore = "needs real tailscaled: run tests/run.sh"]
+fn a_stopped_tailscaled_with_a_locked_config_file_is_not_brought_up() {
+    let dir = KeyFile::absent();
+    let config = dir.dir().join("config.json");
+    let mut settings = json!({ "version": "alpha0", "Locked": false });
+    fs::write(&config, settings.to_string()).unwrap();
+    let node = Node::builder()
+        .flag(format!("--config={}", config.display()))
+        .start();
+    let joined = Fresh::on(node);
+    assert_connected(&joined.program().run());
+    settings["Locked"] = true.into();
+    settings["Enabled"] = false.into();
+    fs::write(&config, settings.to_string()).unwrap();
+    joined.node.restart();
+    joined.node.wait_state("Stopped");
+    let said = check(&joined.program()).is(
+        78,
+        "failure",
+        "tailscaled runs with a locked config file and takes no login; ",
+    );
+    let run = joined.program().run();
+    run.assert_code(78);
+    let message = said.json["message"].as_str().unwrap();
+    assert_eq!(run.stderr.matches(message).count(), 1, "{}", run.stderr);
+}
+
+#[test]
+#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn another_run_at_work_is_named_and_not_disturbed() {
     let fresh = Fresh::new();
     fresh.tailnet.policy(json!({ "register_delay_ms": 6000 }));
