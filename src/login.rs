@@ -54,7 +54,7 @@ impl Cli {
     pub async fn up(&self, key: &AuthKey, kept: &[String]) -> Result<Login, NotStarted> {
         let program = self.program()?;
         self.trust_socket().await?;
-        Ok(self.log_in(&program, key, kept)?)
+        self.log_in(&program, key, kept)
     }
 
     /// Where the command is, if it's one that may run with our rights.
@@ -88,7 +88,7 @@ impl Cli {
             .map_err(|why| Failure::Misconfigured(why).into())
     }
 
-    fn log_in(&self, program: &Path, key: &AuthKey, kept: &[String]) -> Result<Login, Failure> {
+    fn log_in(&self, program: &Path, key: &AuthKey, kept: &[String]) -> Result<Login, NotStarted> {
         let memfd = key
             .to_inherited_memfd()
             .map_err(|error| Failure::Internal(format!("cannot make a memory file: {error}")))?;
@@ -112,7 +112,10 @@ impl Cli {
         let program = self.program().map_err(NoVersion::CannotRun)?;
         let mut command = Command::new(program);
         command.arg("version");
-        let mut run = self.start(command).map_err(NoVersion::CannotRun)?;
+        let mut run = self.start(command).map_err(|why| match why {
+            NotStarted::ForNow(why) => NoVersion::Failed(why),
+            NotStarted::Ever(failure) => NoVersion::CannotRun(failure),
+        })?;
         if timeout(limit, run.ended()).await.is_err() {
             run.stop().await;
             return Err(NoVersion::Silent);
@@ -128,7 +131,7 @@ impl Cli {
         }
     }
 
-    fn start(&self, mut command: Command) -> Result<Login, Failure> {
+    fn start(&self, mut command: Command) -> Result<Login, NotStarted> {
         for (name, _) in env::vars_os() {
             if !trust::is_passed_on(&name) {
                 command.env_remove(name);
@@ -142,7 +145,7 @@ impl Cli {
             .stderr(Stdio::piped())
             .kill_on_drop(true)
             .spawn()
-            .map_err(|error| self.cannot_start(&error))?;
+            .map_err(|error| self.not_started(&error))?;
         let stdout = Output::collect(child.stdout.take());
         let stderr = Output::collect(child.stderr.take());
         let group = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
@@ -152,6 +155,23 @@ impl Cli {
             stdout,
             stderr,
         })
+    }
+
+    fn not_started(&self, error: &io::Error) -> NotStarted {
+        // At the limit of processes or of memory, or while the command is being installed.
+        const PASSING: [io::ErrorKind; 4] = [
+            io::ErrorKind::WouldBlock,
+            io::ErrorKind::OutOfMemory,
+            io::ErrorKind::ExecutableFileBusy,
+            io::ErrorKind::Interrupted,
+        ];
+        if PASSING.contains(&error.kind()) {
+            let program = self.program.display();
+            return NotStarted::ForNow(format!(
+                "the tailscale command {program} cannot be started now ({error})"
+            ));
+        }
+        self.cannot_start(error).into()
     }
 
     fn cannot_start(&self, error: &io::Error) -> Failure {
@@ -170,6 +190,7 @@ impl Cli {
 }
 
 /// Why `tailscale up` was not started.
+#[derive(Debug)]
 pub enum NotStarted {
     /// It may be tried again.
     ForNow(String),
@@ -293,4 +314,32 @@ async fn read(stream: Option<impl AsyncRead + Unpin>, kept: Arc<Mutex<Vec<u8>>>)
 
 fn lock(kept: &Mutex<Vec<u8>>) -> MutexGuard<'_, Vec<u8>> {
     kept.lock().unwrap_or_else(|broken| broken.into_inner())
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::io::Errno;
+
+    use super::*;
+
+    #[test]
+    fn a_command_that_cannot_be_started_now_is_tried_again() {
+        let cli = Cli {
+            program: "tailscale".into(),
+            socket: "/s".into(),
+            login_server: None,
+            flags: Vec::new(),
+        };
+        for passing in [Errno::AGAIN, Errno::NOMEM, Errno::TXTBSY, Errno::INTR] {
+            let why = cli.not_started(&passing.into());
+            assert!(matches!(why, NotStarted::ForNow(_)), "{why:?}");
+        }
+        for lasting in [Errno::NOENT, Errno::ACCESS, Errno::NOEXEC] {
+            let why = cli.not_started(&lasting.into());
+            let NotStarted::Ever(failure) = why else {
+                panic!("{why:?}");
+            };
+            assert_eq!(failure.exit().1, 78);
+        }
+    }
 }

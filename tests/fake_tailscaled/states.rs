@@ -1,11 +1,12 @@
 //! What each state of the daemon leads to, where a real daemon cannot be held in it.
 
+use std::fs::File;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tailnet_harness::{FakeTailscaled, status_json};
+use tailnet_harness::{FakeCli, FakeTailscaled, KeyFile, Response, status_json};
 
-use crate::{STATUS, changes, connect, program, stays};
+use crate::{PREFS, STATUS, changes, connect, program, program_with_key, stays};
 
 /// Runs into `--timeout` while the daemon stays as it is; the sentence and the STATUS must name
 /// what was waited for, and nothing may have been changed.
@@ -118,4 +119,28 @@ fn a_running_node_takes_one_request() {
     let run = program(&fake).run();
     run.assert_code(0);
     assert_eq!(fake.requests().len(), 1);
+}
+
+#[test]
+fn a_command_that_is_being_written_is_run_later() {
+    let needs_login = stays(status_json("NeedsLogin", json!({})));
+    let fake = FakeTailscaled::start(move |request| match request.path.as_str() {
+        PREFS => Response::json(json!({ "WantRunning": false })),
+        _ => needs_login(request),
+    });
+    let (cli, key) = (FakeCli::printing("", "", 0), KeyFile::new("a-good-key"));
+    let writing = File::options().append(true).open(cli.path()).unwrap();
+    let run = program_with_key(&fake, key.path())
+        .tailscale(cli.path())
+        .spawn();
+    let status = run.wait_status_text("cannot be started now");
+    assert!(
+        status.starts_with("the login failed and is tried again: "),
+        "{status}"
+    );
+    assert_eq!(cli.calls().len(), 0);
+    drop(writing);
+    cli.wait_calls(1);
+    connect(&fake);
+    run.wait().assert_code(0);
 }
