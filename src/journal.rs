@@ -71,13 +71,21 @@ impl Journal {
             let context = self.lock();
             encode(text, priority, unit, &context, more)
         };
-        let socket = self.socket.get_or_init(|| open().ok());
-        let sent = socket
-            .as_ref()
-            .is_some_and(|socket| socket.send(datagram.as_bytes()).is_ok());
-        if !sent {
+        if !self.is_settled(datagram.as_bytes()) {
             // A closed standard error must not end a login.
             let _ = writeln!(stderr(), "<{priority}>{text}");
+        }
+    }
+
+    /// Sends a datagram. A journal that is stuck gets none, and nothing by standard error either:
+    /// that leads to the same journal, and would block.
+    fn is_settled(&self, datagram: &[u8]) -> bool {
+        let socket = self.socket.get_or_init(|| open().ok());
+        let sent = socket.as_ref().map(|socket| socket.send(datagram));
+        match sent {
+            Some(Err(error)) => error.kind() == io::ErrorKind::WouldBlock,
+            Some(Ok(_)) => true,
+            None => false,
         }
     }
 
@@ -213,6 +221,25 @@ mod tests {
             assert!(!datagram.contains("Secret"), "{datagram}");
             assert!(datagram.ends_with(ends_with), "{datagram}");
         }
+    }
+
+    #[test]
+    fn a_stuck_journal_is_not_waited_for_and_a_dead_one_is_got_around() {
+        let (socket, other) = UnixDatagram::pair().unwrap();
+        socket.set_nonblocking(true).unwrap();
+        while socket.send(b"MESSAGE=x\n").is_ok() {}
+        let journal = Journal {
+            socket: OnceLock::from(Some(socket)),
+            ..Journal::default()
+        };
+        assert!(journal.is_settled(b"MESSAGE=y\n"), "stuck");
+        drop(other);
+        assert!(!journal.is_settled(b"MESSAGE=y\n"), "dead");
+        let none = Journal {
+            socket: OnceLock::from(None),
+            ..Journal::default()
+        };
+        assert!(!none.is_settled(b"MESSAGE=y\n"), "not there");
     }
 
     #[test]

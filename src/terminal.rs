@@ -24,6 +24,9 @@ const FRAMES_OF_CONSOLE: [&str; 4] = ["-", "\\", "|", "/"];
 /// Where a terminal does not know its width, as on a serial line.
 const USUAL_COLUMNS: u16 = 80;
 
+/// How much is kept for a terminal that was stopped, in bytes.
+const MOST_HELD: usize = 16 * 1024;
+
 /// To the start of the line, and erase it.
 const CLEAR: &str = "\r\x1b[K";
 pub const RED: &str = "\x1b[31m";
@@ -53,6 +56,8 @@ pub struct Terminal {
     frames: &'static [&'static str],
     /// What is being waited for, and since when.
     waiting: Option<(String, Instant)>,
+    /// Messages that the terminal has not taken yet.
+    held: String,
     drawn: bool,
     count: usize,
 }
@@ -69,6 +74,7 @@ impl Terminal {
                 false => &FRAMES,
             },
             waiting: None,
+            held: String::new(),
             drawn: false,
             count: 0,
         })
@@ -76,16 +82,25 @@ impl Terminal {
 
     /// Prints a message in the place of the live line, which is drawn again below it.
     pub fn message(&mut self, level: Level, text: &str) {
-        let clear = if self.drawn { CLEAR } else { "" };
-        self.drawn = false;
         let (color, plain) = match level {
             Level::Error if self.colors => (RED, PLAIN),
             Level::Warn if self.colors => (YELLOW, PLAIN),
             _ => ("", ""),
         };
-        write(&format!(
-            "{clear}{color}tailscale-autoconnect: {text}{plain}\n"
-        ));
+        let message = format!("{color}tailscale-autoconnect: {text}{plain}\n");
+        if self.held.len() + message.len() <= MOST_HELD {
+            self.held.push_str(&message);
+        }
+        self.print();
+    }
+
+    fn print(&mut self) {
+        if !self.held.is_empty() && takes_output() {
+            let clear = if self.drawn { CLEAR } else { "" };
+            self.drawn = false;
+            write(&format!("{clear}{}", self.held));
+            self.held.clear();
+        }
     }
 
     /// What the live line says when it is drawn next.
@@ -95,8 +110,9 @@ impl Terminal {
         }
     }
 
-    /// Draws the live line.
+    /// Draws the live line, below what the terminal has not taken before.
     pub fn draw(&mut self) {
+        self.print();
         let Some((text, since)) = &self.waiting else {
             return;
         };

@@ -173,6 +173,35 @@ fn a_terminal_that_was_stopped_does_not_stop_the_work() {
 }
 
 #[test]
+fn a_message_for_a_terminal_that_was_stopped_does_not_stop_the_work() {
+    let fake = waiting();
+    let run = program(&fake).arg("-v").terminal(80).spawn();
+    run.wait_on_screen(&format!("{APPROVAL} …"));
+    // Ctrl-S.
+    run.type_in("\x13");
+    thread::sleep(Duration::from_millis(500));
+    fake.script(stays(status_json("Starting", json!({}))));
+    fake.ring();
+    run.wait_status_text("waiting for tailscaled to settle");
+    assert!(!run.stderr().contains("Settling"), "{}", run.stderr());
+    // Ctrl-Q.
+    run.type_in("\x11");
+    run.wait_on_screen("waiting for tailscaled to settle …");
+    connect(&fake);
+    let run = run.wait();
+    run.assert_code(0);
+    assert!(run.stderr.contains("Settling"), "{}", run.stderr);
+
+    let fake = waiting();
+    let run = program(&fake).arg("-v").terminal(80).spawn();
+    run.wait_on_screen(&format!("{APPROVAL} …"));
+    run.type_in("\x13");
+    thread::sleep(Duration::from_millis(500));
+    connect(&fake);
+    run.wait().assert_code(0);
+}
+
+#[test]
 fn a_job_in_the_background_has_no_live_line() {
     let fake = waiting();
     let program = env!("CARGO_BIN_EXE_tailscale-autoconnect");
