@@ -13,6 +13,7 @@ use rustix::fs::{FlockOperation, MemfdFlags, OFlags, flock, memfd_create};
 use rustix::io::Errno;
 use zeroize::Zeroizing;
 
+use crate::blocking::SILENT;
 use crate::redact;
 use crate::trust::{self, We};
 
@@ -52,6 +53,15 @@ pub enum KeyFileError {
 }
 
 impl KeyFileError {
+    /// The file system does not answer.
+    pub fn silent(path: &Path) -> Self {
+        Self::Unreadable {
+            path: path.to_owned(),
+            reason: SILENT.to_owned(),
+            remedy: "is what it is mounted from there?",
+        }
+    }
+
     /// Whether waiting may help: the secret is not there, or not readable, yet. If it stays so,
     /// systemd should try again later.
     pub fn may_heal(&self) -> bool {

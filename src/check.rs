@@ -18,24 +18,20 @@ use std::io::{self, Write};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
-use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use crate::authkey::{FileFacts, KeyFileError, KeySource, Look, look};
+use crate::blocking::{LIMIT, SILENT, in_time};
 use crate::check::report::Report;
 use crate::check::seen::{Access, CliSeen, Owned, Seen};
 use crate::connect::{Config, first_unbound};
 use crate::localapi::{LocalApi, LocalApiError, Prefs, Status};
-use crate::login::NotStarted;
+use crate::login::{NotStarted, find};
 use crate::outcome::Failure;
 use crate::terminal::may_color;
-use crate::trust;
 use crate::verdict::says_locked;
-
-/// The longest that one look may take.
-const LIMIT: Duration = Duration::from_secs(2);
 
 /// The most of the list of users that is read.
 const MOST_USERS: u64 = 1 << 20;
@@ -96,10 +92,8 @@ async fn socket_file(path: PathBuf) -> Result<Owned, String> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Err("it is not there".to_owned()),
         Err(error) => Err(error.to_string()),
     };
-    match timeout(LIMIT, spawn_blocking(look)).await {
-        Ok(Ok(seen)) => seen,
-        _ => Err("the file system does not answer".to_owned()),
-    }
+    let seen = in_time(look).await;
+    seen.unwrap_or_else(|| Err(SILENT.to_owned()))
 }
 
 /// Why an auth key would not be sent to this socket.
@@ -112,27 +106,19 @@ async fn distrust(config: &Config) -> Option<Failure> {
 
 async fn key_file(source: KeySource) -> (Look, String) {
     let path = source.path.clone();
-    let look = spawn_blocking(move || {
+    let look = in_time(move || {
         let look = look(&source);
         let owner = look.file.map(|file| user_name(file.owner));
         (look, owner.unwrap_or_default())
     });
-    match timeout(LIMIT, look).await {
-        Ok(Ok(seen)) => seen,
-        _ => {
-            let error = KeyFileError::Unreadable {
-                path,
-                reason: "the file system does not answer".to_owned(),
-                remedy: "is what it is mounted from there?",
-            };
-            let look = Look {
-                file: None,
-                locked: false,
-                kind: Err(error),
-            };
-            (look, String::new())
-        }
-    }
+    look.await.unwrap_or_else(|| {
+        let look = Look {
+            file: None,
+            locked: false,
+            kind: Err(KeyFileError::silent(&path)),
+        };
+        (look, String::new())
+    })
 }
 
 /// What tailscaled says.
@@ -153,7 +139,7 @@ impl Daemon {
             Ok(api) => api,
             Err(error) => return unseen(LocalApiError::BadAnswer(error.to_string())),
         };
-        let (status, prefs) = tokio::join!(in_time(api.status()), in_time(api.prefs()));
+        let (status, prefs) = tokio::join!(answer(api.status()), answer(api.prefs()));
         if let Err(error) = status {
             return unseen(error);
         }
@@ -174,7 +160,7 @@ async fn access(api: &LocalApi, prefs: &Prefs) -> Access {
     let mut prefs = prefs.clone();
     // What it keeps there of the login is no setting.
     prefs.remove("Config");
-    match in_time(api.check_prefs(&prefs)).await {
+    match answer(api.check_prefs(&prefs)).await {
         Ok(()) => Access::Granted,
         Err(LocalApiError::Denied(why)) => Access::Denied(why),
         Err(LocalApiError::BadAnswer(why)) if says_locked(&why) => Access::Locked(why),
@@ -183,7 +169,7 @@ async fn access(api: &LocalApi, prefs: &Prefs) -> Access {
     }
 }
 
-async fn in_time<T>(
+async fn answer<T>(
     request: impl Future<Output = Result<T, LocalApiError>>,
 ) -> Result<T, LocalApiError> {
     timeout(LIMIT, request)
@@ -195,8 +181,10 @@ async fn command(config: &Config) -> CliSeen {
     let program = config.cli.program.clone();
     CliSeen {
         version: config.cli.version(LIMIT).await,
-        found: trust::find(&program, env::var_os("PATH").as_deref()).map(|(path, _)| path),
-        program,
+        found: in_time(move || find(&program).map(|(path, _)| path))
+            .await
+            .flatten(),
+        program: config.cli.program.clone(),
     }
 }
 

@@ -7,10 +7,12 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use log::Level;
+use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{sleep, timeout};
 
 use crate::attempt::Attempt;
 use crate::authkey::{AuthKey, KeyFileError, KeySource, NoKey};
+use crate::blocking;
 use crate::bus::Bus;
 use crate::decide::{
     Action, Key, Login, Situation, Tried, Waiting, decide, situation, without_status,
@@ -69,6 +71,8 @@ pub struct Connect<'a> {
     /// What was said last of a change that is being tried.
     trying: String,
     key: KeyState,
+    /// A look at the key file that has not come to an end yet.
+    reading: Option<JoinHandle<Result<AuthKey, NoKey>>>,
     /// Since when the key file has been waited for.
     key_wanted_since: Option<Instant>,
     refused_key: Option<AuthKey>,
@@ -111,6 +115,7 @@ impl<'a> Connect<'a> {
             rescued: false,
             trying: String::new(),
             key: KeyState::Unread,
+            reading: None,
             key_wanted_since: None,
             refused_key: None,
             attempt: Attempt::new(&config.cli),
@@ -127,7 +132,7 @@ impl<'a> Connect<'a> {
             match action {
                 Action::Wait(waiting) => self.wait(waiting).await,
                 Action::BringUp => self.bring_up().await?,
-                Action::ReadKey => self.read_key(),
+                Action::ReadKey => self.read_key().await,
                 Action::LogIn => self.log_in().await,
                 Action::AbandonLogin => self.attempt.abandon(&self.api).await,
                 Action::Rescue { refusal } => self.rescue(refusal).await,
@@ -330,8 +335,20 @@ impl<'a> Connect<'a> {
         Ok(())
     }
 
-    fn read_key(&mut self) {
-        self.key = match AuthKey::read(&self.config.key) {
+    async fn read_key(&mut self) {
+        let source = &self.config.key;
+        let mut reading = self.reading.take().unwrap_or_else(|| {
+            let source = source.clone();
+            spawn_blocking(move || AuthKey::read(&source))
+        });
+        let read = match timeout(blocking::LIMIT, &mut reading).await {
+            Ok(read) => read.unwrap_or_else(|_| Err(KeyFileError::silent(&source.path).into())),
+            Err(_) => {
+                self.reading = Some(reading);
+                Err(KeyFileError::silent(&source.path).into())
+            }
+        };
+        self.key = match read {
             Ok(key) => {
                 self.key_wanted_since = None;
                 KeyState::Ready(key)

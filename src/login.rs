@@ -16,10 +16,11 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use crate::authkey::{self, AuthKey};
+use crate::blocking::{SILENT, in_time};
 use crate::localapi;
 use crate::outcome::Failure;
 use crate::redact::excerpt;
-use crate::trust::{self, We};
+use crate::trust::{self, Named, We};
 use crate::verdict::{Verdict, judge};
 
 /// How much of the CLI's output is kept, in bytes.
@@ -52,19 +53,30 @@ impl Cli {
     /// Starts `tailscale up` with `key`, with the flags `kept` from the node's settings before
     /// the user's own.
     pub async fn up(&self, key: &AuthKey, kept: &[String]) -> Result<Login, NotStarted> {
-        let program = self.program()?;
+        let program = self.program().await?;
         self.trust_socket().await?;
         self.log_in(&program, key, kept)
     }
 
     /// Where the command is, if it's one that may run with our rights.
-    pub fn program(&self) -> Result<PathBuf, Failure> {
-        let found = trust::find(&self.program, env::var_os("PATH").as_deref());
-        let Some((program, named)) = found else {
-            return Err(self.cannot_start(&io::ErrorKind::NotFound.into()));
+    async fn program(&self) -> Result<PathBuf, NotStarted> {
+        let program = self.program.clone();
+        let found = in_time(move || {
+            let (program, named) = find(&program)?;
+            let steps = trust::steps(&program);
+            Some((program, named, steps))
+        });
+        let Some(found) = found.await else {
+            return Err(NotStarted::ForNow(format!(
+                "cannot look at the tailscale command {} ({SILENT})",
+                self.program.display()
+            )));
+        };
+        let Some((program, named, steps)) = found else {
+            return Err(self.cannot_start(&io::ErrorKind::NotFound.into()).into());
         };
         // One that cannot be looked at cannot be started either, which says why.
-        if let Ok(steps) = trust::steps(&program) {
+        if let Ok(steps) = steps {
             trust::may_run(&program, named, &steps, We::now()).map_err(Failure::Misconfigured)?;
         }
         Ok(program)
@@ -74,7 +86,9 @@ impl Cli {
     /// more, so it matters who can put another one there, too.
     pub async fn trust_socket(&self) -> Result<(), NotStarted> {
         let listener = localapi::listener(&self.socket).await;
-        let steps = trust::steps(&self.socket);
+        let socket = self.socket.clone();
+        let steps = in_time(move || trust::steps(&socket)).await;
+        let steps = steps.unwrap_or_else(|| Err(io::Error::other(SILENT)));
         let (listener, steps) = match (listener, steps) {
             (Ok(listener), Ok(steps)) => (listener, steps),
             (Err(error), _) | (_, Err(error)) => {
@@ -109,7 +123,10 @@ impl Cli {
 
     /// Asks the command for its version: what it says, or why it says none. It is given `limit`.
     pub async fn version(&self, limit: Duration) -> Result<String, NoVersion> {
-        let program = self.program().map_err(NoVersion::CannotRun)?;
+        let program = self.program().await.map_err(|why| match why {
+            NotStarted::ForNow(_) => NoVersion::Silent,
+            NotStarted::Ever(failure) => NoVersion::CannotRun(failure),
+        })?;
         let mut command = Command::new(program);
         command.arg("version");
         let mut run = self.start(command).map_err(|why| match why {
@@ -187,6 +204,11 @@ impl Cli {
             ),
         })
     }
+}
+
+/// The path of a command, by the PATH of ours.
+pub fn find(program: &Path) -> Option<(PathBuf, Named)> {
+    trust::find(program, env::var_os("PATH").as_deref())
 }
 
 /// Why `tailscale up` was not started.

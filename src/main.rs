@@ -4,6 +4,7 @@
 
 mod attempt;
 mod authkey;
+mod blocking;
 mod bus;
 mod check;
 mod cli;
@@ -86,13 +87,15 @@ fn start(options: &Options) -> End {
         .enable_all()
         .build();
     match runtime {
-        Ok(runtime) if options.check_only => {
-            let end = runtime.block_on(check(options));
+        Ok(runtime) => {
+            let end = match options.check_only {
+                true => runtime.block_on(check(options)),
+                false => runtime.block_on(run(options)),
+            };
             // A look may be stuck in the file system.
             runtime.shutdown_background();
             end
         }
-        Ok(runtime) => runtime.block_on(run(options)),
         Err(error) => End::Result(Err(Failure::Internal(format!("cannot start: {error}")))),
     }
 }

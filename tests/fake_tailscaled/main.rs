@@ -6,6 +6,7 @@ mod bus;
 mod hostile;
 mod login;
 mod requests;
+mod silent;
 mod states;
 mod systemd;
 mod terminal;
