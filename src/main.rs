@@ -156,22 +156,29 @@ async fn run(options: &Options) -> End {
     end
 }
 
-/// Waits for a signal that asks us to stop, and returns its number.
+/// Waits for a signal that asks us to stop, and returns its number. Whoever starts us may have one
+/// ignored: `nohup`, or a shell for a job in the background.
 async fn stop_signal() -> i32 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let kinds = [
         SignalKind::terminate(),
         SignalKind::interrupt(),
         SignalKind::hangup(),
     ];
-    let [terminate, interrupt, hangup] = kinds.map(|kind| async move {
-        let received = match signal(kind) {
-            Ok(mut signals) => signals.recv().await,
-            Err(_) => None,
-        };
-        match received {
-            Some(()) => kind.as_raw_value(),
-            // Then the signal ends us as it ends any program.
-            None => std::future::pending().await,
+    let [terminate, interrupt, hangup] = kinds.map(|kind| {
+        let is_heeded = kind == SignalKind::terminate() || !is_ignored(&status, kind);
+        async move {
+            let signals = match is_heeded {
+                true => signal(kind).ok(),
+                false => None,
+            };
+            if let Some(mut signals) = signals
+                && signals.recv().await.is_some()
+            {
+                return kind.as_raw_value();
+            }
+            // Then the signal does to us what it does to any program.
+            std::future::pending().await
         }
     });
     tokio::select! {
@@ -179,6 +186,15 @@ async fn stop_signal() -> i32 {
         number = interrupt => number,
         number = hangup => number,
     }
+}
+
+/// Whether the text of /proc/self/status says that a signal is ignored.
+fn is_ignored(status: &str, kind: SignalKind) -> bool {
+    let set = status
+        .lines()
+        .find_map(|line| line.strip_prefix("SigIgn:"))
+        .and_then(|set| u64::from_str_radix(set.trim(), 16).ok());
+    set.is_some_and(|set| set >> (kind.as_raw_value() - 1) & 1 == 1)
 }
 
 /// Prints the result, and on standard output nothing else.
@@ -220,5 +236,21 @@ fn usage(error: &clap::Error) -> ExitCode {
     } else {
         let _ = write!(std::io::stdout(), "{text}");
         ExitCode::SUCCESS
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_ignored_signal_is_found_in_the_status() {
+        // Signals 1 and 13.
+        let status = "SigBlk:\t0000000000000000\nSigIgn:\t0000000000001001\nSigCgt:\t3\n";
+        assert!(is_ignored(status, SignalKind::hangup()));
+        assert!(!is_ignored(status, SignalKind::interrupt()));
+        for unusable in ["", "SigIgn:", "SigIgn:\tx"] {
+            assert!(!is_ignored(unusable, SignalKind::hangup()));
+        }
     }
 }

@@ -1,9 +1,10 @@
 //! What the service manager is told, and when.
 
+use std::thread;
 use std::time::Duration;
 
 use serde_json::json;
-use tailnet_harness::{FakeTailscaled, Finished, Notification, Response, Signal, status_json};
+use tailnet_harness::{FakeTailscaled, Finished, Notification, Response, Run, Signal, status_json};
 
 use crate::{STATUS, connect, program, stays};
 
@@ -138,6 +139,27 @@ fn assert_stopped(run: &Finished) {
     assert_eq!(places(&run.notifications, "STOPPING").len(), 1);
     assert_eq!(run.ready_at(), None);
     assert_eq!(run.stdout, "");
+}
+
+#[test]
+fn a_signal_that_was_ignored_before_stays_so() {
+    let fake = waiting();
+    // As `nohup`, and as a shell without job control for what it runs in the background.
+    let run = Run::new("/bin/sh")
+        .args(["-c", "trap '' HUP INT; exec \"$@\"", "sh"])
+        .arg(env!("CARGO_BIN_EXE_tailscale-autoconnect"))
+        .socket(fake.socket())
+        .spawn();
+    fake.wait_stream();
+    run.signal(Signal::HUP);
+    run.signal(Signal::INT);
+    // Longer than an end takes.
+    thread::sleep(Duration::from_millis(1500));
+    assert!(run.is_alive());
+    run.signal(Signal::TERM);
+    let run = run.wait();
+    assert_eq!((run.code, run.signal), (None, Some(15)));
+    assert_stopped(&run);
 }
 
 #[test]
