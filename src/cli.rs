@@ -4,7 +4,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::FalseyValueParser;
-use clap::{ArgAction, Parser};
+use clap::error::ErrorKind;
+use clap::parser::ValueSource;
+use clap::{ArgAction, ArgMatches, CommandFactory, FromArgMatches, Parser};
 
 use crate::manual::Generate;
 use crate::outcome::{EXITS, Failure};
@@ -162,7 +164,6 @@ pub struct Options {
     #[arg(
         short,
         long,
-        conflicts_with = "verbose",
         env = "TAILSCALE_AUTOCONNECT_QUIET",
         value_parser = FalseyValueParser::new(),
         hide_env = true
@@ -230,6 +231,29 @@ pub const REFUSED_FLAGS: [(&str, &str); 6] = [
 ];
 
 impl Options {
+    /// Reads the command line and the environment.
+    pub fn read() -> Result<Self, clap::Error> {
+        Self::of(&Self::command().try_get_matches()?)
+    }
+
+    fn of(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let mut options = Self::from_arg_matches(matches)?;
+        if options.quiet && options.verbose > 0 {
+            let is_typed = |id| matches.value_source(id) == Some(ValueSource::CommandLine);
+            match (is_typed("quiet"), is_typed("verbose")) {
+                (true, false) => options.verbose = 0,
+                (false, true) => options.quiet = false,
+                _ => {
+                    return Err(Self::command().error(
+                        ErrorKind::ArgumentConflict,
+                        "the argument '--quiet' cannot be used with '--verbose'",
+                    ));
+                }
+            }
+        }
+        Ok(options)
+    }
+
     /// What clap cannot say.
     pub fn check(&self) -> Result<(), Failure> {
         let usage = |text: String| Err(Failure::Usage(text));
@@ -289,7 +313,6 @@ mod tests {
 
     #[test]
     fn the_definition_holds() {
-        use clap::CommandFactory;
         Options::command().debug_assert();
     }
 

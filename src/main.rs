@@ -31,7 +31,6 @@ use std::io::Write;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::Parser;
 use log::LevelFilter;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::sleep;
@@ -54,7 +53,7 @@ enum End {
 }
 
 fn main() -> ExitCode {
-    let options = match Options::try_parse() {
+    let options = match Options::read() {
         Ok(options) => options,
         Err(error) => return usage(&error),
     };

@@ -485,6 +485,24 @@ fn a_quiet_run_says_only_what_is_wrong() {
 }
 
 #[test]
+fn the_command_line_wins_where_one_asks_for_more_and_one_for_less() {
+    let said = |name: &str, value: &str, flag: &str| {
+        let (_fake, run) = on("NeedsMachineAuth");
+        let run = run.env(variable(name), value);
+        let run = run.args([flag, "--timeout", "300ms"]).run();
+        run.assert_code(75);
+        run.stderr.contains("NeedsApproval")
+    };
+    assert!(!said("--verbose", "1", "-q"));
+    assert!(said("--quiet", "1", "-v"));
+    assert!(said("--quiet", "false", "-v"));
+    let both = program()
+        .env(variable("--quiet"), "1")
+        .env(variable("--verbose"), "1");
+    is_refused(both, "cannot be used with");
+}
+
+#[test]
 fn a_quiet_run_gives_warnings() {
     let key = KeyFile::new("no-key-of-tailscales");
     key.mode(0o644);
