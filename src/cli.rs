@@ -10,7 +10,7 @@ use clap::{ArgAction, ArgMatches, CommandFactory, FromArgMatches, Parser};
 
 use crate::manual::Generate;
 use crate::outcome::{EXITS, Failure};
-use crate::redact::looks_like_a_key;
+use crate::redact::{holds_a_key, looks_like_a_key};
 use crate::settings::{flag_name, flag_value};
 
 /// Join this machine to its tailnet with an auth key from a file
@@ -270,6 +270,13 @@ impl Options {
                 return usage(format!(
                     "--{name} may not be given to `tailscale up`: {why}"
                 ));
+            }
+            if holds_a_key(word) {
+                return usage(
+                    "a key may not stand after `--`, where every user of the machine can see it; \
+                     name the key's file with --authkey-file"
+                        .to_owned(),
+                );
             }
         }
         if self.login_server().is_some() && flag_value(&self.up_flags, "login-server").is_some() {

@@ -86,6 +86,11 @@ pub fn looks_like_a_key(text: &str) -> bool {
     KEY_PREFIXES.iter().any(|prefix| text.starts_with(prefix))
 }
 
+/// Whether something that looks like a key stands anywhere in `text`.
+pub fn holds_a_key(text: &str) -> bool {
+    KEY_PREFIXES.iter().any(|prefix| text.contains(prefix))
+}
+
 /// Where the words are that look like keys.
 fn key_words(text: &str) -> Vec<Range<usize>> {
     let mut words: Vec<Range<usize>> = Vec::new();
