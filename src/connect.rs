@@ -83,8 +83,8 @@ pub struct Connect<'a> {
 struct Wait {
     what: Waiting,
     since: Instant,
-    /// The journal has it.
-    logged: bool,
+    /// What the journal has of it.
+    logged: Option<Waiting>,
 }
 
 enum KeyState {
@@ -288,25 +288,25 @@ impl<'a> Connect<'a> {
     fn say(&mut self, what: Waiting) -> Duration {
         let text = what.to_string();
         self.notify.status(&text);
-        let (since, logged) = match self.waiting.take() {
+        let (since, mut logged) = match self.waiting.take() {
             Some(wait) if discriminant(&wait.what) == discriminant(&what) => {
                 (wait.since, wait.logged)
             }
             _ => {
                 log::debug!("{text}");
-                (Instant::now(), false)
+                (Instant::now(), None)
             }
         };
         messages::waiting(&text, since);
         let waited = since.elapsed();
-        let worth_a_line = waited >= WORTH_A_LINE;
-        if worth_a_line && !logged {
+        if waited >= WORTH_A_LINE && is_news(logged.as_ref(), &what) {
             log::info!("{text}");
+            logged = Some(what.clone());
         }
         self.waiting = Some(Wait {
             what,
             since,
-            logged: worth_a_line,
+            logged,
         });
         let least = if self.situation == Situation::NoDaemon {
             TIMER_LEAST_WITHOUT_DAEMON
@@ -445,6 +445,18 @@ impl<'a> Connect<'a> {
     }
 }
 
+/// Whether the journal, which has this of a wait, has not heard what is in the way. Other words for
+/// it are no news.
+fn is_news(logged: Option<&Waiting>, now: &Waiting) -> bool {
+    match (logged, now) {
+        (None, _) | (Some(Waiting::ControlServer(None)), Waiting::ControlServer(Some(_))) => true,
+        (Some(Waiting::KeyFile(before)), Waiting::KeyFile(now)) => {
+            discriminant(before) != discriminant(now)
+        }
+        _ => false,
+    }
+}
+
 /// The first of the node's addresses that no socket can be bound to yet; with userspace
 /// networking there is nothing to bind to.
 pub fn first_unbound(status: &Status) -> Option<IpAddr> {
@@ -463,4 +475,38 @@ pub fn first_unbound(status: &Status) -> Option<IpAddr> {
         .filter_map(|address| address.parse::<IpAddr>().ok())
         .filter(|address| address.is_ipv4() || has_ipv6)
         .find(|address| !bindable(*address))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wait_is_news_again_when_its_reason_becomes_known_or_another_kind() {
+        let server = |why: Option<&str>| Waiting::ControlServer(why.map(str::to_owned));
+        let missing = || Waiting::KeyFile(KeyFileError::Missing("/k".into()));
+        let unreadable = |reason: &str| {
+            Waiting::KeyFile(KeyFileError::Unreadable {
+                path: "/k".into(),
+                reason: reason.to_owned(),
+                remedy: "",
+            })
+        };
+        for (logged, now, news) in [
+            (None, server(None), true),
+            (Some(server(None)), server(Some("no route")), true),
+            (Some(server(Some("no route"))), server(Some("EOF")), false),
+            (Some(server(Some("no route"))), server(None), false),
+            (Some(missing()), unreadable("permission denied"), true),
+            (
+                Some(unreadable("permission denied")),
+                unreadable("EIO"),
+                false,
+            ),
+            (Some(missing()), missing(), false),
+            (Some(Waiting::Settling), Waiting::Settling, false),
+        ] {
+            assert_eq!(is_news(logged.as_ref(), &now), news, "{logged:?}, {now:?}");
+        }
+    }
 }

@@ -89,6 +89,35 @@ fn an_unreachable_control_server_is_waited_for_and_the_reason_said() {
 }
 
 #[test]
+fn a_reason_that_comes_late_reaches_the_log_once() {
+    let offline = |health: &[&str]| {
+        status_json(
+            "Running",
+            json!({ "Self": { "Online": false }, "Health": health }),
+        )
+    };
+    let fake = FakeTailscaled::with_status(offline(&[]));
+    let run = program(&fake).spawn();
+    let plain = ": waiting for the control server\n";
+    run.wait_stderr(|text| text.contains(plain), "that it is waited for");
+    let reason = "waiting for the control server: Tailscale cannot connect because";
+    for cause in ["the network is down", "nobody knows", "the network is down"] {
+        let health = format!("Tailscale cannot connect because {cause}.");
+        fake.script(stays(offline(&[health.as_str()])));
+        fake.ring();
+        run.wait_status_text(&format!("because {cause}"));
+        fake.script(stays(offline(&[])));
+        fake.ring();
+        fake.wait_count(STATUS, fake.count(STATUS) + 2);
+    }
+    connect(&fake);
+    let run = run.wait();
+    run.assert_code(0);
+    assert_eq!(run.stderr.matches(plain).count(), 1, "{}", run.stderr);
+    assert_eq!(run.stderr.matches(reason).count(), 1, "{}", run.stderr);
+}
+
+#[test]
 fn a_node_that_runs_but_is_not_online_is_waited_for() {
     for version in ["1.80.3-t0", "1.98.10-t0"] {
         waits_for(
