@@ -15,7 +15,7 @@ use zeroize::Zeroizing;
 
 use crate::blocking::SILENT;
 use crate::redact;
-use crate::trust::{self, We};
+use crate::trust::{self, Kind, Step, We};
 
 /// The longest key file that is read, in bytes. Tailscale's longest keys, the wrapped ones of
 /// tailnet lock, have about 300.
@@ -146,22 +146,8 @@ impl AuthKey {
         let bytes = read_unchanged(&mut file, path, &metadata)?;
         let key = parse(&bytes, source)?;
         redact::remember(key);
-        if metadata.mode() & 0o077 != 0 {
-            log::warn!(
-                "the auth key file {} can be read by other users (mode {:04o}); chmod 0400 it",
-                path.display(),
-                metadata.mode() & 0o7777
-            );
-        }
-        if let Ok(Err(why)) = trust::steps(path)
-            .as_deref()
-            .map(|steps| trust::others(steps, We::now()))
-        {
-            log::warn!(
-                "the auth key file {} can be replaced by other users, who then decide which \
-                 tailnet this machine joins: {why}",
-                path.display()
-            );
+        for how in exposure_of(path, &metadata) {
+            log::warn!("the auth key file {} {how}", path.display());
         }
         let secret = with_params(key, source.params.as_deref());
         redact::remember(&secret);
@@ -227,6 +213,8 @@ pub struct Look {
     pub file: Option<FileFacts>,
     /// A run holds the lock on it.
     pub locked: bool,
+    /// What other users can do to it, if it can be used.
+    pub exposure: Vec<String>,
     pub kind: Result<KeyKind, KeyFileError>,
 }
 
@@ -259,14 +247,53 @@ pub fn look(source: &KeySource) -> Look {
                 Ok(KeyKind::of(key))
             }),
             file: Some(FileFacts::from(&metadata)),
+            exposure: exposure_of(path, &metadata),
             locked: is_locked(file),
         },
         Err(error) => Look {
             file: fs::metadata(path).ok().as_ref().map(FileFacts::from),
             locked: false,
+            exposure: Vec::new(),
             kind: Err(error),
         },
     }
+}
+
+fn exposure_of(path: &Path, metadata: &Metadata) -> Vec<String> {
+    let steps = trust::steps(path).unwrap_or_default();
+    exposure(metadata.mode(), &steps, We::now())
+}
+
+/// What other users can do to a key file of this mode, to which `steps` lead. Each sentence goes on
+/// from the name of the file.
+fn exposure(mode: u32, steps: &[Step], we: We) -> Vec<String> {
+    let done = match (mode & 0o044 != 0, mode & 0o022 != 0) {
+        (true, true) => Some("read and written"),
+        (true, false) => Some("read"),
+        (false, true) => Some("written"),
+        (false, false) => None,
+    };
+    let mode = mode & 0o7777;
+    let touched =
+        done.map(|done| format!("can be {done} by other users (mode {mode:04o}); chmod 0400 it"));
+    let replaced = match trust::others(steps, we) {
+        Err(why) => Some(format!(
+            "can be replaced by other users, who then decide which tailnet this machine joins: \
+             {why}"
+        )),
+        Ok(others) => others
+            .iter()
+            .find(|step| step.kind == Kind::Directory)
+            .map(|step| {
+                format!(
+                    "can be replaced by user {}, who then decides which tailnet this machine \
+                     joins: the directory {} is that user's",
+                    step.owner,
+                    step.path.display()
+                )
+            }),
+    };
+    touched.into_iter().chain(replaced).collect()
 }
 
 /// Whether a run has locked the file. There is no asking but by trying: the lock is shared, so
@@ -576,6 +603,57 @@ mod tests {
         ] {
             assert_eq!(parse(key.as_bytes(), &source()), Ok(key));
         }
+    }
+
+    #[test]
+    fn what_other_users_can_do_to_the_file_is_named() {
+        let step = |path: &str, kind, owner, mode| Step {
+            path: path.into(),
+            kind,
+            owner,
+            mode,
+            among_all: false,
+        };
+        let root = We {
+            user: 0,
+            in_namespace: false,
+        };
+        let said = |owner, directory, mode| {
+            let steps = [
+                step("/", Kind::Directory, 0, 0o755),
+                step("/d", Kind::Directory, owner, directory),
+                step("/d/k", Kind::Other, 0, mode),
+            ];
+            exposure(mode, &steps, root).join(" + ")
+        };
+        for mode in [0o400, 0o600, 0o711] {
+            assert_eq!(said(0, 0o755, mode), "", "{mode:o}");
+        }
+        for (mode, sentence) in [
+            (
+                0o640,
+                "can be read by other users (mode 0640); chmod 0400 it",
+            ),
+            (
+                0o620,
+                "can be written by other users (mode 0620); chmod 0400 it",
+            ),
+            (
+                0o664,
+                "can be read and written by other users (mode 0664); chmod 0400 it",
+            ),
+        ] {
+            assert_eq!(said(0, 0o755, mode), sentence);
+        }
+        assert!(said(0, 0o777, 0o400).contains("everybody can write to the directory /d"));
+        assert_eq!(
+            said(1001, 0o755, 0o400),
+            "can be replaced by user 1001, who then decides which tailnet this machine joins: \
+             the directory /d is that user's"
+        );
+        // Whoever has made the file another user's has chosen that user.
+        let owned = [step("/k", Kind::Other, 1001, 0o400)];
+        assert_eq!(exposure(0o400, &owned, root), Vec::<String>::new());
     }
 
     #[test]

@@ -115,6 +115,7 @@ async fn key_file(source: KeySource) -> (Look, String) {
         let look = Look {
             file: None,
             locked: false,
+            exposure: Vec::new(),
             kind: Err(KeyFileError::silent(&path)),
         };
         (look, String::new())

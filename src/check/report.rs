@@ -504,12 +504,8 @@ impl<'a> Lines<'a> {
     /// What may be wrong with a key file that can be used.
     fn about_the_key(&mut self, kind: KeyKind) {
         let seen = self.seen;
-        if let Some(file) = seen.key.file.filter(|file| file.mode & 0o077 != 0) {
-            let text = format!(
-                "other users can read it (mode {}): chmod 0400 it",
-                octal(file.mode)
-            );
-            self.put("key file", Mark::Note, text);
+        for how in &seen.key.exposure {
+            self.put("key file", Mark::Note, format!("it {how}"));
         }
         if seen.key_has_params && kind != KeyKind::OAuthSecret {
             let text = "--authkey-params are left out: only an OAuth client secret takes them";

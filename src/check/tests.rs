@@ -49,6 +49,7 @@ fn seen(status: Result<Status, LocalApiError>) -> Seen {
         key: Look {
             file: Some(facts()),
             locked: false,
+            exposure: Vec::new(),
             kind: Ok(KeyKind::Auth),
         },
         key_owner: "root".into(),

@@ -349,6 +349,20 @@ fn a_key_that_others_can_replace_is_used_with_a_warning() {
     assert_eq!(run.stderr.matches(warning).count(), 1, "{}", run.stderr);
 
     let (tailnet, node, key, file) = fresh();
+    let folders = Folders::new(&[(NOBODY, 0o755)]);
+    let path = folders.0.join("0/token");
+    fs::copy(file.path(), &path).unwrap();
+    let run = Run::new(PROGRAM)
+        .node(&node)
+        .cli()
+        .authkey_file(&path)
+        .login_server(tailnet.url())
+        .run();
+    assert_joined(&run, &tailnet, &node, &key);
+    let warning = format!("can be replaced by user {NOBODY}, who then decides");
+    assert_eq!(run.stderr.matches(&warning).count(), 1, "{}", run.stderr);
+
+    let (tailnet, node, key, file) = fresh();
     let run = program(&tailnet, &node, &file).run();
     assert_joined(&run, &tailnet, &node, &key);
     assert!(!run.stderr.contains("can be replaced"), "{}", run.stderr);
