@@ -29,6 +29,9 @@ const MAX_OUTPUT: usize = 64 * 1024;
 /// How long the output may stay open after the CLI has ended (by a process that it left behind).
 const OUTPUT_LIMIT: Duration = Duration::from_secs(1);
 
+/// How long the end of a CLI that was killed is waited for.
+const KILL_LIMIT: Duration = Duration::from_secs(1);
+
 /// The `tailscale` CLI and what it's always called with.
 #[derive(Clone, Debug)]
 pub struct Cli {
@@ -279,11 +282,13 @@ impl Login {
         (code, output, errors)
     }
 
-    /// Ends it and waits until it's gone.
+    /// Ends it and waits until it's gone. One that is stuck in the kernel goes when it can.
     pub async fn stop(mut self) {
         self.kill_group();
-        if let Err(error) = self.child.kill().await {
-            log::debug!("cannot end `tailscale up`: {error}");
+        match timeout(KILL_LIMIT, self.child.kill()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => log::debug!("cannot end `tailscale up`: {error}"),
+            Err(_) => log::debug!("`tailscale up` was killed, but is stuck"),
         }
     }
 
@@ -300,6 +305,12 @@ struct Output {
     kept: Arc<Mutex<Vec<u8>>>,
     /// Ends with the output.
     reading: JoinHandle<()>,
+}
+
+impl Drop for Output {
+    fn drop(&mut self) {
+        self.reading.abort();
+    }
 }
 
 impl Output {
@@ -363,5 +374,23 @@ mod tests {
             };
             assert_eq!(failure.exit().1, 78);
         }
+    }
+
+    #[test]
+    fn an_output_that_is_let_go_is_read_no_more() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            // As of a process that the command has left behind.
+            let (stream, _held) = tokio::io::duplex(1);
+            let output = Output::collect(Some(stream));
+            let kept = Arc::clone(&output.kept);
+            tokio::task::yield_now().await;
+            assert_eq!(Arc::strong_count(&kept), 3);
+            drop(output);
+            tokio::task::yield_now().await;
+            assert_eq!(Arc::strong_count(&kept), 1);
+        });
     }
 }

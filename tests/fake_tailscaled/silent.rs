@@ -1,19 +1,71 @@
 //! Files on a file system that does not answer, as that of a server that is gone.
 
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use serde_json::json;
 use tailnet_harness::{
-    FakeCli, FakeTailscaled, KeyFile, Response, Run, Signal, is_root, status_json,
+    FakeCli, FakeTailscaled, KeyFile, PATIENCE, Response, Run, Running, Signal, is_root,
+    status_json,
 };
 
-use crate::{PREFS, stays};
+use crate::{PREFS, connect, stays};
 
 /// Mounts at $0 a FUSE file system that nobody serves, and runs the rest there. It is gone with the
-/// process, in whose mount namespace it is and which has its device open.
+/// process, in whose mount namespace it is and which has its device open; or, where there is a name
+/// in GO, whoever has taken the device before a file of this name was made.
 const MOUNT: &str = "exec 3<>/dev/fuse && \
-    mount -i -t fuse none \"$0\" -o fd=3,rootmode=40000,user_id=0,group_id=0 && exec \"$@\"";
+    mount -i -t fuse none \"$0\" -o fd=3,rootmode=40000,user_id=0,group_id=0 || exit; \
+    if [ -n \"$GO\" ]; then until [ -e \"$GO\" ]; do sleep 0.05; done; exec 3>&-; fi; exec \"$@\"";
+
+/// Takes the device of the file system from `run`, which waits for the file `go` so long, and answers
+/// the kernel's greeting. Whoever makes a request from then on, and has it read, is stuck in the
+/// kernel, signals or not, until the device is dropped.
+fn take_device(run: &Running, go: &Path) -> File {
+    let pid = Pid::from_raw(run.pid().cast_signed()).expect("the number of a process");
+    let pidfd = pidfd_open(pid, PidfdFlags::empty()).expect("it runs");
+    let deadline = Instant::now() + PATIENCE;
+    let fuse = fs::metadata("/dev/fuse").expect("it was there").rdev();
+    let mut greeting = vec![0; 1 << 16];
+    let mut device = loop {
+        assert!(Instant::now() < deadline, "the file system is not mounted");
+        // There is none before the mount.
+        if let Ok(device) = pidfd_getfd(&pidfd, 3, PidfdGetfdFlags::empty()) {
+            let mut device = File::from(device);
+            let kind = device.metadata().expect("an open file").rdev();
+            if kind == fuse && device.read(&mut greeting).is_ok() {
+                break device;
+            }
+        }
+        thread::sleep(Duration::from_millis(5));
+    };
+    // struct fuse_out_header and struct fuse_init_out, as of version 7.31.
+    let mut answer = [0; 80];
+    answer[..4].copy_from_slice(&80u32.to_ne_bytes());
+    answer[8..16].copy_from_slice(&greeting[8..16]);
+    answer[16..20].copy_from_slice(&7u32.to_ne_bytes());
+    answer[20..24].copy_from_slice(&31u32.to_ne_bytes());
+    answer[36..40].copy_from_slice(&4096u32.to_ne_bytes());
+    device.write_all(&answer).expect("the kernel is greeted");
+    File::create(go).expect("a folder of our own");
+    device
+}
+
+/// Reads a request and leaves it without an answer.
+fn read_request(device: &mut File) {
+    let mut polled = [PollFd::new(&*device, PollFlags::IN)];
+    let limit = Timespec::try_from(PATIENCE).expect("it is short");
+    assert_eq!(poll(&mut polled, Some(&limit)), Ok(1), "a request");
+    let mut request = vec![0; 1 << 16];
+    let length = device.read(&mut request).expect("a request");
+    assert_ne!(length, 0);
+}
 
 /// A node that needs a login, and the program on it in a place where this directory is silent.
 /// Only root can mount one.
@@ -109,4 +161,28 @@ fn a_check_ends_whatever_does_not_answer() {
         .collect::<Vec<_>>()
         .join(" ");
     assert!(said.contains("does not answer; repair it"), "{said}");
+}
+
+#[test]
+fn a_command_that_is_stuck_in_the_kernel_holds_nothing_up() {
+    let dir = KeyFile::absent();
+    let Some((fake, run)) = program_beside(dir.dir()) else {
+        return;
+    };
+    let key = KeyFile::new("a-good-key");
+    let stuck = dir.dir().join("stuck").display().to_string();
+    let cli = FakeCli::script(&format!("exec cat {stuck}"));
+    let go = key.dir().join("go");
+    let run = run
+        .env("GO", &go)
+        .authkey_file(key.path())
+        .tailscale(cli.path())
+        .spawn();
+    let mut device = take_device(&run, &go);
+    read_request(&mut device);
+    connect(&fake);
+    let run = run.wait();
+    run.assert_code(0);
+    assert_eq!(run.left_behind.len(), 1, "the command was not stuck");
+    drop(device);
 }
