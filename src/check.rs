@@ -12,7 +12,6 @@ mod seen;
 mod tests;
 mod words;
 
-use std::env;
 use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::FileTypeExt;
