@@ -30,7 +30,7 @@ const MAX_OUTPUT: usize = 64 * 1024;
 const OUTPUT_LIMIT: Duration = Duration::from_secs(1);
 
 /// How long the end of a CLI that was killed is waited for.
-const KILL_LIMIT: Duration = Duration::from_secs(1);
+const KILL_LIMIT: Duration = Duration::from_millis(400);
 
 /// The `tailscale` CLI and what it's always called with.
 #[derive(Clone, Debug)]

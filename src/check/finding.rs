@@ -75,7 +75,8 @@ kinds! {
          for a proxy, or for a missing root certificate";
     Offline "offline"
         "the node runs on the last network map it knew, without its control server; look at this \
-         machine's network, its DNS and its firewall";
+         machine's network, its DNS and its firewall, and in the tailnet's admin console whether it \
+         was deleted";
     Stranded "stranded"
         "an auth key that was sent earlier was refused (REASON) and keeps this node off; start a \
          run, which restarts the login without a key: systemctl restart tailscale-autoconnect";

@@ -397,7 +397,15 @@ impl<'a> Lines<'a> {
         if !status.current_tailnet.name.is_empty() {
             text.push_str(&format!(", tailnet {}", status.current_tailnet.name));
         }
-        self.put("online", Mark::Ok, text);
+        // tailscaled keeps its connection to the control server for a while.
+        let mark = match status.backend_state.as_str() {
+            "Running" => Mark::Ok,
+            _ => {
+                text.push_str("; not used in this state");
+                Mark::Note
+            }
+        };
+        self.put("online", mark, text);
     }
 
     fn node_key(&mut self, status: &Status) {
