@@ -56,8 +56,9 @@ impl Cli {
     /// Starts `tailscale up` with `key`, with the flags `kept` from the node's settings before
     /// the user's own.
     pub async fn up(&self, key: &AuthKey, kept: &[String]) -> Result<Login, NotStarted> {
-        let program = self.program().await?;
-        self.trust_socket().await?;
+        let (program, trusted) = tokio::join!(self.program(), self.trust_socket());
+        let program = program?;
+        trusted?;
         self.log_in(&program, key, kept)
     }
 
