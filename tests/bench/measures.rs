@@ -23,9 +23,9 @@ pub const MEMORY: &str = "already running: peak memory";
 const JOINS: usize = 16;
 const NO_OPS: usize = 16;
 const MEMORY_RUNS: usize = 4;
-const REBOOTS: usize = 12;
+const REBOOTS: usize = 10;
 const LATE_REBOOTS: usize = 3;
-const CROWDS: usize = 4;
+const CROWDS: usize = 3;
 
 /// How many nodes join at once; fewer if the memory isn't there.
 const CROWD: usize = 50;

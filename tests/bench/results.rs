@@ -205,6 +205,7 @@ fn machine(field: &Field) -> String {
         .map_or("unknown CPU".to_owned(), |(_, name)| name.trim().to_owned());
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let kernel = read("/proc/sys/kernel/osrelease");
+    let kernel: Vec<&str> = kernel.split('.').take(2).collect();
     let said = std::process::Command::new(&field.cli)
         .arg("version")
         .output()
@@ -213,6 +214,6 @@ fn machine(field: &Field) -> String {
     let version = said.lines().next().unwrap_or_default();
     format!(
         "Measured on {cores} cores of {cpu}, Linux {}, tailscale {version}.",
-        kernel.trim()
+        kernel.join(".")
     )
 }
