@@ -416,7 +416,10 @@ fn what_an_admin_does_after_a_login_that_never_came_to_the_node_is_not_reverted(
 
     let run = run.wait();
     run.assert_code(0);
-    assert_eq!(run.json()["logged_in"], false);
+    if version_is_at_least((1, 80)) {
+        // Before, tailscaled's status differs from one moment to the next by itself.
+        assert_eq!(run.json()["logged_in"], false);
+    }
     let settings = settings(&node);
     assert_eq!(settings["Hostname"], "admins");
     assert_eq!(settings["ShieldsUp"], true);
