@@ -314,7 +314,7 @@ fn a_stopped_node_whose_key_has_expired_is_brought_up_and_logs_in() {
     let joined = Joined::new();
     joined.node.tailscale_ok(["down"]);
     joined.while_off(Tailnet::expire);
-    if version_is_at_least((1, 80)) {
+    if version_is_at_least(KEEPS_ITS_MAP) {
         joined.node.wait_state("Stopped");
     } else {
         // Before, it asks for a login now and then although it was stopped.
