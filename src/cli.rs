@@ -316,7 +316,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::generated::any_text;
+    use crate::samples::any_text;
 
     #[test]
     fn the_definition_holds() {

@@ -532,42 +532,16 @@ mod tests {
     use proptest::sample::select;
 
     use super::*;
-    use crate::generated::any_text;
     use crate::localapi::SelfNode;
+    use crate::samples::{REFUSAL, any_text, asking, keyed, status, with_error};
 
     const NOW: Duration = Duration::ZERO;
     const AN_AGE: Duration = Duration::from_secs(3600);
 
-    const REFUSAL: &str = "invalid key: API key does not exist";
     const TROUBLE: &str = "fetch control key: dial tcp: connection refused";
-
-    fn status(state: &str) -> Status {
-        Status {
-            version: "1.98.10-t1-g2".into(),
-            backend_state: state.into(),
-            ..Status::default()
-        }
-    }
 
     fn online(mut status: Status) -> Status {
         status.node.online = true;
-        status
-    }
-
-    fn keyed(mut status: Status) -> Status {
-        status.have_node_key = true;
-        status
-    }
-
-    fn asking(mut status: Status) -> Status {
-        status.auth_url = "https://login.tailscale.com/a/1".into();
-        status
-    }
-
-    fn with_error(mut status: Status, error: &str) -> Status {
-        status.health = vec![format!(
-            "You are logged out. The last login error was: {error}"
-        )];
         status
     }
 

@@ -392,7 +392,7 @@ mod tests {
     use tailnet_harness::{FakeTailscaled, Response};
 
     use super::*;
-    use crate::generated::any_text;
+    use crate::samples::any_text;
 
     #[test]
     fn a_status_with_nulls_and_unknown_fields_is_read() {

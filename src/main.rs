@@ -12,8 +12,6 @@ mod connect;
 mod decide;
 #[cfg(test)]
 mod documents;
-#[cfg(test)]
-mod generated;
 mod journal;
 mod localapi;
 mod login;
@@ -22,6 +20,8 @@ mod messages;
 mod notify;
 mod outcome;
 mod redact;
+#[cfg(test)]
+mod samples;
 mod settings;
 mod terminal;
 mod trust;

@@ -113,7 +113,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::generated::any_text;
+    use crate::samples::any_text;
 
     #[test]
     fn whatever_looks_like_a_key_is_hidden_to_its_end() {

@@ -255,7 +255,7 @@ mod tests {
     use proptest::sample::select;
 
     use super::*;
-    use crate::generated::any_text;
+    use crate::samples::any_text;
 
     fn prefs(value: Value) -> Prefs {
         serde_json::from_value(value).unwrap()

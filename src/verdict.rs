@@ -304,7 +304,7 @@ mod tests {
     use proptest::sample::select;
 
     use super::*;
-    use crate::generated::any_text;
+    use crate::samples::any_text;
 
     #[test]
     fn the_control_servers_own_words_are_refusals() {

@@ -14,8 +14,8 @@ use crate::documents::README;
 use crate::localapi::{LocalApiError, Prefs, Status};
 use crate::login::NoVersion;
 use crate::outcome::Failure;
+use crate::samples::{REFUSAL, asking, keyed, status, with_error};
 
-const REFUSAL: &str = "invalid key: API key does not exist";
 const DOWN: &str = "fetch control key: dial tcp 192.0.2.1:443: connect: connection refused";
 
 fn facts() -> FileFacts {
@@ -64,34 +64,9 @@ fn seen(status: Result<Status, LocalApiError>) -> Seen {
     }
 }
 
-fn status(state: &str) -> Status {
-    Status {
-        version: "1.98.10-t1-g2".into(),
-        backend_state: state.into(),
-        ..Status::default()
-    }
-}
-
 fn online(mut status: Status) -> Status {
     status.node.online = true;
     status.node.dns_name = "host.example.ts.net.".into();
-    status
-}
-
-fn keyed(mut status: Status) -> Status {
-    status.have_node_key = true;
-    status
-}
-
-fn asking(mut status: Status) -> Status {
-    status.auth_url = "https://login.tailscale.com/a/1".into();
-    status
-}
-
-fn with_error(mut status: Status, error: &str) -> Status {
-    status.health = vec![format!(
-        "You are logged out. The last login error was: {error}"
-    )];
     status
 }
 
