@@ -1,5 +1,7 @@
 //! The command line.
 
+use std::env;
+use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -8,10 +10,11 @@ use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{ArgAction, ArgMatches, CommandFactory, FromArgMatches, Parser};
 
-use crate::manual::Generate;
-use crate::outcome::{EXITS, Failure};
-use crate::redact::{holds_a_key, looks_like_a_key};
-use crate::settings::{flag_name, flag_value};
+use crate::flags;
+use crate::key::Parameters;
+use crate::failure::{EXITS, Failure};
+use crate::redact::looks_like_a_key;
+use crate::server::{self, http_url};
 
 /// Join this machine to its tailnet with an auth key from a file
 ///
@@ -58,15 +61,17 @@ pub struct Options {
 
     /// ephemeral=…&preauthorized=… for an OAuth secret
     ///
-    /// Appended to an OAuth client secret (tskey-client-…): ephemeral, preauthorized and
-    /// baseURL, joined by `&`. An auth key takes none.
+    /// Appended to an OAuth client secret (tskey-client-…): ephemeral=true|false,
+    /// preauthorized=true|false and baseURL=URL, joined by `&`. Each wins over one of the same
+    /// name in the file. An auth key takes none.
     #[arg(
         long,
         value_name = "STR",
         env = "TAILSCALE_AUTOCONNECT_AUTHKEY_PARAMS",
+        value_parser = Parameters::parse,
         hide_env = true
     )]
-    pub authkey_params: Option<String>,
+    pub authkey_params: Option<Parameters>,
 
     /// Control server, if it isn't Tailscale's
     ///
@@ -75,9 +80,10 @@ pub struct Options {
         long,
         value_name = "URL",
         env = "TAILSCALE_AUTOCONNECT_LOGIN_SERVER",
+        value_parser = login_server,
         hide_env = true
     )]
-    login_server: Option<String>,
+    pub login_server: Option<String>,
 
     /// Socket of tailscaled
     ///
@@ -170,26 +176,22 @@ pub struct Options {
     )]
     pub quiet: bool,
 
-    /// Print the manual page or the completions of a shell, for packages
-    #[arg(long, value_name = "WHAT", hide = true)]
-    pub generate: Option<Generate>,
-
     /// Flags for `tailscale up`
     #[arg(last = true, value_name = "FLAGS", hide = true)]
     pub up_flags: Vec<String>,
 }
 
-/// How times are written, for the help and the manual page.
-pub const TIMES: &str = "Times are written as systemd and people do: 90s, 5min, 1h 30min, \
+/// How times are written, for the help.
+const TIMES: &str = "Times are written as systemd and people do: 90s, 5min, 1h 30min, \
     infinity; a bare number is seconds.";
 
 /// What becomes of the flags after `--`, for the same.
-pub const FLAGS: &str = "Flags after `--` go to `tailscale up` as they are.";
+const FLAGS: &str = "Flags after `--` go to `tailscale up` as they are.";
 
 /// How options are given by the environment, for the same.
-pub const VARIABLES: &str = "Each option can also be given by an environment variable: \
+const VARIABLES: &str = "Each option can also be given by an environment variable: \
     TAILSCALE_AUTOCONNECT_ and its name in capitals, such as TAILSCALE_AUTOCONNECT_READY_AFTER. \
-    The command line wins.";
+    The command line wins; an empty variable is none.";
 
 /// The exit statuses, for -h.
 fn exits_in_brief() -> String {
@@ -211,29 +213,18 @@ fn exits_in_full() -> String {
     text
 }
 
-/// Flags of `tailscale up` that would undo what this program does, and why.
-pub const REFUSED_FLAGS: [(&str, &str); 6] = [
-    ("auth-key", "name the key's file with --authkey-file"),
-    ("authkey", "name the key's file with --authkey-file"),
-    (
-        "timeout",
-        "a login is ended by --timeout of tailscale-autoconnect",
-    ),
-    (
-        "reset",
-        "it would lose the node's settings; give the flags that you want changed",
-    ),
-    (
-        "force-reauth",
-        "it would spend the auth key on a node that is logged in",
-    ),
-    ("json", "use --json of tailscale-autoconnect"),
-];
-
 impl Options {
     /// Reads the command line and the environment.
     pub fn read() -> Result<Self, clap::Error> {
-        Self::of(&Self::command().try_get_matches()?)
+        // An empty variable is none.
+        let command = Self::command().mut_args(|arg| {
+            let value = arg.get_env().and_then(env::var_os);
+            match value.is_some_and(|value| value.is_empty()) {
+                true => arg.env(None),
+                false => arg,
+            }
+        });
+        Self::of(&command.try_get_matches()?)
     }
 
     fn of(matches: &ArgMatches) -> Result<Self, clap::Error> {
@@ -256,46 +247,34 @@ impl Options {
 
     /// What clap cannot say.
     pub fn check(&self) -> Result<(), Failure> {
-        let usage = |text: String| Err(Failure::Usage(text));
+        let usage = |text: &str| Err(Failure::Usage(text.to_owned()));
         if looks_like_a_key(&self.authkey_file.to_string_lossy()) {
             return usage(
                 "--authkey-file takes the path of a file, not a key: \
-                 a key on a command line can be seen by every user of the machine"
-                    .to_owned(),
+                 a key on a command line can be seen by every user of the machine",
             );
         }
-        for word in &self.up_flags {
-            let name = flag_name(word).unwrap_or_default();
-            if let Some((name, why)) = REFUSED_FLAGS.iter().find(|(flag, _)| *flag == name) {
-                return usage(format!(
-                    "--{name} may not be given to `tailscale up`: {why}"
-                ));
-            }
-            if holds_a_key(word) {
-                return usage(
-                    "a key may not stand after `--`, where every user of the machine can see it; \
-                     name the key's file with --authkey-file"
-                        .to_owned(),
-                );
-            }
-        }
-        if self.login_server().is_some() && flag_value(&self.up_flags, "login-server").is_some() {
+        if self.tailscale.file_name() == Some(OsStr::new("tailscaled")) {
             return usage(
-                "--login-server is given twice, before and after `--`; give it once".into(),
+                "--tailscale takes the command `tailscale`, not the daemon tailscaled; \
+                 name the command",
             );
+        }
+        flags::check(&self.up_flags).map_err(Failure::Usage)?;
+        if self.login_server.is_some() && self.login_server_flag().is_some() {
+            return usage("--login-server is given twice, before and after `--`; give it once");
         }
         Ok(())
     }
 
-    /// The login server given by the option; an empty variable gives none.
-    pub fn login_server(&self) -> Option<String> {
-        self.login_server.clone().filter(|url| !url.is_empty())
+    fn login_server_flag(&self) -> Option<&str> {
+        flags::value(&self.up_flags, "login-server")
     }
 
     /// The login server, wherever it's given.
     pub fn any_login_server(&self) -> Option<String> {
-        let flag = flag_value(&self.up_flags, "login-server");
-        self.login_server().or_else(|| flag.map(str::to_owned))
+        let flag = self.login_server_flag().map(str::to_owned);
+        self.login_server.clone().or(flag)
     }
 }
 
@@ -309,6 +288,17 @@ fn duration(text: &str) -> Result<Duration, String> {
     }
     humantime::parse_duration(text)
         .map_err(|error| format!("{error}; write it like 90s, 5min or infinity"))
+}
+
+/// A login server: a URL.
+fn login_server(text: &str) -> Result<String, String> {
+    match http_url(text) {
+        Some(_) => Ok(text.to_owned()),
+        None => Err(format!(
+            "it takes an http or https URL, such as {}",
+            server::EXAMPLE
+        )),
+    }
 }
 
 #[cfg(test)]
@@ -361,7 +351,14 @@ mod tests {
 
     #[test]
     fn a_value_like_a_refused_flag_is_none() {
-        let words = ["x", "--", "--ssh", "--hostname=reset"];
+        let words = [
+            "x",
+            "--",
+            "--ssh",
+            "--hostname=reset",
+            "--operator",
+            "--json",
+        ];
         assert_eq!(Options::parse_from(words).check(), Ok(()));
     }
 

@@ -1,5 +1,8 @@
 //! What the project's documents say, for tests that compare it with the program.
 
+mod completions;
+mod manual;
+
 pub const README: &str = include_str!("../README.md");
 
 /// The cells of the table of `document` that begins with this header.

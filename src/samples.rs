@@ -3,7 +3,7 @@
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use crate::localapi::Status;
+use crate::tailscaled::Status;
 
 /// The control server's words on a deleted auth key.
 pub const REFUSAL: &str = "invalid key: API key does not exist";

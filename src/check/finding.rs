@@ -4,10 +4,10 @@
 use crate::check::foresee::{End, Foresight, Step};
 use crate::check::seen::Seen;
 use crate::check::words;
-use crate::decide::{Situation, Waiting};
-use crate::localapi::LocalApiError;
-use crate::outcome::{Connected, Failure};
-use crate::verdict::LoginError;
+use crate::policy::Situation;
+use crate::tailscaled::LocalApiError;
+use crate::failure::{Connected, Failure, Waiting};
+use crate::up::{LoginError, Refusal, Refused};
 
 macro_rules! kinds {
     ($($kind:ident $name:literal $sentence:literal;)*) => {
@@ -128,23 +128,23 @@ impl Kind {
 pub fn conclude(seen: &Seen, foresight: &Foresight) -> Finding {
     let situation = seen.situation();
     let exit = exit(seen, &situation, foresight);
-    let refusal = match &situation {
-        Situation::NeedsLogin {
-            error: Some(LoginError::Refused(text)),
-            asks: false,
-            ..
-        } => Some(text),
-        _ => None,
-    };
-    match (&foresight.end, refusal) {
+    match (&foresight.end, refusal(&situation)) {
         (End::Connected, _) => connected(seen, &situation, exit),
         (End::Fails(failure), _) => Kind::Failure.with(exit, &[("FAILURE", &failure.to_string())]),
         (End::Tries, Some(text)) => {
-            let file = seen.key_path.display().to_string();
+            let file = seen.setup.key_file.display().to_string();
             Kind::Refused.with(exit, &[("REASON", text), ("FILE", &file)])
         }
         (End::Tries, None) => tries(seen, &situation, foresight, exit),
         (End::Waits(waiting), _) => waits(seen, &situation, waiting, exit),
+    }
+}
+
+/// The refusal of a key that tailscaled goes on sending on a node that needs one.
+fn refusal(situation: &Situation) -> Option<&String> {
+    match situation {
+        Situation::NeedsLogin { error: Some(LoginError::Refused(Refusal { words, .. })) } => Some(words),
+        _ => None,
     }
 }
 
@@ -155,17 +155,13 @@ fn exit(seen: &Seen, situation: &Situation, foresight: &Foresight) -> (&'static 
         (End::Connected, _) => ("connected", 0),
         (End::Fails(failure), _) => failure.exit(),
         (End::Waits(waiting), _) => {
-            Failure::timed_out(waiting.clone(), answered, &seen.socket).exit()
+            Failure::timed_out(waiting.clone(), answered, &seen.setup.socket).exit()
         }
         // As far as is known.
-        (
-            End::Tries,
-            Situation::NeedsLogin {
-                error: Some(LoginError::Refused(text)),
-                asks: false,
-                ..
-            },
-        ) => Failure::KeyRefused(text.clone()).exit(),
+        (End::Tries, situation) if let Some(words) = refusal(situation) => {
+            let refusal = Refusal { what: Refused::Key, words: words.clone() };
+            Failure::Refused(refusal).exit()
+        }
         (End::Tries, _) => Failure::TimedOut(Waiting::LoggingIn).exit(),
     }
 }
@@ -193,10 +189,11 @@ fn tries(
     let waits_first = foresight.steps.contains(&Step::Wait(Waiting::LoggingIn));
     match situation {
         Situation::Stopped => Kind::Stopped.with(exit, &[]),
-        Situation::NeedsLogin {
-            error: Some(LoginError::Transient(text)),
-            ..
-        } => control_server(seen, text, exit),
+        Situation::NeedsLogin { error: Some(error) } | Situation::AsksForPerson { error: Some(error) }
+            if !matches!(error, LoginError::Refused(_)) =>
+        {
+            control_server(seen, error.words(), exit)
+        }
         Situation::NeedsLogin { .. } if waits_first => Kind::UnderWay.with(exit, &[]),
         _ => Kind::NeedsLogin.with(exit, &[("CAUSE", words::cause_of_login(seen))]),
     }
@@ -210,7 +207,9 @@ fn waits(
     exit: (&'static str, u8),
 ) -> Finding {
     match (situation, waiting) {
-        (Situation::Stranded { refusal }, _) => Kind::Stranded.with(exit, &[("REASON", refusal)]),
+        (situation, _) if let Some(LoginError::Refused(refusal)) = situation.login_error() => {
+            Kind::Stranded.with(exit, &[("REASON", &refusal.words)])
+        }
         (Situation::NoDaemon, _) => match &seen.status {
             Err(LocalApiError::Unreachable(why)) => {
                 Kind::NoTailscaled.with(exit, &[("REASON", why)])

@@ -3,18 +3,19 @@
 
 use serde_json::{Value, json};
 
-use crate::authkey::{KeyKind, is_tailscales};
+use crate::key::KeyKind;
+use crate::server::is_tailscales;
 use crate::check::finding::{Finding, complains_of_time, conclude};
-use crate::check::foresee::{End, Foresight, Start, Step, foresee};
+use crate::check::foresee::{End, Foresight, Step, foresee};
+use crate::failure::{Failure, Waiting};
 use crate::check::seen::{Access, Seen};
 use crate::check::words::{self, NodeKey};
-use crate::decide::{Situation, Waiting};
-use crate::localapi::{LocalApiError, Status};
-use crate::login::NoVersion;
+use crate::policy::Situation;
+use crate::tailscaled::{LocalApiError, Status};
+use crate::up::NoVersion;
 use crate::redact::{excerpt, one_line};
-use crate::settings::Own;
-use crate::terminal::{BOLD, GREEN, PLAIN, RED, YELLOW};
-use crate::verdict::{last_login_error, trouble};
+use crate::output::terminal::{BOLD, GREEN, PLAIN, RED, YELLOW};
+use crate::up::{last_login_error, trouble};
 
 /// Raised when a field of the JSON object goes or changes its meaning, not when one is added.
 const SCHEMA: u32 = 1;
@@ -74,7 +75,7 @@ pub struct Report {
 impl Report {
     /// What is to be said of what was seen.
     pub fn new(seen: Seen) -> Self {
-        let foresight = foresee(&Start::new(&seen));
+        let foresight = foresee(&seen);
         Self {
             lines: Lines::of(&seen, &foresight),
             would: would(&foresight),
@@ -121,7 +122,7 @@ impl Report {
         let seen = &self.seen;
         let status = seen.status.as_ref().ok();
         let node_key = status.map(|status| words::node_key(status, seen.now));
-        let settings = seen.settings().unwrap_or_default();
+        let (flags, without_flag) = seen.settings().unwrap_or_default();
         let lines = self.lines.iter().map(|line| {
             json!({ "name": line.name, "mark": line.mark.name(), "text": one_line(&line.text) })
         });
@@ -136,7 +137,7 @@ impl Report {
             "seen": {
                 "time": words::clock(seen.now),
                 "socket": {
-                    "path": seen.socket.display().to_string(),
+                    "path": seen.setup.socket.display().to_string(),
                     "owner": seen.socket_file.as_ref().ok().map(|file| &file.owner),
                     "mode": seen.socket_file.as_ref().ok().map(|file| octal(file.facts.mode)),
                 },
@@ -159,10 +160,10 @@ impl Report {
                 },
                 "control_server": {
                     "node": seen.prefs.as_ref().map(|_| seen.control_server()),
-                    "asked": seen.login_server,
+                    "asked": seen.setup.server,
                 },
                 "key_file": {
-                    "path": seen.key_path.display().to_string(),
+                    "path": seen.setup.key_file.display().to_string(),
                     "usable": seen.key.kind.is_ok(),
                     "kind": seen.key.kind.as_ref().ok().map(|kind| words::kind_name(*kind)),
                     "problem": seen.key.kind.as_ref().err().map(ToString::to_string),
@@ -178,8 +179,8 @@ impl Report {
                     "version": seen.cli.version.as_ref().ok(),
                 },
                 "settings": {
-                    "flags": settings.flags,
-                    "without_flag": settings.without_flag,
+                    "flags": flags,
+                    "without_flag": without_flag,
                 },
             },
         }))
@@ -236,6 +237,7 @@ fn would(foresight: &Foresight) -> Vec<String> {
         Step::Rescue => "restart the login without a key".to_owned(),
         Step::BringUp => "bring tailscale up without a key".to_owned(),
         Step::LogIn => "log in with the auth key".to_owned(),
+        Step::TakeBack => "take back the login that was begun".to_owned(),
     });
     let end = match &foresight.end {
         End::Connected => Some("be done (exit status 0)".to_owned()),
@@ -289,7 +291,7 @@ impl<'a> Lines<'a> {
     }
 
     fn socket(&mut self) {
-        let path = self.seen.socket.display();
+        let path = self.seen.setup.socket.display();
         match &self.seen.socket_file {
             Ok(file) => {
                 let (mark, distrust) = match self.seen.distrust {
@@ -332,7 +334,7 @@ impl<'a> Lines<'a> {
                     format!("it does not let this user in: {why}"),
                 );
             }
-            Err(LocalApiError::BadAnswer(why)) => {
+            Err(LocalApiError::BadAnswer(why) | LocalApiError::Locked(why)) => {
                 self.put(
                     "tailscaled",
                     Mark::Problem,
@@ -366,14 +368,14 @@ impl<'a> Lines<'a> {
 
     fn unless_connected(&self) -> Mark {
         match self.seen.situation() {
-            Situation::Connected | Situation::AddressPending(_) => Mark::Note,
+            situation if situation.is_connected() => Mark::Note,
             _ => Mark::Problem,
         }
     }
 
     fn state(&mut self, status: &Status) {
         let mark = match self.seen.situation() {
-            Situation::Connected | Situation::AddressPending(_) => Mark::Ok,
+            situation if situation.is_connected() => Mark::Ok,
             Situation::Settling { trouble: None, .. } => Mark::Note,
             _ => Mark::Problem,
         };
@@ -494,7 +496,7 @@ impl<'a> Lines<'a> {
             Ok(kind) => {
                 let text = format!(
                     "{}: {}; {}",
-                    seen.key_path.display(),
+                    seen.setup.key_file.display(),
                     words::kind(*kind),
                     facts.unwrap_or_default()
                 );
@@ -515,7 +517,7 @@ impl<'a> Lines<'a> {
         for how in &seen.key.exposure {
             self.put("key file", Mark::Note, format!("it {how}"));
         }
-        if seen.key_has_params && kind != KeyKind::OAuthSecret {
+        if seen.key_has_params && !kind.is_oauth_secret() {
             let text = "--authkey-params are left out: only an OAuth client secret takes them";
             self.put("key file", Mark::Note, text);
         }
@@ -541,8 +543,10 @@ impl<'a> Lines<'a> {
             Ok(version) => {
                 self.put("command", Mark::Ok, format!("{path}, version {version}"));
             }
-            Err(NoVersion::CannotRun(failure)) => {
-                self.put("command", self.if_key_is_needed(), failure.to_string());
+            Err(NoVersion::CannotRun(why)) => {
+                let failure = Failure::not_started(why, &cli.program);
+                let text = failure.map(|failure| failure.to_string()).unwrap_or_default();
+                self.put("command", self.if_key_is_needed(), text);
             }
             Err(NoVersion::Silent) => {
                 let text = format!("{path} does not answer `version`");
@@ -555,11 +559,7 @@ impl<'a> Lines<'a> {
     }
 
     fn settings(&mut self) {
-        let Some(Own {
-            flags,
-            without_flag,
-        }) = self.seen.settings()
-        else {
+        let Some((flags, without_flag)) = self.seen.settings() else {
             return;
         };
         let mut text = flags.join(" ");

@@ -4,16 +4,16 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::json;
 
-use crate::authkey::{FileFacts, KeyFileError, KeyKind, Look};
+use crate::key::{FileFacts, KeyFileError, KeyKind, Look};
 use crate::check::finding::{Finding, Kind, conclude};
 use crate::check::foresee::{End, Start, Step, foresee};
 use crate::check::report::{Mark, Report};
 use crate::check::seen::{Access, CliSeen, Owned, Seen};
 use crate::decide::Situation;
 use crate::documents::README;
-use crate::localapi::{LocalApiError, Prefs, Status};
-use crate::login::NoVersion;
-use crate::outcome::Failure;
+use crate::tailscaled::{LocalApiError, Prefs, Status};
+use crate::up::NoVersion;
+use crate::failure::Failure;
 use crate::samples::{REFUSAL, asking, keyed, status, with_error};
 
 const DOWN: &str = "fetch control key: dial tcp 192.0.2.1:443: connect: connection refused";

@@ -4,9 +4,9 @@ use std::time::{Duration, SystemTime};
 
 use humantime::{format_rfc3339_seconds, parse_rfc3339_weak};
 
-use crate::authkey::{FileFacts, KeyKind};
+use crate::key::{FileFacts, KeyKind};
 use crate::check::seen::Seen;
-use crate::localapi::Status;
+use crate::tailscaled::Status;
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -86,9 +86,8 @@ pub fn kind(kind: KeyKind) -> &'static str {
     match kind {
         KeyKind::Auth => "an auth key of Tailscale",
         KeyKind::Wrapped => "an auth key of Tailscale, signed for tailnet lock",
-        KeyKind::OAuthSecret => "an OAuth client secret",
+        KeyKind::OAuthSecret { .. } => "an OAuth client secret",
         KeyKind::Headscale => "an auth key of headscale",
-        KeyKind::Other => "an auth key of no known form, as other control servers make them",
     }
 }
 
@@ -97,9 +96,8 @@ pub fn kind_name(kind: KeyKind) -> &'static str {
     match kind {
         KeyKind::Auth => "auth-key",
         KeyKind::Wrapped => "wrapped-auth-key",
-        KeyKind::OAuthSecret => "oauth-client-secret",
+        KeyKind::OAuthSecret { .. } => "oauth-client-secret",
         KeyKind::Headscale => "headscale-auth-key",
-        KeyKind::Other => "other",
     }
 }
 

@@ -164,7 +164,7 @@ fn each_kind_of_wrong_content_is_refused_at_once_with_its_own_sentence() {
         "sops": { "lastmodified": "2026-01-01T00:00:00Z", "mac": "ENC[AES256_GCM,data:z]" },
     });
     let dotenv = "token=ENC[AES256_GCM,data:NPqVKA==,iv:x,tag:y,type:str]\nsops_version=3.9.0\n";
-    let mistakes: [(Vec<u8>, &str); 12] = [
+    let mistakes: [(Vec<u8>, &str); 21] = [
         (format!("{key}\n{key}\n").into(), "holds more than one line"),
         (
             format!("# my key\n{key}\n").into(),
@@ -195,12 +195,57 @@ fn each_kind_of_wrong_content_is_refused_at_once_with_its_own_sentence() {
             "holds an environment assignment",
         ),
         ("my key".into(), "does not hold an auth key but other text"),
+        (format!("\"{key}\"").into(), "holds quotes"),
+        (format!("{{\"key\":\"{key}\"}}").into(), "holds JSON"),
+        (
+            format!("AUTHKEY={key}").into(),
+            "holds an environment assignment",
+        ),
+        (
+            "/run/agenix/tailscale-token".into(),
+            "holds the path of a file",
+        ),
+        ("https://example.org/key".into(), "holds a URL"),
+        (
+            "arn:aws:ssm:eu-central-1:123456789012:parameter/key".into(),
+            "holds the name of a secret at AWS",
+        ),
+        (
+            "$ANSIBLE_VAULT;1.1;AES256\n3534\n".into(),
+            "is still encrypted with Ansible Vault",
+        ),
+        (
+            format!("{}***", &key[..20]).into(),
+            "holds a key of which a part is masked",
+        ),
+        (
+            "f0e1d2c3b4a5".into(),
+            "does not hold an auth key but other text",
+        ),
     ];
     for (content, sentence) in mistakes {
         let file = KeyFile::new(content);
         is_a_mistake(&tailnet, &node, file.path(), sentence);
     }
     assert_eq!(tailnet.state().key(&key).attempts, 0);
+}
+
+#[test]
+#[ignore = "needs real tailscaled: run tests/run.sh"]
+fn a_key_of_headscale_is_not_sent_to_tailscale() {
+    let (tailnet, node) = fresh();
+    let old = "4e1243bd22c66e76c2ba9eddc1f91394e57f9f83a2b1c0d9".to_owned();
+    for key in [tailnet.single_use_key(), old] {
+        let file = KeyFile::new(&key);
+        let run = Run::new(env!("CARGO_BIN_EXE_tailscale-autoconnect"))
+            .node(&node)
+            .cli()
+            .authkey_file(file.path())
+            .login_server("https://controlplane.tailscale.com")
+            .run();
+        let sentence = "holds a key of headscale, but the login server is Tailscale's";
+        assert_not_tried(&run, 78, sentence, &tailnet, &node);
+    }
 }
 
 /// Real `age` output if `age` is installed, and what stands for it otherwise.
@@ -376,6 +421,40 @@ fn an_oauth_secret_gets_the_parameters_and_makes_a_key() {
     let device = tailnet.device(&node).expect("the node is on the tailnet");
     assert!(device.online && device.approved && !device.ephemeral);
     assert_eq!(device.tags, ["tag:server"]);
+}
+
+#[test]
+#[ignore = "needs real tailscaled: run tests/run.sh"]
+fn a_parameter_given_twice_is_that_of_the_option() {
+    let (tailnet, node) = fresh();
+    let secret = tailnet.oauth_client(&["tag:server"]);
+    let file = format!("{secret}?ephemeral=true&preauthorized=true");
+    let params = format!("ephemeral=false&baseURL={}", tailnet.api_url());
+    program(&tailnet, &node, &KeyFile::new(file))
+        .args(["--authkey-params", &params])
+        .up_flags(["--advertise-tags=tag:server"])
+        .run()
+        .assert_code(0);
+    let state = tailnet.state();
+    let made = state.api_requests.iter().find_map(|one| {
+        let create = &one.body["capabilities"]["devices"]["create"];
+        create.is_object().then_some(create)
+    });
+    let made = made.expect("a key was made");
+    assert_eq!(
+        (&made["ephemeral"], &made["preauthorized"]),
+        (&json!(false), &json!(true))
+    );
+}
+
+#[test]
+#[ignore = "needs real tailscaled: run tests/run.sh"]
+fn parameters_that_tailscale_does_not_take_are_a_mistake() {
+    let (tailnet, node) = fresh();
+    let secret = tailnet.oauth_client(&["tag:server"]);
+    let file = KeyFile::new(format!("{secret}?ephemeral=no"));
+    let sentence = "holds an OAuth client secret with other parameters than";
+    is_a_mistake(&tailnet, &node, file.path(), sentence);
 }
 
 #[test]

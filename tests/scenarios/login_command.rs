@@ -129,7 +129,7 @@ fn a_flag_that_the_command_does_not_know_is_named() {
 #[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_value_that_the_command_cannot_use_is_quoted() {
     let set = Set::fresh();
-    let run = set.real().up_flags(["--advertise-routes=nonsense"]).run();
+    let run = set.real().up_flags(["--netfilter-mode=nonsense"]).run();
     run.assert_code(78);
     assert!(run.stderr.contains("nonsense"), "{}", run.stderr);
     set.assert_untouched();
@@ -157,6 +157,7 @@ fn the_command_is_called_with_the_key_in_a_file_of_its_own_and_the_flags_as_they
     let mut expected = vec![
         format!("--socket={}", set.node.socket().display()),
         "up".to_owned(),
+        "--reset".to_owned(),
         format!("--login-server={}", set.tailnet.url()),
     ];
     expected.extend(flags.map(str::to_owned));
@@ -173,13 +174,14 @@ fn odd_flags_reach_the_command_untouched() {
         "--operator",
         "",
         "-ssh",
+        "--of-a-version-to-come",
         "tskey",
+        "--another=\u{fc}",
         "--",
-        "\u{fc}",
     ];
     let run = set.program(&cli).up_flags(flags).spawn();
     let calls = cli.wait_calls(1);
-    assert_eq!(calls[0][4..], flags);
+    assert_eq!(calls[0][5..], flags);
     drop(run);
     set.assert_untouched();
 }

@@ -284,7 +284,7 @@ fn a_tailscaled_that_a_user_runs_for_himself_gets_his_key() {
         .args(["-v", "--timeout", "5s"])
         .user(NOBODY)
         .run();
-    run.assert_code(75);
+    run.assert_code(78);
     assert!(run.stderr.contains("fetched"), "{}", run.stderr);
 }
 

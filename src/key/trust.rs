@@ -1,9 +1,10 @@
 //! Whom we trust: with the auth key, whoever listens on tailscaled's socket; with our rights, the
 //! `tailscale` command.
 //!
-//! A path is as good as those who can change what it leads to. Root and we ourselves always can.
-//! Anybody else who can is named by the judgements here, which are pure: they go by the [`Step`]s
-//! of a path and by who [`We`] are. [`steps`], [`We::now`] and [`find`] gather that.
+//! A path is as good as those who can change what it leads to. Root and the user of this process
+//! always can. Anybody else who can is named by the judgements here, which are pure: they go by the
+//! [`PathPart`]s of a path and by whose [`Process`] this is. [`path_parts`], [`Process::current`]
+//! and [`find_command`] gather that.
 //!
 //! A group that may write to a directory is no objection: whoever owns it has let that group in.
 
@@ -11,7 +12,7 @@ use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{Access, access};
@@ -28,18 +29,17 @@ const MOST_LINKS: u32 = 40;
 /// Where a command is looked for if there is no PATH.
 const USUAL_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 
-/// The user that we run as.
+/// As whom this process runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct We {
+pub struct Process {
     pub user: u32,
     /// What belongs to users outside of our user namespace looks as if it were [`OVERFLOW`]'s,
     /// and nobody inside has that number.
     pub in_namespace: bool,
 }
 
-impl We {
-    /// Who we are now.
-    pub fn now() -> Self {
+impl Process {
+    pub fn current() -> Self {
         let users = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
         Self {
             user: rustix::process::geteuid().as_raw(),
@@ -48,11 +48,11 @@ impl We {
     }
 
     /// Whether that is root, of our user namespace at least.
-    pub fn are_root(self) -> bool {
+    pub fn is_root(self) -> bool {
         self.user == ROOT
     }
 
-    fn trust(self, user: u32) -> bool {
+    fn trusts(self, user: u32) -> bool {
         user == ROOT || user == self.user
     }
 }
@@ -72,63 +72,58 @@ fn is_mapped(uid_map: &str, user: u32) -> bool {
 
 /// A directory or link on the way along a path, or what stands at its end.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Step {
+pub struct PathPart {
     pub path: PathBuf,
-    pub kind: Kind,
+    pub kind: FileKind,
     pub owner: u32,
     pub mode: u32,
     /// It stands in a directory in which everybody can put things, such as /tmp.
-    pub among_all: bool,
+    pub in_shared_directory: bool,
 }
 
-/// What stands there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum FileKind {
     Directory,
     Link,
     Socket,
     Other,
 }
 
-/// All steps of a path, links and what they lead to included. Only looks, and opens nothing.
-pub fn steps(path: &Path) -> io::Result<Vec<Step>> {
+/// All parts of a path, links and what they lead to included. Only looks, and opens nothing.
+pub fn path_parts(path: &Path) -> io::Result<Vec<PathPart>> {
     let mut left: VecDeque<OsString> = names(&std::path::absolute(path)?);
     let mut here = PathBuf::from("/");
-    let mut among_all = false;
+    let mut is_shared = false;
     let mut links = 0;
-    let root = step(&here, false)?;
-    let mut all = vec![root];
+    let mut parts = vec![part(&here, false)?];
     while let Some(name) = left.pop_front() {
         if name == ".." {
             here.pop();
-            among_all = is_for_all(fs::symlink_metadata(&here)?.mode());
+            is_shared = is_world_writable(fs::symlink_metadata(&here)?.mode());
             continue;
         }
         let next = here.join(&name);
-        let step = step(&next, among_all)?;
-        match step.kind {
-            Kind::Link => {
-                links += 1;
-                if links > MOST_LINKS {
-                    return Err(Errno::LOOP.into());
-                }
-                let target = fs::read_link(&next)?;
-                if target.is_absolute() {
-                    here = PathBuf::from("/");
-                    among_all = false;
-                }
-                for name in names(&target).into_iter().rev() {
-                    left.push_front(name);
-                }
+        let part = part(&next, is_shared)?;
+        if part.kind == FileKind::Link {
+            links += 1;
+            if links > MOST_LINKS {
+                return Err(Errno::LOOP.into());
             }
-            _ => {
-                among_all = is_for_all(step.mode);
-                here = next;
+            let target = fs::read_link(&next)?;
+            if target.is_absolute() {
+                here = PathBuf::from("/");
+                is_shared = false;
             }
+            for name in names(&target).into_iter().rev() {
+                left.push_front(name);
+            }
+        } else {
+            is_shared = is_world_writable(part.mode);
+            here = next;
         }
-        all.push(step);
+        parts.push(part);
     }
-    Ok(all)
+    Ok(parts)
 }
 
 fn names(path: &Path) -> VecDeque<OsString> {
@@ -138,76 +133,78 @@ fn names(path: &Path) -> VecDeque<OsString> {
         .collect()
 }
 
-fn step(path: &Path, among_all: bool) -> io::Result<Step> {
-    use std::os::unix::fs::FileTypeExt;
+fn part(path: &Path, in_shared_directory: bool) -> io::Result<PathPart> {
     let metadata = fs::symlink_metadata(path)?;
     let kind = metadata.file_type();
-    Ok(Step {
+    Ok(PathPart {
         path: path.to_owned(),
         kind: match kind {
-            _ if kind.is_dir() => Kind::Directory,
-            _ if kind.is_symlink() => Kind::Link,
-            _ if kind.is_socket() => Kind::Socket,
-            _ => Kind::Other,
+            _ if kind.is_dir() => FileKind::Directory,
+            _ if kind.is_symlink() => FileKind::Link,
+            _ if kind.is_socket() => FileKind::Socket,
+            _ => FileKind::Other,
         },
         owner: metadata.uid(),
         mode: metadata.mode(),
-        among_all,
+        in_shared_directory,
     })
 }
 
-fn is_for_all(mode: u32) -> bool {
+fn is_world_writable(mode: u32) -> bool {
     mode & 0o002 != 0
 }
 
-/// Those besides root and us who can change what the path leads to, each with what is theirs; or,
-/// if anybody can, how.
+/// The parts of a path that belong to somebody besides root and the user of `process`, who can
+/// therefore change what it leads to; or, if anybody can, how.
 ///
 /// Where one user has a directory that root made, such as a home, this user is named. Where
 /// anybody can make one, as in /tmp, what others have made is anybody's.
-pub fn others(steps: &[Step], we: We) -> Result<Vec<&Step>, String> {
-    let mut others = Vec::new();
-    for step in steps {
-        let path = step.path.display();
-        let is_sticky = step.mode & 0o1000 != 0;
-        match step.kind {
-            Kind::Directory if is_for_all(step.mode) && !is_sticky => {
+pub fn parts_of_other_users(
+    parts: &[PathPart],
+    process: Process,
+) -> Result<Vec<&PathPart>, String> {
+    let mut of_others = Vec::new();
+    for part in parts {
+        let (path, owner) = (part.path.display(), part.owner);
+        let is_sticky = part.mode & 0o1000 != 0;
+        match part.kind {
+            FileKind::Directory if is_world_writable(part.mode) && !is_sticky => {
                 return Err(format!(
                     "everybody can write to the directory {path}; chmod o-w it"
                 ));
             }
-            Kind::Other if is_for_all(step.mode) => {
+            FileKind::Other if is_world_writable(part.mode) => {
                 return Err(format!("everybody can write to {path}; chmod o-w it"));
             }
-            _ => {}
-        }
-        if we.trust(step.owner) {
-            continue;
-        }
-        if step.among_all {
-            let owner = step.owner;
-            return Err(format!(
-                "{path} belongs to user {owner}, in a directory where everybody can put it"
-            ));
-        }
-        // What the namespace stands on was there before us.
-        if !(we.in_namespace && step.owner == OVERFLOW) {
-            others.push(step);
+            _ if process.trusts(owner) => {}
+            _ if part.in_shared_directory => {
+                return Err(format!(
+                    "{path} belongs to user {owner}, in a directory where everybody can put it"
+                ));
+            }
+            // What the namespace stands on was there before us.
+            _ if process.in_namespace && owner == OVERFLOW => {}
+            _ => of_others.push(part),
         }
     }
-    Ok(others)
+    Ok(of_others)
 }
 
-/// Whether the auth key may go to the socket that `steps` lead to and where `listener` listens.
+/// Whether the auth key may go to the socket that `parts` lead to and where `listener` listens.
 ///
 /// That is root, ourselves, or a user who has a part of the path (a tailscaled that runs as a
 /// user of its own, in a directory that was made for it). And nobody else may be able to put
 /// another socket there.
-pub fn may_have_key(socket: &Path, listener: u32, steps: &[Step], we: We) -> Result<(), String> {
+pub fn may_have_key(
+    socket: &Path,
+    listener: u32,
+    parts: &[PathPart],
+    process: Process,
+) -> Result<(), String> {
     let socket = socket.display();
-    let others = others(steps, we)
+    let of_others = parts_of_other_users(parts, process)
         .map_err(|why| format!("the auth key is not sent to the socket {socket}: {why}"))?;
-    if we.trust(listener) || others.iter().any(|step| step.owner == listener) {
+    if process.trusts(listener) || of_others.iter().any(|part| part.owner == listener) {
         return Ok(());
     }
     Err(format!(
@@ -216,23 +213,28 @@ pub fn may_have_key(socket: &Path, listener: u32, steps: &[Step], we: We) -> Res
     ))
 }
 
-/// Whether `program`, to which `steps` lead, may run with our rights.
+/// Whether `program`, to which `parts` lead, may run with our rights.
 ///
 /// Who is not root can only harm himself. A command that root names by its path is the one meant,
 /// unless anybody can have put it there; one that was found in PATH must be root's, too.
-pub fn may_run(program: &Path, named: Named, steps: &[Step], we: We) -> Result<(), String> {
-    if !we.are_root() {
+pub fn may_run(
+    program: &Path,
+    named: Named,
+    parts: &[PathPart],
+    process: Process,
+) -> Result<(), String> {
+    if !process.is_root() {
         return Ok(());
     }
     let program = program.display();
-    let others = others(steps, we)
+    let of_others = parts_of_other_users(parts, process)
         .map_err(|why| format!("the tailscale command {program} is not run as root: {why}"))?;
-    match (named, others.first()) {
-        (Named::InPath, Some(step)) => Err(format!(
+    match (named, of_others.first()) {
+        (Named::InPath, Some(part)) => Err(format!(
             "the tailscale command {program}, found in PATH, is not run as root: {} belongs to \
              user {}; if it is meant, name it with --tailscale",
-            step.path.display(),
-            step.owner
+            part.path.display(),
+            part.owner
         )),
         _ => Ok(()),
     }
@@ -248,7 +250,7 @@ pub enum Named {
 /// The path of a command: itself, if it's one, or else the first of this name in `search` (the
 /// variable PATH) that can be run. Relative and empty entries, which stand for the directory that
 /// we happen to be in, are passed over.
-pub fn find(program: &Path, search: Option<&OsStr>) -> Option<(PathBuf, Named)> {
+pub fn find_command(program: &Path, search: Option<&OsStr>) -> Option<(PathBuf, Named)> {
     if program.as_os_str().as_encoded_bytes().contains(&b'/') {
         return Some((program.to_owned(), Named::ByPath));
     }
@@ -292,46 +294,50 @@ mod tests {
 
     use super::*;
 
-    const ROOTS: We = We {
+    const ROOTS: Process = Process {
         user: ROOT,
         in_namespace: false,
     };
-    const ALICES: We = We {
+    const ALICES: Process = Process {
         user: 1000,
         in_namespace: false,
     };
     const MALLORY: u32 = 1001;
     const SERVICE: u32 = 997;
 
-    /// Owners and modes of a path's steps.
+    /// Owners and modes of a path's parts.
     type Owned<'a> = &'a [(u32, u32)];
 
-    /// The steps of a path, from pairs of owner and mode; the last one is of this kind.
-    fn path(kind: Kind, steps: Owned) -> Vec<Step> {
+    /// The parts of a path, from pairs of owner and mode; the last one is of this kind.
+    fn path(kind: FileKind, parts: Owned) -> Vec<PathPart> {
         let mut path = PathBuf::from("/");
-        let mut among_all = false;
-        let last = steps.len() - 1;
-        let steps = steps.iter().enumerate().map(|(nth, &(owner, mode))| {
+        let mut in_shared_directory = false;
+        let last = parts.len() - 1;
+        let parts = parts.iter().enumerate().map(|(nth, &(owner, mode))| {
             if nth > 0 {
                 path.push(format!("step{nth}"));
             }
-            let kind = if nth == last { kind } else { Kind::Directory };
-            let step = Step {
+            let kind = if nth == last {
+                kind
+            } else {
+                FileKind::Directory
+            };
+            let part = PathPart {
                 path: path.clone(),
                 kind,
                 owner,
                 mode,
-                among_all,
+                in_shared_directory,
             };
-            among_all = is_for_all(mode);
-            step
+            in_shared_directory = is_world_writable(mode);
+            part
         });
-        steps.collect()
+        parts.collect()
     }
 
-    fn to_socket(listener: u32, steps: Owned, we: We) -> Result<(), String> {
+    fn to_socket(listener: u32, parts: Owned, process: Process) -> Result<(), String> {
         let socket = Path::new("/the/socket");
-        may_have_key(socket, listener, &path(Kind::Socket, steps), we)
+        may_have_key(socket, listener, &path(FileKind::Socket, parts), process)
     }
 
     const ETC: (u32, u32) = (ROOT, 0o755);
@@ -339,7 +345,7 @@ mod tests {
 
     #[test]
     fn the_sockets_that_people_have_get_the_key() {
-        let cases: [(&str, u32, Owned, We); 9] = [
+        let cases: [(&str, u32, Owned, Process); 9] = [
             (
                 "Debian's and NixOS's",
                 ROOT,
@@ -395,14 +401,14 @@ mod tests {
                 ROOTS,
             ),
         ];
-        for (whose, listener, steps, we) in cases {
-            assert_eq!(to_socket(listener, steps, we), Ok(()), "{whose}");
+        for (whose, listener, parts, process) in cases {
+            assert_eq!(to_socket(listener, parts, process), Ok(()), "{whose}");
         }
     }
 
     #[test]
     fn a_socket_that_others_made_or_can_replace_does_not_get_the_key() {
-        let cases: [(&str, u32, Owned, We, &str); 7] = [
+        let cases: [(&str, u32, Owned, Process, &str); 7] = [
             (
                 "in /tmp",
                 MALLORY,
@@ -453,8 +459,8 @@ mod tests {
                 "where everybody can put it",
             ),
         ];
-        for (which, listener, steps, we, why) in cases {
-            let refusal = to_socket(listener, steps, we).expect_err(which);
+        for (which, listener, parts, process, why) in cases {
+            let refusal = to_socket(listener, parts, process).expect_err(which);
             assert!(refusal.starts_with("the auth key is not sent to the socket /the/socket: "));
             assert!(refusal.contains(why), "{which}: {refusal}");
         }
@@ -462,19 +468,22 @@ mod tests {
 
     #[test]
     fn what_a_namespace_stands_on_is_no_objection_but_a_listener_outside_is() {
-        let steps = [
+        let parts = [
             (OVERFLOW, 0o755),
             (OVERFLOW, 0o1777),
             (ROOT, 0o755),
             (ROOT, 0o666),
         ];
-        let inside = We {
+        let inside = Process {
             user: ROOT,
             in_namespace: true,
         };
-        assert_eq!(to_socket(ROOT, &steps, inside), Ok(()));
-        assert!(to_socket(OVERFLOW, &steps, inside).is_err());
-        assert!(others(&path(Kind::Socket, &steps[..3]), ROOTS).is_ok_and(|all| all.len() == 2));
+        assert_eq!(to_socket(ROOT, &parts, inside), Ok(()));
+        assert!(to_socket(OVERFLOW, &parts, inside).is_err());
+        assert!(
+            parts_of_other_users(&path(FileKind::Socket, &parts[..3]), ROOTS)
+                .is_ok_and(|all| all.len() == 2)
+        );
         let theirs = [(OVERFLOW, 0o755), (OVERFLOW, 0o1777), (OVERFLOW, 0o666)];
         assert!(to_socket(ROOT, &theirs, inside).is_err());
     }
@@ -491,12 +500,12 @@ mod tests {
 
     #[test]
     fn a_command_found_in_path_must_be_roots_under_root() {
-        let run = |named, steps: Owned, we| {
+        let run = |named, parts: Owned, process| {
             may_run(
                 Path::new("/x/tailscale"),
                 named,
-                &path(Kind::Other, steps),
-                we,
+                &path(FileKind::Other, parts),
+                process,
             )
         };
         let program = (ROOT, 0o755);
@@ -504,8 +513,8 @@ mod tests {
         let nix = [ETC, ETC, store, (ROOT, 0o555), (ROOT, 0o555)];
         let debian = [ETC, ETC, ETC, program];
         let staff = [ETC, ETC, ETC, (ROOT, 0o2775), program];
-        for steps in [&nix[..], &debian, &staff] {
-            assert_eq!(run(Named::InPath, steps, ROOTS), Ok(()));
+        for parts in [&nix[..], &debian, &staff] {
+            assert_eq!(run(Named::InPath, parts, ROOTS), Ok(()));
         }
         let homes = [ETC, ETC, (MALLORY, 0o755), (MALLORY, 0o755)];
         let refusal = run(Named::InPath, &homes, ROOTS).unwrap_err();
@@ -543,33 +552,33 @@ mod tests {
     }
 
     #[test]
-    fn the_steps_of_a_path_are_those_of_the_links_on_it_too() {
-        let directory = Directory::new("steps");
+    fn the_parts_of_a_path_are_those_of_the_links_on_it_too() {
+        let directory = Directory::new("parts");
         let base = &directory.0;
         fs::create_dir(base.join("real")).unwrap();
         fs::write(base.join("real/file"), "").unwrap();
         symlink(base.join("real"), base.join("absolute")).unwrap();
         symlink("absolute/../real/./file", base.join("relative")).unwrap();
-        let found: Vec<_> = steps(&base.join("relative"))
+        let found: Vec<_> = path_parts(&base.join("relative"))
             .unwrap()
             .into_iter()
-            .filter_map(|step| Some((step.path.strip_prefix(base).ok()?.to_owned(), step.kind)))
+            .filter_map(|part| Some((part.path.strip_prefix(base).ok()?.to_owned(), part.kind)))
             .collect();
         let expected = [
-            ("", Kind::Directory),
-            ("relative", Kind::Link),
-            ("absolute", Kind::Link),
-            ("", Kind::Directory),
-            ("real", Kind::Directory),
-            ("real", Kind::Directory),
-            ("real/file", Kind::Other),
+            ("", FileKind::Directory),
+            ("relative", FileKind::Link),
+            ("absolute", FileKind::Link),
+            ("", FileKind::Directory),
+            ("real", FileKind::Directory),
+            ("real", FileKind::Directory),
+            ("real/file", FileKind::Other),
         ];
         assert_eq!(found, expected.map(|(path, kind)| (path.into(), kind)));
 
         symlink("loop", base.join("loop")).unwrap();
-        let error = steps(&base.join("loop")).unwrap_err();
+        let error = path_parts(&base.join("loop")).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(Errno::LOOP.raw_os_error()));
-        let missing = steps(&base.join("none/file")).unwrap_err();
+        let missing = path_parts(&base.join("none/file")).unwrap_err();
         assert_eq!(missing.kind(), io::ErrorKind::NotFound);
     }
 
@@ -580,11 +589,11 @@ mod tests {
         fs::create_dir(&shared).unwrap();
         fs::write(shared.join("file"), "").unwrap();
         let marked = || {
-            steps(&shared.join("file"))
+            path_parts(&shared.join("file"))
                 .unwrap()
                 .pop()
                 .unwrap()
-                .among_all
+                .in_shared_directory
         };
         assert!(!marked());
         fs::set_permissions(&shared, fs::Permissions::from_mode(0o1777)).unwrap();
@@ -608,7 +617,7 @@ mod tests {
                 None => PathBuf::from(name),
             });
             let search = std::env::join_paths(entries).unwrap();
-            find(Path::new("command"), Some(&search))
+            find_command(Path::new("command"), Some(&search))
         };
         let first = Some((base.join("first/command"), Named::InPath));
         assert_eq!(
@@ -618,12 +627,15 @@ mod tests {
         assert_eq!(search(&["@plain", ""]), None);
         // The tests run in the package's directory.
         assert_eq!(
-            find(Path::new("run.sh"), Some(OsStr::new("tests:./tests"))),
+            find_command(Path::new("run.sh"), Some(OsStr::new("tests:./tests"))),
             None
         );
         for path in ["/usr/bin/tailscale", "./tailscale", "bin/tailscale"] {
             let path = PathBuf::from(path);
-            assert_eq!(find(&path, None), Some((path.clone(), Named::ByPath)));
+            assert_eq!(
+                find_command(&path, None),
+                Some((path.clone(), Named::ByPath))
+            );
         }
     }
 

@@ -1,4 +1,6 @@
-//! Running `tailscale up`, with the key in an inherited memory file.
+//! Running `tailscale up`, with the key in an inherited memory file, and reading what it said.
+
+mod said;
 
 use std::env;
 use std::ffi::OsString;
@@ -15,13 +17,13 @@ use tokio::process::{Child, Command};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use crate::authkey::{self, AuthKey};
-use crate::blocking::{SILENT, in_time};
-use crate::localapi;
-use crate::outcome::Failure;
+pub use crate::up::said::{Ended, LoginError, Refusal, Refused, last_login_error, trouble};
+
+use crate::file_system::{SILENT, in_time};
+use crate::key::trust::{self, Named, Process};
+use crate::key::{self, AuthKey};
 use crate::redact::excerpt;
-use crate::trust::{self, Named, We};
-use crate::verdict::{Verdict, judge};
+use crate::tailscaled;
 
 /// How much of the CLI's output is kept, in bytes.
 const MAX_OUTPUT: usize = 64 * 1024;
@@ -32,34 +34,33 @@ const OUTPUT_LIMIT: Duration = Duration::from_secs(1);
 /// How long the end of a CLI that was killed is waited for.
 const KILL_LIMIT: Duration = Duration::from_millis(400);
 
-/// The `tailscale` CLI and what it's always called with.
+/// The `tailscale` CLI and the tailscaled that it is called for.
 #[derive(Clone, Debug)]
 pub struct Cli {
     /// A path, or a name to be found in PATH.
     pub program: PathBuf,
     pub socket: PathBuf,
-    pub login_server: Option<String>,
-    /// The user's flags for `tailscale up`.
-    pub flags: Vec<String>,
 }
 
 impl Cli {
-    /// The flags that the user gives, the login server included.
-    pub fn asked(&self) -> Vec<String> {
-        let server = self.login_server.iter();
-        server
-            .map(|url| format!("--login-server={url}"))
-            .chain(self.flags.iter().cloned())
-            .collect()
-    }
-
-    /// Starts `tailscale up` with `key`, with the flags `kept` from the node's settings before
-    /// the user's own.
-    pub async fn up(&self, key: &AuthKey, kept: &[String]) -> Result<Login, NotStarted> {
+    /// Starts `tailscale up` with `key` and these flags.
+    pub async fn up(&self, key: &AuthKey, flags: &[String]) -> Result<Up, NotStarted> {
         let (program, trusted) = tokio::join!(self.program(), self.trust_socket());
         let program = program?;
         trusted?;
-        self.log_in(&program, key, kept)
+        let memfd = key
+            .to_inherited_memfd()
+            .map_err(|error| NotStarted::ForNow(format!("cannot make a memory file: {error}")))?;
+        let mut socket = OsString::from("--socket=");
+        socket.push(&self.socket);
+        let mut command = Command::new(&program);
+        command
+            .arg(socket)
+            .arg("up")
+            .arg(format!("--auth-key=file:/proc/self/fd/{}", memfd.as_raw_fd()))
+            .arg("--reset")
+            .args(flags);
+        self.start(command)
     }
 
     /// Where the command is, if it's one that may run with our rights.
@@ -67,8 +68,8 @@ impl Cli {
         let program = self.program.clone();
         let found = in_time(move || {
             let (program, named) = find(&program)?;
-            let steps = trust::steps(&program);
-            Some((program, named, steps))
+            let parts = trust::path_parts(&program);
+            Some((program, named, parts))
         });
         let Some(found) = found.await else {
             return Err(NotStarted::ForNow(format!(
@@ -76,12 +77,10 @@ impl Cli {
                 self.program.display()
             )));
         };
-        let Some((program, named, steps)) = found else {
-            return Err(self.cannot_start(&io::ErrorKind::NotFound.into()).into());
-        };
+        let (program, named, parts) = found.ok_or(NotStarted::NoCommand)?;
         // One that cannot be looked at cannot be started either, which says why.
-        if let Ok(steps) = steps {
-            trust::may_run(&program, named, &steps, We::now()).map_err(Failure::Misconfigured)?;
+        if let Ok(parts) = parts {
+            trust::may_run(&program, named, &parts, Process::current()).map_err(NotStarted::Untrusted)?;
         }
         Ok(program)
     }
@@ -89,53 +88,33 @@ impl Cli {
     /// Whether the key may be sent to whoever is behind the socket. The CLI opens the socket once
     /// more, so it matters who can put another one there, too.
     pub async fn trust_socket(&self) -> Result<(), NotStarted> {
-        let listener = localapi::listener(&self.socket).await;
+        let listener = tailscaled::listener(&self.socket).await;
         let socket = self.socket.clone();
-        let steps = in_time(move || trust::steps(&socket)).await;
-        let steps = steps.unwrap_or_else(|| Err(io::Error::other(SILENT)));
-        let (listener, steps) = match (listener, steps) {
-            (Ok(listener), Ok(steps)) => (listener, steps),
-            (Err(error), _) | (_, Err(error)) => {
-                return Err(NotStarted::ForNow(format!(
-                    "cannot see who listens on the socket {} ({error})",
-                    self.socket.display()
-                )));
+        let parts = in_time(move || trust::path_parts(&socket)).await;
+        let parts = parts.unwrap_or_else(|| Err(io::Error::other(SILENT)));
+        match (listener, parts) {
+            (Ok(listener), Ok(parts)) => {
+                trust::may_have_key(&self.socket, listener, &parts, Process::current())
+                    .map_err(NotStarted::Untrusted)
             }
-        };
-        trust::may_have_key(&self.socket, listener, &steps, We::now())
-            .map_err(|why| Failure::Misconfigured(why).into())
-    }
-
-    fn log_in(&self, program: &Path, key: &AuthKey, kept: &[String]) -> Result<Login, NotStarted> {
-        let memfd = key
-            .to_inherited_memfd()
-            .map_err(|error| Failure::Internal(format!("cannot make a memory file: {error}")))?;
-        let mut socket = OsString::from("--socket=");
-        socket.push(&self.socket);
-        let mut command = Command::new(program);
-        command
-            .arg(socket)
-            .arg("up")
-            .arg(format!(
-                "--auth-key=file:/proc/self/fd/{}",
-                memfd.as_raw_fd()
-            ))
-            .args(kept)
-            .args(self.asked());
-        self.start(command)
+            (Err(error), _) | (_, Err(error)) => Err(NotStarted::ForNow(format!(
+                "cannot see who listens on the socket {} ({error})",
+                self.socket.display()
+            ))),
+        }
     }
 
     /// Asks the command for its version: what it says, or why it says none. It is given `limit`.
     pub async fn version(&self, limit: Duration) -> Result<String, NoVersion> {
         let program = self.program().await.map_err(|why| match why {
             NotStarted::ForNow(_) => NoVersion::Silent,
-            NotStarted::Ever(failure) => NoVersion::CannotRun(failure),
+            why => NoVersion::CannotRun(why),
         })?;
         let mut command = Command::new(program);
         command.arg("version");
         let mut run = self.start(command).map_err(|why| match why {
             NotStarted::ForNow(why) => NoVersion::Failed(why),
-            NotStarted::Ever(failure) => NoVersion::CannotRun(failure),
+            why => NoVersion::CannotRun(why),
         })?;
         if timeout(limit, run.ended()).await.is_err() {
             run.stop().await;
@@ -152,7 +131,7 @@ impl Cli {
         }
     }
 
-    fn start(&self, mut command: Command) -> Result<Login, NotStarted> {
+    fn start(&self, mut command: Command) -> Result<Up, NotStarted> {
         for (name, _) in env::vars_os() {
             if !trust::is_passed_on(&name) {
                 command.env_remove(name);
@@ -166,82 +145,61 @@ impl Cli {
             .stderr(Stdio::piped())
             .kill_on_drop(true)
             .spawn()
-            .map_err(|error| self.not_started(&error))?;
+            .map_err(|error| not_started(&self.program, &error))?;
         let stdout = Output::collect(child.stdout.take());
         let stderr = Output::collect(child.stderr.take());
         let group = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
-        Ok(Login {
-            group,
-            child,
-            stdout,
-            stderr,
-        })
+        Ok(Up { group, child, stdout, stderr })
     }
+}
 
-    fn not_started(&self, error: &io::Error) -> NotStarted {
-        // At the limit of processes or of memory, or while the command is being installed.
-        const PASSING: [io::ErrorKind; 4] = [
-            io::ErrorKind::WouldBlock,
-            io::ErrorKind::OutOfMemory,
-            io::ErrorKind::ExecutableFileBusy,
-            io::ErrorKind::Interrupted,
-        ];
-        if PASSING.contains(&error.kind()) {
-            let program = self.program.display();
-            return NotStarted::ForNow(format!(
-                "the tailscale command {program} cannot be started now ({error})"
-            ));
-        }
-        self.cannot_start(error).into()
-    }
-
-    fn cannot_start(&self, error: &io::Error) -> Failure {
-        let program = self.program.display();
-        Failure::Misconfigured(match error.kind() {
-            io::ErrorKind::NotFound => format!(
-                "the tailscale command was not found ({program}); \
-                 install tailscale, or name the command with --tailscale"
-            ),
-            _ => format!(
-                "the tailscale command {program} cannot be run ({error}); \
-                 name another with --tailscale"
-            ),
-        })
+fn not_started(program: &Path, error: &io::Error) -> NotStarted {
+    // At the limit of processes or of memory, or while the command is being installed.
+    const PASSING: [io::ErrorKind; 4] = [
+        io::ErrorKind::WouldBlock,
+        io::ErrorKind::OutOfMemory,
+        io::ErrorKind::ExecutableFileBusy,
+        io::ErrorKind::Interrupted,
+    ];
+    match error.kind() {
+        kind if PASSING.contains(&kind) => NotStarted::ForNow(format!(
+            "the tailscale command {} cannot be started now ({error})",
+            program.display()
+        )),
+        io::ErrorKind::NotFound => NotStarted::NoCommand,
+        _ => NotStarted::CannotRun(error.to_string()),
     }
 }
 
 /// The path of a command, by the PATH of ours.
 pub fn find(program: &Path) -> Option<(PathBuf, Named)> {
-    trust::find(program, env::var_os("PATH").as_deref())
+    trust::find_command(program, env::var_os("PATH").as_deref())
 }
 
-/// Why `tailscale up` was not started.
-#[derive(Debug)]
+/// Why the command was not started.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NotStarted {
     /// It may be tried again.
     ForNow(String),
-    Ever(Failure),
-}
-
-impl From<Failure> for NotStarted {
-    fn from(failure: Failure) -> Self {
-        Self::Ever(failure)
-    }
+    NoCommand,
+    CannotRun(String),
+    /// Others control the command or the socket.
+    Untrusted(String),
 }
 
 /// Why the command does not tell its version.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NoVersion {
     /// As a login would end.
-    CannotRun(Failure),
+    CannotRun(NotStarted),
     /// It did not end in time.
     Silent,
     /// It failed, with these words.
     Failed(String),
 }
 
-/// A `tailscale up` that runs. It is killed when this is dropped.
-pub struct Login {
+/// A `tailscale` command that runs. It is killed when this is dropped.
+pub struct Up {
     /// The process group of the CLI and of what it has started.
     group: Option<Pid>,
     child: Child,
@@ -249,13 +207,13 @@ pub struct Login {
     stderr: Output,
 }
 
-impl Drop for Login {
+impl Drop for Up {
     fn drop(&mut self) {
         self.kill_group();
     }
 }
 
-impl Login {
+impl Up {
     /// Waits for its end. Nothing is lost if this is dropped and called again.
     pub async fn ended(&mut self) {
         if let Err(error) = self.child.wait().await {
@@ -263,13 +221,13 @@ impl Login {
         }
     }
 
-    /// What its end means. To be called after [`Login::ended`].
-    pub async fn verdict(self) -> Verdict {
+    /// What its end says. To be called after [`Up::ended`].
+    pub async fn said(self) -> Ended {
         let (code, output, errors) = self.end().await;
         for line in output.lines().chain(errors.lines()) {
             log::debug!("tailscale up: {line}");
         }
-        judge(code, &errors)
+        said::read(code, &errors)
     }
 
     /// Its exit code and what it wrote to standard output and standard error.
@@ -330,7 +288,7 @@ impl Output {
         let mut kept = std::mem::take(&mut *lock(&self.kept));
         if kept.len() >= MAX_OUTPUT {
             // What is left of a key that was cut can't be told from other text.
-            kept.truncate(MAX_OUTPUT - authkey::MAX_BYTES);
+            kept.truncate(MAX_OUTPUT - key::MAX_BYTES);
         }
         String::from_utf8_lossy(&kept).into_owned()
     }
@@ -358,22 +316,13 @@ mod tests {
 
     #[test]
     fn a_command_that_cannot_be_started_now_is_tried_again() {
-        let cli = Cli {
-            program: "tailscale".into(),
-            socket: "/s".into(),
-            login_server: None,
-            flags: Vec::new(),
-        };
         for passing in [Errno::AGAIN, Errno::NOMEM, Errno::TXTBSY, Errno::INTR] {
-            let why = cli.not_started(&passing.into());
+            let why = not_started(Path::new("tailscale"), &passing.into());
             assert!(matches!(why, NotStarted::ForNow(_)), "{why:?}");
         }
         for lasting in [Errno::NOENT, Errno::ACCESS, Errno::NOEXEC] {
-            let why = cli.not_started(&lasting.into());
-            let NotStarted::Ever(failure) = why else {
-                panic!("{why:?}");
-            };
-            assert_eq!(failure.exit().1, 78);
+            let why = not_started(Path::new("tailscale"), &lasting.into());
+            assert!(!matches!(why, NotStarted::ForNow(_)), "{why:?}");
         }
     }
 

@@ -21,16 +21,16 @@ use std::time::SystemTime;
 
 use tokio::time::timeout;
 
-use crate::authkey::{FileFacts, KeyFileError, KeySource, Look, look};
-use crate::blocking::{LIMIT, SILENT, in_time};
+use crate::key::{FileFacts, KeyFileError, KeySource, Look, look};
+use crate::prefs::Prefs;
+use crate::record::Record;
+use crate::file_system::{LIMIT, SILENT, in_time};
 use crate::check::report::Report;
 use crate::check::seen::{Access, CliSeen, Owned, Seen};
-use crate::connect::{Config, first_unbound};
-use crate::localapi::{LocalApi, LocalApiError, Prefs, Status};
-use crate::login::{NotStarted, find};
-use crate::outcome::Failure;
-use crate::terminal::may_color;
-use crate::verdict::says_locked;
+use crate::run::{Config, first_unbound};
+use crate::tailscaled::{LocalApi, LocalApiError, Status};
+use crate::up::{NotStarted, find};
+use crate::output::terminal::may_color;
 
 /// The most of the list of users that is read.
 const MOST_USERS: u64 = 1 << 20;
@@ -47,34 +47,32 @@ pub async fn run(config: &Config, json: bool) -> ExitCode {
 }
 
 async fn see(config: &Config) -> Seen {
+    let setup = &config.setup;
+    let store = config.store.clone();
+    let record = in_time(move || store.read()).await.unwrap_or_default();
     let (socket_file, distrust, key, daemon, cli) = tokio::join!(
-        socket_file(config.socket.clone()),
+        socket_file(setup.socket.clone()),
         distrust(config),
-        key_file(config.key.clone()),
-        Daemon::see(&config.socket),
+        key_file(config.key.clone(), &record),
+        Daemon::see(&setup.socket),
         command(config),
     );
     let (key, key_owner) = key;
     Seen {
         now: SystemTime::now(),
-        socket: config.socket.clone(),
+        setup: setup.clone(),
         socket_file,
         distrust,
         unbound: daemon.status.as_ref().ok().and_then(first_unbound),
         status: daemon.status,
         prefs: daemon.prefs,
+        profile: daemon.profile,
         access: daemon.access,
-        key_path: config.key.path.clone(),
+        record,
         key,
         key_owner,
-        key_has_params: config
-            .key
-            .params
-            .as_ref()
-            .is_some_and(|params| !params.is_empty()),
+        key_has_params: !config.key.parameters.is_empty(),
         cli,
-        asked: config.cli.asked(),
-        login_server: config.key.login_server.clone(),
     }
 }
 
@@ -96,17 +94,18 @@ async fn socket_file(path: PathBuf) -> Result<Owned, String> {
 }
 
 /// Why an auth key would not be sent to this socket.
-async fn distrust(config: &Config) -> Option<Failure> {
+async fn distrust(config: &Config) -> Option<String> {
     match timeout(LIMIT, config.cli.trust_socket()).await {
-        Ok(Err(NotStarted::Ever(failure))) => Some(failure),
+        Ok(Err(NotStarted::Untrusted(why))) => Some(why),
         _ => None,
     }
 }
 
-async fn key_file(source: KeySource) -> (Look, String) {
+async fn key_file(source: KeySource, record: &Record) -> (Look, String) {
     let path = source.path.clone();
+    let salt = record.salt;
     let look = in_time(move || {
-        let look = look(&source);
+        let look = look(&source, &salt);
         let owner = look.file.map(|file| user_name(file.owner));
         (look, owner.unwrap_or_default())
     });
@@ -116,6 +115,7 @@ async fn key_file(source: KeySource) -> (Look, String) {
             locked: false,
             exposure: Vec::new(),
             kind: Err(KeyFileError::silent(&path)),
+            digest: String::new(),
         };
         (look, String::new())
     })
@@ -125,6 +125,7 @@ async fn key_file(source: KeySource) -> (Look, String) {
 struct Daemon {
     status: Result<Status, LocalApiError>,
     prefs: Option<Prefs>,
+    profile: Option<String>,
     access: Access,
 }
 
@@ -133,13 +134,15 @@ impl Daemon {
         let unseen = |error| Self {
             status: Err(error),
             prefs: None,
+            profile: None,
             access: Access::Unknown,
         };
         let api = match LocalApi::new(socket) {
             Ok(api) => api,
             Err(error) => return unseen(LocalApiError::BadAnswer(error.to_string())),
         };
-        let (status, prefs) = tokio::join!(answer(api.status()), answer(api.prefs()));
+        let (status, prefs, profile) =
+            tokio::join!(answer(api.status()), answer(api.prefs()), answer(api.profile()));
         if let Err(error) = status {
             return unseen(error);
         }
@@ -150,6 +153,7 @@ impl Daemon {
         Self {
             status,
             prefs: prefs.ok(),
+            profile: profile.ok(),
             access,
         }
     }
@@ -163,7 +167,7 @@ async fn access(api: &LocalApi, prefs: &Prefs) -> Access {
     match answer(api.check_prefs(&prefs)).await {
         Ok(()) => Access::Granted,
         Err(LocalApiError::Denied(why)) => Access::Denied(why),
-        Err(LocalApiError::BadAnswer(why)) if says_locked(&why) => Access::Locked(why),
+        Err(LocalApiError::Locked(why)) => Access::Locked(why),
         // An objection to a setting, or a version that cannot be asked.
         Err(_) => Access::Unknown,
     }

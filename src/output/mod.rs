@@ -1,6 +1,10 @@
 //! Where messages go: to the journal with fields, to a terminal with a live line below them, and
 //! else to standard error as plain lines.
 
+mod journal;
+pub mod notify;
+pub mod terminal;
+
 use std::convert::Infallible;
 use std::future::pending;
 use std::io::{Write, stderr, stdout};
@@ -10,10 +14,9 @@ use std::time::Instant;
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use tokio::time::sleep;
 
-use crate::journal::{Journal, is_journal};
-use crate::outcome::{Connected, Failure, outcome};
+use crate::output::journal::{Journal, is_journal};
+use crate::output::terminal::{REDRAW_EVERY, Terminal};
 use crate::redact::one_line;
-use crate::terminal::{REDRAW_EVERY, Terminal};
 
 enum Messages {
     Journal(Journal),
@@ -78,20 +81,21 @@ impl Drop for Erase {
     }
 }
 
-/// Says how the run ended, where that is not for standard output alone. Returns whether standard
-/// output has it by that, since it's the same journal.
-pub fn result(result: &Result<Connected, Failure>) -> bool {
+/// Says how the run ended, where that is not for standard output alone: by the name of the outcome,
+/// in words, and whether it is a success. Returns whether standard output has it by that, since it's
+/// the same journal.
+pub fn result(outcome: &str, text: &str, is_success: bool) -> bool {
     let Some(Messages::Journal(journal)) = MESSAGES.get() else {
-        if let Err(failure) = result {
-            log::error!("{failure}");
+        if !is_success {
+            log::error!("{text}");
         }
         return false;
     };
-    let (level, text) = match result {
-        Ok(connected) => (Level::Info, connected.to_string()),
-        Err(failure) => (Level::Error, failure.to_string()),
+    let level = match is_success {
+        true => Level::Info,
+        false => Level::Error,
     };
-    journal.result(level, &text, outcome(result));
+    journal.result(level, text, outcome);
     is_journal(stdout())
 }
 

@@ -2,7 +2,12 @@
 
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
+use std::env;
 use std::future::pending;
+use std::io;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::{Duration, Instant};
 
 use sd_notify::NotifyState;
@@ -60,8 +65,37 @@ impl Notify {
     }
 }
 
+/// sd-notify knows sockets with a path only; an abstract one is named by `@` and its name.
 fn send(state: NotifyState<'_>) {
-    if let Err(error) = sd_notify::notify(&[state]) {
+    let socket = env::var_os("NOTIFY_SOCKET").unwrap_or_default();
+    let sent = match socket.as_bytes().strip_prefix(b"@") {
+        Some(name) => send_to_abstract(name, &state.to_string()),
+        None => sd_notify::notify(&[state]),
+    };
+    if let Err(error) = sent {
         log::debug!("cannot notify the service manager: {error}");
+    }
+}
+
+fn send_to_abstract(name: &[u8], message: &str) -> io::Result<()> {
+    let address = SocketAddr::from_abstract_name(name)?;
+    UnixDatagram::unbound()?.send_to_addr(message.as_bytes(), &address)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_may_be_named_by_an_abstract_name() {
+        let name = format!("tailscale-autoconnect-notify-{}", std::process::id());
+        let address = SocketAddr::from_abstract_name(&name).unwrap();
+        let socket = UnixDatagram::bind_addr(&address).unwrap();
+        send_to_abstract(name.as_bytes(), &NotifyState::Ready.to_string()).unwrap();
+        let mut got = [0; 16];
+        let length = socket.recv(&mut got).unwrap();
+        assert_eq!(&got[..length], b"READY=1");
+        assert!(send_to_abstract(b"nobody-listens-there", "READY=1").is_err());
     }
 }

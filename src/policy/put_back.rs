@@ -1,0 +1,141 @@
+//! What a login must leave as it was: the history of a node's preferences, from before the login to
+//! its end. Pure.
+//!
+//! `up` replaces all preferences at once. What was told last before that comes back, save what the
+//! user's flags set; what somebody changes after it stays. The order is known, since the IPN bus
+//! tells each change by itself.
+
+use crate::prefs::{self, Prefs};
+
+/// The preferences of a node in the course of a login.
+#[derive(Clone, Debug)]
+pub struct History {
+    /// As they are to be if the login fails.
+    original: Prefs,
+    /// As they are to be if it comes to its end.
+    wanted: Prefs,
+    /// As they were told last.
+    last: Prefs,
+    /// The user's flags.
+    asked: Vec<String>,
+    /// The flags that stand for settings of the node.
+    pub ours: Vec<String>,
+    /// `up` has replaced them.
+    replaced: bool,
+    /// As they were told just then.
+    of_login: Prefs,
+}
+
+impl History {
+    /// A login with the user's flags `asked` is about to begin on a node with these preferences.
+    pub fn new(before: Prefs, asked: Vec<String>, version: (u32, u32)) -> Self {
+        let wanted = prefs::chosen(before.clone(), version);
+        let ours = prefs::as_flags(&wanted, &asked, version);
+        Self { last: before.clone(), original: before, wanted, asked, ours, replaced: false, of_login: Prefs::new() }
+    }
+
+    /// The same node, about to be logged in once more, with these preferences `now`: what the first
+    /// login was to set is not to be seen in the second.
+    pub fn again(&self, now: Prefs, asked: Vec<String>, version: (u32, u32)) -> Self {
+        Self { last: now, ..Self::new(self.original.clone(), asked, version) }
+    }
+
+    /// The next state that they have come to.
+    pub fn told(&mut self, now: Prefs) {
+        let is_replacement = |prefs| prefs::are_of_login(prefs, &self.asked, &self.ours);
+        if is_replacement(&now) && !(self.replaced && is_replacement(&self.last)) {
+            self.wanted = prefs::kept(&self.wanted, &now, &self.asked);
+            self.replaced = true;
+            self.of_login = now.clone();
+        } else {
+            // Somebody has changed these.
+            let mut changed = prefs::differences(&now, &self.last);
+            self.wanted.extend(changed.clone());
+            if self.replaced && self.last.get("WantRunning") != now.get("WantRunning") {
+                changed.extend(now.get_key_value("WantRunning").map(|(k, v)| (k.clone(), v.clone())));
+            }
+            self.original.extend(changed);
+        }
+        self.last = now;
+    }
+
+    /// How they are after a time of which nothing is known. A default is taken for the doing of `up`,
+    /// and anything else for somebody's.
+    pub fn told_after_a_gap(&mut self, now: Prefs) {
+        let changed = prefs::differences(&now, &self.last);
+        let has_begun = prefs::login_under_way(&now) && !prefs::login_under_way(&self.last)
+            || prefs::text(&now, "ControlURL") != prefs::text(&self.last, "ControlURL");
+        if prefs::are_of_login(&now, &self.asked, &self.ours) && (has_begun || !changed.is_empty()) {
+            return self.told(now);
+        }
+        let kept = prefs::kept(&self.wanted, &now, &self.asked);
+        if has_begun && prefs::login_under_way(&now) {
+            self.replaced = true;
+            self.of_login = now.clone();
+        }
+        for (name, value) in changed {
+            self.replaced |= prefs::is_default(&name, &value);
+            self.wanted.extend(kept.get_key_value(&name).map(|(name, value)| (name.clone(), value.clone())));
+            if !prefs::is_default(&name, &value) && !prefs::is_set_by(&self.asked, &name) {
+                self.original.insert(name, value);
+            }
+        }
+        self.last = now;
+    }
+
+    /// Whether `up` has come to the preferences.
+    pub fn is_replaced(&self) -> bool {
+        self.replaced
+    }
+
+    /// The settings that have to be put back now.
+    pub fn owed(&self) -> Prefs {
+        match self.replaced {
+            true => prefs::differences(&self.wanted, &self.last),
+            false => Prefs::new(),
+        }
+    }
+
+    /// They are as they were again.
+    pub fn put_back(&mut self) {
+        let owed = self.owed();
+        self.last.extend(owed);
+    }
+
+    /// Leaves these settings as they are: they could not be put back.
+    pub fn give_up(&mut self, names: &[String]) {
+        for name in names {
+            // As it is now is not known any more; it is not to be changed again.
+            self.wanted.remove(name);
+            self.last.remove(name);
+        }
+    }
+
+    /// All preferences as they were before the login, with what somebody has changed since.
+    pub fn without_the_login(&self) -> Prefs {
+        self.original.clone()
+    }
+
+    /// Whether these preferences, read after the login was taken back, are those of a node that it had
+    /// logged in: tailscaled sets `Config` with the answer to a register.
+    pub fn has_succeeded(&self, prefs: &Prefs) -> bool {
+        let node = |prefs: &Prefs| prefs.get("Config").map(|config| config["NodeID"].clone());
+        let (before, now) = (node(&self.original), node(prefs));
+        before != now && now.is_some_and(|node| node.as_str().is_some_and(|node| !node.is_empty()))
+    }
+
+    /// Takes the login for the way that the node is to be, since it has succeeded.
+    pub fn resume(&mut self) {
+        let mut resumed = self.wanted.clone();
+        for name in ["ControlURL", "LoggedOut", "WantRunning"] {
+            let of_login = self.of_login.get_key_value(name);
+            resumed.extend(of_login.map(|(name, value)| (name.clone(), value.clone())));
+        }
+        self.original = resumed;
+    }
+
+    /// How they were told last.
+    pub fn last(&self) -> &Prefs {
+        &self.last
+    }
+}
