@@ -249,16 +249,23 @@ fn lost(flags: &[&str], fault: &str) -> (Joined, KeyFile, Value) {
     let file = KeyFile::new(joined.tailnet.single_use_key());
     joined.tailnet.fault(fault);
     killed_after_the_replacement(&joined.program(&file).up_flags(flags), &joined.node);
-    joined.tailnet.lift_faults();
     (joined, file, before)
+}
+
+/// The run after it, during which the control server comes back.
+fn connects_after_the_fault(joined: &Joined, run: Run) {
+    let run = run.spawn();
+    run.wait_status_text(WAITING);
+    joined.tailnet.lift_faults();
+    assert_connected(&run.wait());
+    joined.assert_same_device();
 }
 
 #[test]
 #[ignore = "needs real tailscaled: run tests/run.sh"]
 fn what_a_killed_run_has_lost_the_next_one_puts_back() {
     let (joined, file, before) = lost(&[], "down");
-    assert_connected(&joined.program(&file).run());
-    joined.assert_same_device();
+    connects_after_the_fault(&joined, joined.program(&file));
     assert_kept(&joined.node, &before);
 }
 
@@ -280,9 +287,8 @@ fn what_a_killed_run_has_lost_a_run_with_another_key_and_other_flags_puts_back()
     let (joined, file, mut before) = lost(&["--shields-up", "--hostname=first"], "down");
     let key = joined.tailnet.single_use_key();
     file.swap(&key);
-    let run = joined.program(&file).up_flags(["--accept-routes"]).run();
-    assert_connected(&run);
-    joined.assert_same_device();
+    let run = joined.program(&file).up_flags(["--accept-routes"]);
+    connects_after_the_fault(&joined, run);
     before["RouteAll"] = json!(true);
     assert_kept(&joined.node, &before);
     assert_eq!(joined.tailnet.state().key(&key).uses, 1);
@@ -308,7 +314,7 @@ fn what_a_killed_run_has_lost_a_run_at_another_server_puts_back() {
 fn what_an_admin_sets_after_a_run_was_killed_stays() {
     let (joined, file, mut wanted) = lost(&[], "down");
     set(&joined.node, &["--hostname=late", "--accept-routes"]);
-    assert_connected(&joined.program(&file).run());
+    connects_after_the_fault(&joined, joined.program(&file));
     wanted["Hostname"] = json!("late");
     wanted["RouteAll"] = json!(true);
     assert_kept(&joined.node, &wanted);
@@ -321,22 +327,14 @@ fn what_an_admin_sets_after_a_run_was_killed_stays() {
 fn a_login_pending_on_one_profile_leaves_another_alone() {
     let joined = Joined::new();
     let Joined { tailnet, node, .. } = &joined;
-    set(
-        node,
-        &[
-            "--ssh",
-            "--accept-routes",
-            "--operator=nobody",
-            "--webclient",
-        ],
-    );
+    set(node, &["--ssh", "--accept-routes", "--operator=nobody"]);
     let mine = profile(node);
     let another = node.local_request("PUT", "/localapi/v0/profiles/", None);
     assert_eq!(another.expect("a profile is made").status, 201);
     let other = Tailnet::start();
     node.join(&other);
     let theirs = (profile(node), settings(node));
-    node.tailscale_ok(["switch", &mine]);
+    switch_to(node, &mine);
     node.wait_online();
     let_expire(&joined);
     let before = settings(node);
@@ -347,7 +345,7 @@ fn a_login_pending_on_one_profile_leaves_another_alone() {
 
     // Neither while the run goes on, nor when it ends.
     other.fault("down");
-    node.tailscale_ok(["switch", &theirs.0]);
+    switch_to(node, &theirs.0);
     thread::sleep(Duration::from_secs(1));
     assert_kept(node, &theirs.1);
     run.signal(Signal::TERM);
@@ -358,10 +356,17 @@ fn a_login_pending_on_one_profile_leaves_another_alone() {
 
     // Nor has the other lost anything.
     tailnet.lift_faults();
-    node.tailscale_ok(["switch", &mine]);
+    switch_to(node, &mine);
     assert_connected(&joined.program(&file).run());
     joined.assert_same_device();
     assert_kept(node, &before);
+}
+
+/// As `tailscale switch`, which waits until the node is online.
+fn switch_to(node: &Node, profile: &str) {
+    let path = format!("/localapi/v0/profiles/{profile}");
+    let switched = node.local_request("POST", &path, None);
+    assert_eq!(switched.expect("tailscaled answers").status, 204);
 }
 
 /// The ID of the profile that is in use.
