@@ -18,8 +18,10 @@ mod renewal;
 mod secrecy;
 mod server;
 mod settings;
+mod stranded;
 mod terminal;
 mod trust;
+mod waiting;
 mod words;
 
 use tailnet_harness::{Finished, KeyFile, Node, Run, Tailnet};
