@@ -233,6 +233,82 @@ fn times_may_be_without_end() {
 }
 
 #[test]
+fn a_connected_node_needs_no_time() {
+    for time in ["0", "0s", "1us"] {
+        let (_fake, run) = on("Running");
+        run.args(["--timeout", time]).run().assert_code(0);
+    }
+    let (_fake, run) = on("NeedsMachineAuth");
+    run.args(["--timeout", "0"]).run().assert_code(75);
+}
+
+#[test]
+fn a_login_server_that_is_no_url_is_refused() {
+    for server in [
+        "headscale.example.com",
+        "ftp://headscale.example.com",
+        "https://",
+        "h:80",
+    ] {
+        is_refused(program().login_server(server), "--login-server");
+        is_refused(
+            program().env(variable("--login-server"), server),
+            "login-server",
+        );
+        let flag = format!("--login-server={server}");
+        is_refused(program().up_flags([flag]), "--login-server");
+    }
+}
+
+#[test]
+fn an_empty_variable_is_an_unset_one() {
+    let options = [
+        "--authkey-file",
+        "--authkey-params",
+        "--authkey-wait",
+        "--check",
+        "--json",
+        "--login-server",
+        "--quiet",
+        "--ready-after",
+        "--tailscale",
+        "--timeout",
+        "--verbose",
+    ];
+    let (_fake, run) = on("Running");
+    let unset = run.clone().run();
+    for option in options {
+        let empty = run.clone().env(variable(option), "").run();
+        empty.assert_code(0);
+        assert_eq!(empty.output(), unset.output(), "{option}");
+    }
+    let all = options
+        .iter()
+        .fold(run, |run, option| run.env(variable(option), ""));
+    all.run().assert_code(0);
+    let run = program().env(variable("--socket"), "").arg("--check").run();
+    assert_ne!(run.code, Some(64), "{}", run.stderr);
+}
+
+#[test]
+fn what_cannot_be_written_is_no_success() {
+    for flags in [
+        &["--help"][..],
+        &["-h"],
+        &["--version"],
+        &["--generate", "man"],
+    ] {
+        let run = Run::new("/bin/sh")
+            .args(["-c", "exec \"$@\" >/dev/full", "sh"])
+            .arg(env!("CARGO_BIN_EXE_tailscale-autoconnect"))
+            .args(flags);
+        let run = run.run();
+        assert_ne!(run.code, Some(0), "{flags:?}");
+        assert!(run.stderr.contains("No space left"), "{}", run.stderr);
+    }
+}
+
+#[test]
 fn help_and_version_go_to_standard_output() {
     let version = format!("tailscale-autoconnect {}\n", env!("CARGO_PKG_VERSION"));
     for flag in ["-h", "--help", "-V", "--version"] {

@@ -17,6 +17,8 @@ use tailnet_harness::{
 
 use crate::{PREFS, connect, stays};
 
+const A_KEY: &str = "hskey-auth-0123456789ab-0123456789abcdef";
+
 /// Mounts at $0 a FUSE file system that nobody serves, and runs the rest there. It is gone with the
 /// process, in whose mount namespace it is and which has its device open; or, where there is a name
 /// in GO, whoever has taken the device before a file of this name was made.
@@ -185,4 +187,25 @@ fn a_command_that_is_stuck_in_the_kernel_holds_nothing_up() {
     run.assert_code(0);
     assert_eq!(run.left_behind.len(), 1, "the command was not stuck");
     drop(device);
+}
+
+#[test]
+fn a_command_that_does_not_answer_for_long_takes_no_thread_with_each_look() {
+    let dir = KeyFile::absent();
+    let key = KeyFile::new(A_KEY);
+    let Some((_fake, run)) = program_beside(dir.dir()) else {
+        return;
+    };
+    let run = run
+        .authkey_file(key.path())
+        .tailscale(dir.dir().join("tailscale"))
+        .spawn();
+    run.wait_status_text("tailscale command");
+    let threads = || {
+        let tasks = fs::read_dir(format!("/proc/{}/task", run.pid()));
+        tasks.map(Iterator::count).expect("it runs")
+    };
+    let before = threads();
+    thread::sleep(Duration::from_secs(12));
+    assert!(threads() <= before + 1, "{before}, then {}", threads());
 }

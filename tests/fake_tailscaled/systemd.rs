@@ -1,10 +1,14 @@
 //! What the service manager is told, and when.
 
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::thread;
 use std::time::Duration;
 
 use serde_json::json;
-use tailnet_harness::{FakeTailscaled, Finished, Notification, Response, Run, Signal, status_json};
+use tailnet_harness::{
+    FakeTailscaled, Finished, Notification, PATIENCE, Response, Run, Signal, status_json,
+};
 
 use crate::{STATUS, connect, program, stays};
 
@@ -133,6 +137,24 @@ fn a_signal_ends_the_wait_at_once_and_is_seen_by_the_service_manager() {
         assert_eq!((run.code, run.signal), (None, Some(number)));
         assert_stopped(&run);
     }
+}
+
+#[test]
+fn an_abstract_socket_of_a_service_manager_hears_it_too() {
+    let name = format!("tailscale-autoconnect-test-{}", std::process::id());
+    let address = SocketAddr::from_abstract_name(&name).expect("a short name");
+    let manager = UnixDatagram::bind_addr(&address).expect("a name of our own");
+    manager.set_read_timeout(Some(PATIENCE)).expect("a socket");
+    let fake = FakeTailscaled::with_status(status_json("Running", json!({})));
+    let run = program(&fake)
+        .without_notify()
+        .env("NOTIFY_SOCKET", format!("@{name}"))
+        .run();
+    run.assert_code(0);
+    let mut told = [0; 4096];
+    let length = manager.recv(&mut told).expect("READY=1");
+    let told = String::from_utf8_lossy(&told[..length]);
+    assert!(told.lines().any(|line| line == "READY=1"), "{told}");
 }
 
 fn assert_stopped(run: &Finished) {

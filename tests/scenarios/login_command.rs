@@ -3,11 +3,12 @@
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use tailnet_harness::{FakeCli, Finished, KeyFile, Node, Run, Running, Signal, Tailnet};
+use tailnet_harness::{Binaries, FakeCli, Finished, KeyFile, Node, Run, Running, Signal, Tailnet};
 
 use crate::{assert_joined, program};
 
@@ -110,6 +111,28 @@ fn a_command_that_cannot_be_run_is_named_with_the_reason() {
     assert!(run.stderr.contains(&sentence), "{}", run.stderr);
     assert!(run.stderr.contains("Permission denied"), "{}", run.stderr);
     set.assert_untouched();
+}
+
+/// What is there is no `tailscale`: that is said soon.
+fn is_no_tailscale(command: &Path) {
+    let set = Set::fresh();
+    let run = set.real().tailscale(command).run();
+    run.assert_code(78);
+    let name = command.display().to_string();
+    assert!(run.stderr.contains(&name), "{}", run.stderr);
+    set.assert_untouched();
+}
+
+#[test]
+#[ignore = "needs real tailscaled: run tests/run.sh"]
+fn a_command_that_finds_nothing_to_run_is_named() {
+    is_no_tailscale(FakeCli::printing("", "", 127).path());
+}
+
+#[test]
+#[ignore = "needs real tailscaled: run tests/run.sh"]
+fn the_daemon_in_the_place_of_the_command_is_named() {
+    is_no_tailscale(&Binaries::chosen().tailscaled());
 }
 
 #[test]

@@ -6,17 +6,23 @@
 mod check;
 mod control_server;
 mod daemon;
+mod failed_login;
 mod join;
 mod joined;
 mod keyfile;
 mod login_command;
+mod put_back;
 mod reboot;
 mod refusal;
 mod renewal;
 mod secrecy;
+mod server;
 mod settings;
+mod stranded;
 mod terminal;
 mod trust;
+mod waiting;
+mod words;
 
 use tailnet_harness::{Finished, KeyFile, Node, Run, Tailnet};
 

@@ -232,7 +232,7 @@ fn a_dead_key_on_a_node_whose_node_key_has_expired_is_refused_and_a_good_one_ren
 }
 
 /// Starts the program with a dead key and waits until it doubts the refusal.
-fn doubting(tailnet: &Tailnet, node: &Node, file: &KeyFile) -> Running {
+pub fn doubting(tailnet: &Tailnet, node: &Node, file: &KeyFile) -> Running {
     let run = program(tailnet, node, file).spawn();
     run.wait_status_text("the login seems to be refused, looking again: invalid key");
     run

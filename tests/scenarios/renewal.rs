@@ -93,7 +93,7 @@ fn a_node_that_was_deleted_while_it_was_off_is_found_out_despite_its_network_map
 /// is off its network until the control server answers, so the program doesn't do it there.
 pub const KEEPS_ITS_MAP: (u32, u32) = (1, 82);
 
-const RESTARTED: &str = "restarting the login, without an auth key";
+pub const RESTARTED: &str = "restarting the login, without an auth key";
 
 /// The slow one: the daemon itself would show nothing for nine minutes.
 #[test]

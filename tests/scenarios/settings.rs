@@ -23,7 +23,7 @@ pub fn without_a_flag() -> &'static str {
 
 /// All preferences, but for those that a login is meant to change and those that the daemon keeps
 /// there itself.
-fn settings(node: &Node) -> Value {
+pub fn settings(node: &Node) -> Value {
     let mut prefs = node.prefs();
     let all = prefs.as_object_mut().expect("preferences");
     for own in [
@@ -36,6 +36,38 @@ fn settings(node: &Node) -> Value {
         all.remove(own);
     }
     prefs
+}
+
+/// All preferences without exception, but for the keys and what the daemon keeps there itself.
+pub fn all_preferences(node: &Node) -> Value {
+    let mut prefs = node.prefs();
+    let all = prefs.as_object_mut().expect("preferences");
+    for own in ["Config", "InternalExitNodePrior"] {
+        all.remove(own);
+    }
+    prefs
+}
+
+/// Asserts that all preferences are as they were; says only what differs.
+#[track_caller]
+pub fn assert_unchanged(node: &Node, before: &Value) {
+    assert_same(&all_preferences(node), before);
+}
+
+/// Asserts that the settings are these; says only what differs.
+#[track_caller]
+pub fn assert_kept(node: &Node, before: &Value) {
+    assert_same(&settings(node), before);
+}
+
+#[track_caller]
+fn assert_same(now: &Value, before: &Value) {
+    let names = before.as_object().expect("preferences").keys();
+    let changed: Vec<_> = names
+        .filter(|name| now[*name] != before[*name])
+        .map(|name| format!("{name}: {}, was {}", now[name], before[name]))
+        .collect();
+    assert!(changed.is_empty(), "{changed:#?}");
 }
 
 /// A node with these settings, made with `tailscale set`, whose key has expired.
@@ -55,7 +87,7 @@ fn set_and_expire(joined: &Joined, flags: &[&str]) -> Value {
     settings
 }
 
-fn until(holds: impl Fn() -> bool) {
+pub fn until(holds: impl Fn() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !holds() {
         assert!(Instant::now() < deadline, "it never came to that");
@@ -63,7 +95,7 @@ fn until(holds: impl Fn() -> bool) {
     }
 }
 
-fn set(node: &Node, flags: &[&str]) {
+pub fn set(node: &Node, flags: &[&str]) {
     node.tailscale_ok(["set"].iter().chain(flags));
 }
 

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::io::{Read, Write as _};
 use std::net::Shutdown;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
@@ -32,13 +32,16 @@ const END: &[u8] = b"\0end of notifications";
 /// A program to be run.
 ///
 /// Its environment is empty but for `PATH`, `HOME` and `TMPDIR` (folders of its own),
-/// `NOTIFY_SOCKET` and what the test adds.
+/// `STATE_DIRECTORY`, `NOTIFY_SOCKET` and what the test adds. `STATE_DIRECTORY`, which systemd sets,
+/// is beside the socket: what a run remembers is there for the next run on the same node, and for
+/// no other. Without a socket it's the run's own.
 #[derive(Clone, Debug)]
 pub struct Run {
     program: PathBuf,
     args: Vec<OsString>,
     up_flags: Vec<OsString>,
     env: Vec<(OsString, OsString)>,
+    socket: Option<PathBuf>,
     tailscale: Option<PathBuf>,
     notify: bool,
     user: Option<u32>,
@@ -54,6 +57,7 @@ impl Run {
             args: Vec::new(),
             up_flags: Vec::new(),
             env: Vec::new(),
+            socket: None,
             tailscale: None,
             notify: true,
             user: None,
@@ -86,7 +90,8 @@ impl Run {
     }
 
     /// `--socket`.
-    pub fn socket(self, socket: impl AsRef<Path>) -> Self {
+    pub fn socket(mut self, socket: impl AsRef<Path>) -> Self {
+        self.socket = Some(socket.as_ref().to_owned());
         self.arg("--socket").arg(socket.as_ref())
     }
 
@@ -180,9 +185,11 @@ impl Run {
             command.arg("--").args(&self.up_flags);
         }
         let shown = format!("{:?}", command.get_args().collect::<Vec<_>>());
+        let state = state_folder(self.socket.as_deref(), dir.path(), self.user);
         command
             .env("HOME", home)
             .env("TMPDIR", dir.path())
+            .env("STATE_DIRECTORY", state)
             .env(MARK, &mark)
             .current_dir(dir.path())
             .stdout(Stdio::piped())
@@ -232,6 +239,18 @@ impl Run {
             dir: Arc::new(dir),
         }
     }
+}
+
+/// The folder for what is to outlive a run, made as systemd makes it.
+fn state_folder(socket: Option<&Path>, own: &Path, user: Option<u32>) -> PathBuf {
+    let beside = socket.and_then(Path::parent).filter(|at| at.is_dir());
+    let folder = beside.unwrap_or(own).join("autoconnect-state");
+    let owner = user.unwrap_or_else(|| rustix::process::geteuid().as_raw());
+    fs::create_dir_all(&folder)
+        .and_then(|()| fs::set_permissions(&folder, fs::Permissions::from_mode(0o700)))
+        .and_then(|()| chown(&folder, Some(owner), None))
+        .unwrap_or_else(|error| panic!("cannot make {}: {error}", folder.display()));
+    folder
 }
 
 /// Puts a program where every user can run it.

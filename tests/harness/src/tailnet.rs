@@ -279,10 +279,16 @@ impl Tailnet {
 
     /// The secret of a new OAuth client, which may make keys with these tags.
     pub fn oauth_client(&self, tags: &[&str]) -> String {
-        text(
-            &self.post("/oauth-clients", &json!({ "tags": tags })),
-            "secret",
-        )
+        self.new_oauth_client(&json!({ "tags": tags }))
+    }
+
+    /// The secret of a new OAuth client that may not make keys.
+    pub fn oauth_client_without_scope(&self, tags: &[&str]) -> String {
+        self.new_oauth_client(&json!({ "tags": tags, "scopeless": true }))
+    }
+
+    fn new_oauth_client(&self, spec: &Value) -> String {
+        text(&self.post("/oauth-clients", spec), "secret")
     }
 
     /// Changes what the control server does, like `json!({"approval": true})`.

@@ -3,7 +3,7 @@
 //
 //	POST /keys {reusable, expired, revoked, preapproved, ephemeral, tags}   makes an auth key: {key}
 //	POST /keys/delete, /keys/revoke, /keys/expire {key}
-//	POST /oauth-clients {tags}                      makes an OAuth client: {secret}
+//	POST /oauth-clients {tags, scopeless}           makes an OAuth client: {secret}
 //	POST /policy {…}                                any subset of setPolicy's fields
 //	POST /nodes/ID/approve, …/expire, …/unexpire, …/delete    takes effect at once
 //	POST /auth-urls/ID/complete, …/refuse           what the person at AuthURL decides
@@ -132,7 +132,11 @@ func (a *adminEndpoint) changeKey(r *http.Request) (any, error) {
 }
 
 func (a *adminEndpoint) addOAuthClient(r *http.Request) (any, error) {
-	var want struct{ Tags []string }
+	var want struct {
+		Tags []string
+		// Scopeless: it gets its token, and may not make auth keys with it.
+		Scopeless bool
+	}
 	if err := read(r, &want); err != nil {
 		return nil, err
 	}
@@ -141,7 +145,7 @@ func (a *adminEndpoint) addOAuthClient(r *http.Request) (any, error) {
 	defer t.mu.Unlock()
 	defer t.changeLocked()
 	secret := "tskey-client-" + rands.HexString(12) + "-" + rands.HexString(32)
-	t.oauthClients[secret] = want.Tags
+	t.oauthClients[secret] = oauthClient{tags: want.Tags, scopeless: want.Scopeless}
 	return map[string]string{"secret": secret}, nil
 }
 
@@ -163,9 +167,18 @@ func (a *adminEndpoint) setPolicy(r *http.Request) (any, error) {
 			RetryAfterS int `json:"retry_after_s"`
 		} `json:"rate_limit"`
 		// RefuseAll: the answer to every register with a key; "" for none.
-		RefuseAll   *string `json:"refuse_all"`
-		Fault       *string `json:"fault"`
-		Certificate *string `json:"certificate"`
+		RefuseAll *string `json:"refuse_all"`
+		// FailRegisters: the next Count registers with a key are answered with
+		// this error, whatever the key.
+		FailRegisters *struct {
+			Count int    `json:"count"`
+			Error string `json:"error"`
+		} `json:"fail_registers"`
+		// RefusalStatus: the HTTP status that refusals are answered with, as
+		// headscale did up to 0.24; 0 for 200 with an error in the answer.
+		RefusalStatus *int    `json:"refusal_status"`
+		Fault         *string `json:"fault"`
+		Certificate   *string `json:"certificate"`
 	}
 	if err := read(r, &want); err != nil {
 		return nil, err
@@ -212,6 +225,12 @@ func (a *adminEndpoint) setPolicy(r *http.Request) (any, error) {
 	}
 	if v := want.RefuseAll; v != nil {
 		p.refuseAll = *v
+	}
+	if v := want.FailRegisters; v != nil {
+		p.toFail, p.failWords = v.Count, v.Error
+	}
+	if v := want.RefusalStatus; v != nil {
+		p.refusalStatus = *v
 	}
 	return empty{}, nil
 }

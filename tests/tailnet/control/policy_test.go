@@ -65,6 +65,8 @@ func TestRegisterDecisions(t *testing.T) {
 		{"an expired node with a dead key", claim{known: true, expired: true, hasKey: true, keyFault: "dead"}, needsNew, ""},
 		{"any key, when all are refused", claim{hasKey: true, refuseAll: "closed"}, refuse, "closed"},
 		{"a known node's key, when all are refused", claim{known: true, hasKey: true, refuseAll: "closed", lenient: true}, refuse, "closed"},
+		{"a good key, when registering fails", claim{hasKey: true, failure: "locked"}, refuse, "locked"},
+		{"a dead key, when registering fails", claim{hasKey: true, keyFault: "dead", failure: "locked"}, refuse, "locked"},
 		{"no key, when all keys are refused", claim{known: true, refuseAll: "closed"}, welcome, ""},
 	} {
 		if got, text := decide(c.claim); got != c.want || text != c.text {

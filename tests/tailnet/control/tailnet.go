@@ -42,6 +42,9 @@ type policy struct {
 	rateLimited        int // registers still to be answered with 429
 	rateLimitedSeconds int // their Retry-After
 	refuseAll          string
+	toFail             int // registers with an auth key still to be answered with failWords
+	failWords          string
+	refusalStatus      int // HTTP status of refusals; 0: they come in the answer
 }
 
 // node is a member of the tailnet.
@@ -127,8 +130,8 @@ type tailnet struct {
 	registers    counters
 	keys         map[string]*authKey
 	keyCounters  map[string]*keyCounters // of unknown keys too
-	oauthClients map[string][]string     // secret: its tags
-	oauthTokens  map[string][]string     // access token: its client's tags
+	oauthClients map[string]oauthClient  // by secret
+	oauthTokens  map[string]oauthClient  // by access token
 	apiRequests  []apiRequest
 	nodes        []*node // by rising id
 	lastNodeID   tailcfg.NodeID
@@ -143,8 +146,8 @@ func newTailnet(derpMap *tailcfg.DERPMap) *tailnet {
 		changed:      make(chan struct{}),
 		keys:         map[string]*authKey{},
 		keyCounters:  map[string]*keyCounters{},
-		oauthClients: map[string][]string{},
-		oauthTokens:  map[string][]string{},
+		oauthClients: map[string]oauthClient{},
+		oauthTokens:  map[string]oauthClient{},
 	}
 }
 
