@@ -55,6 +55,8 @@ pub struct Run<'a> {
     key: Option<(AuthKey, Lock)>,
     up: Option<Up>,
     waiting: Option<Wait>,
+    /// What was seen last.
+    seen: Option<Situation>,
     /// What was said last of a change that is being tried.
     trying: String,
 }
@@ -81,6 +83,7 @@ impl<'a> Run<'a> {
             key: None,
             up: None,
             waiting: None,
+            seen: None,
             trying: String::new(),
         })
     }
@@ -117,7 +120,9 @@ impl<'a> Run<'a> {
         loop {
             let action = self.machine.next(self.now());
             output::context(self.machine.backend_state(), action.name(), self.machine.logins());
-            log::trace!("{:?}, so {action:?}", self.machine.situation());
+            if let Some(situation) = self.machine.situation() {
+                log::trace!("{situation:?}, so {action:?}");
+            }
             let event = match action {
                 Action::Finish(connected) => return Some(Ok(connected)),
                 Action::Fail(failure) => return Some(Err(failure)),
@@ -125,9 +130,12 @@ impl<'a> Run<'a> {
                 action => self.act(action).await,
             };
             let now = self.now();
-            let before = self.machine.situation().cloned();
             self.machine.on(event, now);
-            if self.machine.situation().is_some() && before.as_ref() != self.machine.situation() {
+            if let Some(situation) = self.machine.situation()
+                && self.seen.as_ref() != Some(situation)
+            {
+                log::debug!("{situation:?}");
+                self.seen = Some(situation.clone());
                 self.bus.something_changed();
             }
             for note in self.machine.notes() {

@@ -113,6 +113,11 @@ pub fn foresee(seen: &Seen) -> Foresight {
             Action::Wait(..) | Action::Look | Action::ReadKey | Action::ReadPrefs | Action::ReadRecord
                 | Action::Write(_) | Action::ReleaseKey
         );
+        let is_rescued = steps.contains(&Step::Rescue);
+        if matches!(&action, Action::Restart(why) if *why != Why::BringUp) && is_rescued {
+            // What it leads to is not known; that it is done again and again is.
+            return Foresight { steps, end: again(seen) };
+        }
         if is_done && let Some(waiting) = waited.take() {
             steps.push(Step::Wait(waiting));
         }
@@ -124,8 +129,8 @@ pub fn foresee(seen: &Seen) -> Foresight {
                 prefs: seen.prefs.clone(),
             },
             Action::ReadPrefs => Event::Prefs {
-                prefs: seen.prefs.clone().ok_or(LocalApiError::NoAnswer),
-                profile: seen.profile.clone(),
+                prefs: Ok(seen.prefs.clone().unwrap_or_default()),
+                profile: None,
                 live: true,
             },
             Action::ReadKey => Event::Key(key(seen)),
@@ -157,10 +162,6 @@ pub fn foresee(seen: &Seen) -> Foresight {
                 Access::Granted | Access::Unknown => Event::Restarted(Ok(())),
             },
             Action::Restart(_) => {
-                if steps.last() == Some(&Step::Rescue) || steps.iter().any(|step| *step == Step::Rescue) {
-                    // What it leads to is not known; that it's done again and again is.
-                    return Foresight { steps, end: again(seen) };
-                }
                 steps.push(Step::Rescue);
                 Event::Restarted(Ok(()))
             }

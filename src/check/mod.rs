@@ -21,7 +21,7 @@ use std::time::SystemTime;
 
 use tokio::time::timeout;
 
-use crate::key::{FileFacts, KeyFileError, KeySource, Look, look};
+use crate::key::{FileFacts, KeyFileError, KeySource, Look, belongs_to, look};
 use crate::prefs::Prefs;
 use crate::record::Record;
 use crate::file_system::{LIMIT, SILENT, in_time};
@@ -58,7 +58,7 @@ async fn see(config: &Config) -> Seen {
         command(config),
     );
     let (key, key_owner) = key;
-    Seen {
+    let mut seen = Seen {
         now: SystemTime::now(),
         setup: setup.clone(),
         socket_file,
@@ -66,14 +66,19 @@ async fn see(config: &Config) -> Seen {
         unbound: daemon.status.as_ref().ok().and_then(first_unbound),
         status: daemon.status,
         prefs: daemon.prefs,
-        profile: daemon.profile,
         access: daemon.access,
         record,
         key,
         key_owner,
         key_has_params: !config.key.parameters.is_empty(),
         cli,
+    };
+    if let Ok(kind) = seen.key.kind
+        && let Err(problem) = belongs_to(kind, seen.server_of_a_login())
+    {
+        seen.key.kind = Err(KeyFileError::unusable(&setup.key_file, problem));
     }
+    seen
 }
 
 async fn socket_file(path: PathBuf) -> Result<Owned, String> {
@@ -125,7 +130,6 @@ async fn key_file(source: KeySource, record: &Record) -> (Look, String) {
 struct Daemon {
     status: Result<Status, LocalApiError>,
     prefs: Option<Prefs>,
-    profile: Option<String>,
     access: Access,
 }
 
@@ -134,15 +138,13 @@ impl Daemon {
         let unseen = |error| Self {
             status: Err(error),
             prefs: None,
-            profile: None,
             access: Access::Unknown,
         };
         let api = match LocalApi::new(socket) {
             Ok(api) => api,
             Err(error) => return unseen(LocalApiError::BadAnswer(error.to_string())),
         };
-        let (status, prefs, profile) =
-            tokio::join!(answer(api.status()), answer(api.prefs()), answer(api.profile()));
+        let (status, prefs) = tokio::join!(answer(api.status()), answer(api.prefs()));
         if let Err(error) = status {
             return unseen(error);
         }
@@ -153,7 +155,6 @@ impl Daemon {
         Self {
             status,
             prefs: prefs.ok(),
-            profile: profile.ok(),
             access,
         }
     }

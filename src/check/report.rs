@@ -432,7 +432,7 @@ impl<'a> Lines<'a> {
                 "{}, but --login-server asks for {server}",
                 seen.control_server()
             );
-            return self.put("control server", self.if_key_is_needed(), text);
+            return self.put("control server", Mark::Note, text);
         }
         let whose = if is_tailscales(server) {
             " (Tailscale's)"

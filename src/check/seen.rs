@@ -26,8 +26,6 @@ pub struct Seen {
     /// The first of the node's addresses that cannot be bound yet.
     pub unbound: Option<IpAddr>,
     pub prefs: Option<Prefs>,
-    /// The ID of their profile.
-    pub profile: Option<String>,
     pub access: Access,
     /// What runs before have left.
     pub record: Record,

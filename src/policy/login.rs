@@ -128,6 +128,10 @@ impl Machine {
         let before = before.clone();
         self.login = match ended {
             Ended::Done => return,
+            // tailscaled would go on trying, and faster than we do.
+            Ended::LoginError(LoginError::Unknown(words)) => {
+                Login::Failing { since: now, then: Then::Pause(words) }
+            }
             Ended::LoginError(error) => Login::Doubted { since: now, before, error, told: true },
             Ended::RateLimited(words) => {
                 self.notes.push(Note::LoginBroke(words));

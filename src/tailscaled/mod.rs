@@ -19,7 +19,9 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 pub use crate::tailscaled::bus::{Bus, Notice};
-pub use crate::tailscaled::status::{SelfNode, Status};
+#[cfg(test)]
+pub use crate::tailscaled::status::SelfNode;
+pub use crate::tailscaled::status::Status;
 
 use crate::prefs::{Prefs, masked};
 use crate::redact::excerpt;
