@@ -102,8 +102,7 @@ fn are_both_advertised(setting: &str, flag: &str) {
     let run = program(&tailnet, &node, &file).up_flags([flag]).run();
     assert_connected(&run);
     assert_eq!(routes(&node), ["0.0.0.0/0", "10.1.0.0/16", "::/0"]);
-    let device = tailnet.device(&node).expect("the node has joined");
-    assert_eq!(device.routes.len(), 3, "{:?}", device.routes);
+    tailnet.wait_until(|state| state.nodes[0].routes.len() == 3, "all the routes");
 }
 
 #[test]
