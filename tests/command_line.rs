@@ -385,7 +385,7 @@ fn the_key_file_and_the_cli_come_from_the_environment_too() {
     run.assert_code(66);
     assert!(run.stderr.contains("/nonexistent/other"), "{}", run.stderr);
 
-    let key = KeyFile::new("no-key-of-tailscales");
+    let key = KeyFile::new(KEY);
     let (_fake, run) = logged_out();
     let run = run
         .env("TAILSCALE_AUTOCONNECT_AUTHKEY_FILE", key.path())
@@ -600,7 +600,7 @@ fn the_command_line_wins_where_one_asks_for_more_and_one_for_less() {
 
 #[test]
 fn a_quiet_run_gives_warnings() {
-    let key = KeyFile::new("no-key-of-tailscales");
+    let key = KeyFile::new(KEY);
     key.mode(0o644);
     let (_fake, run) = logged_out();
     let run = run
