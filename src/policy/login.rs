@@ -560,7 +560,7 @@ impl Machine {
             | S::Offline { trouble: Some(why), .. } => {
                 Some(self.wait(Waiting::ControlServer(Some(why.clone())), now))
             }
-            S::Unknown(_) => None,
+            S::Unknown(_) | S::NoState(_) => None,
             _ => Some(self.wait(match situation.login_error() {
                 Some(error) => Waiting::ControlServer(Some(error.words().to_owned())),
                 None => Waiting::LoggingIn,

@@ -14,7 +14,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use crate::policy::situation::Situation;
+pub use crate::policy::situation::{Situation, locked_out};
 
 use crate::failure::{Connected, Failure, Mistake, Note, Waiting};
 use crate::key::{KeyFileError, KeyKind, NoKey, belongs_to};
@@ -464,6 +464,11 @@ impl Machine {
             let asked = self.setup.server.clone().unwrap_or_default();
             self.notes.push(Note::Elsewhere { own, asked });
         }
+        if situation.is_connected()
+            && let Some(words) = self.status.as_ref().and_then(locked_out)
+        {
+            self.notes.push(Note::LockedOut(words));
+        }
         if let Situation::AddressPending(address) = situation
             && self.lasted(now) >= ADDRESS_PATIENCE
         {
@@ -709,6 +714,7 @@ impl Machine {
             S::NeedsLogin { .. } => self.log_in_unless_others(lasted, now),
             S::AsksForPerson { .. } => self.log_in(now),
 
+            S::NoState(words) => self.wait(Waiting::NoState(words.clone()), now),
             S::Unknown(state) => self.wait(Waiting::Unknown(state.clone()), now),
             S::NoDaemon | S::Denied(_) | S::Unintelligible(_) => self.wait(Waiting::Tailscaled, now),
         }

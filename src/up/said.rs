@@ -287,10 +287,6 @@ pub fn read(code: Option<i32>, stderr: &str) -> Ended {
     if let Some(what) = refused_by_api(stderr) {
         return Ended::SecretRefused(Refusal { what, words: brief(error) });
     }
-    const LOST: [&str; 2] = ["failed to connect to local tailscaled", "500 Internal Server Error: "];
-    if ["EOF", "unexpected EOF"].contains(&error) || LOST.iter().any(|words| stderr.contains(words)) {
-        return Ended::Lost(brief(error));
-    }
     const SETTINGS: [&str; 15] = [
         "require --advertise-tags",
         "unknown attribute",
@@ -310,6 +306,10 @@ pub fn read(code: Option<i32>, stderr: &str) -> Ended {
     ];
     if SETTINGS.iter().any(|words| stderr.contains(words)) {
         return Ended::BadSettings(brief(error));
+    }
+    const LOST: [&str; 2] = ["failed to connect to local tailscaled", "500 Internal Server Error: "];
+    if ["EOF", "unexpected EOF"].contains(&error) || LOST.iter().any(|words| stderr.contains(words)) {
+        return Ended::Lost(brief(error));
     }
     match (error, code) {
         ("", Some(code)) => Ended::Mute(code),
