@@ -12,7 +12,7 @@ use clap::{ArgAction, ArgMatches, CommandFactory, FromArgMatches, Parser};
 
 use crate::flags;
 use crate::key::Parameters;
-use crate::failure::{EXITS, Failure};
+use crate::failure::{EXITS, Failure, Mistake};
 use crate::redact::looks_like_a_key;
 use crate::server::{self, http_url};
 
@@ -255,10 +255,8 @@ impl Options {
             );
         }
         if self.tailscale.file_name() == Some(OsStr::new("tailscaled")) {
-            return usage(
-                "--tailscale takes the command `tailscale`, not the daemon tailscaled; \
-                 name the command",
-            );
+            let (program, error) = (self.tailscale.clone(), "it is the daemon".to_owned());
+            return Err(Mistake::CannotRun { program, error }.into());
         }
         flags::check(&self.up_flags).map_err(Failure::Usage)?;
         if self.login_server.is_some() && self.login_server_flag().is_some() {

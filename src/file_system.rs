@@ -13,8 +13,8 @@ pub const LIMIT: Duration = Duration::from_secs(2);
 /// Why there is none.
 pub const SILENT: &str = "the file system does not answer";
 
-/// How many looks may be stuck at a time.
-const MOST_STUCK: u32 = 16;
+/// How many looks may be stuck at a time; while there are so many, none is begun.
+const MOST_STUCK: u32 = 2;
 
 static STUCK: AtomicU32 = AtomicU32::new(0);
 
@@ -23,11 +23,14 @@ pub async fn in_time<T: Send + 'static>(look: impl FnOnce() -> T + Send + 'stati
     if STUCK.load(Ordering::Relaxed) >= MOST_STUCK {
         return None;
     }
+    let mut look = spawn_blocking(look);
+    if let Ok(seen) = timeout(LIMIT, &mut look).await {
+        return seen.ok();
+    }
     STUCK.fetch_add(1, Ordering::Relaxed);
-    let look = spawn_blocking(move || {
-        let seen = look();
+    tokio::spawn(async {
+        let _ = look.await;
         STUCK.fetch_sub(1, Ordering::Relaxed);
-        seen
     });
-    timeout(LIMIT, look).await.ok()?.ok()
+    None
 }

@@ -144,7 +144,7 @@ impl Store {
             },
             Err(error) => {
                 log::debug!("cannot lock the state directory: {error}");
-                Some(Lock { _file: None })
+                Some(Lock::default())
             }
         }
     }
@@ -157,7 +157,7 @@ impl Store {
 }
 
 /// The lock of a [`Store`], until it is dropped.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Lock {
     _file: Option<File>,
 }

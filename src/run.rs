@@ -213,12 +213,11 @@ impl<'a> Run<'a> {
         // Its lock is in the way of the next look.
         self.key = None;
         let (source, store) = (self.config.key.clone(), self.config.store.clone());
-        let read = in_time(move || {
-            let lock = store.lock().ok_or(NoKey::Busy)?;
-            Ok::<_, NoKey>((AuthKey::read(&source)?, lock))
-        });
+        // Not in one look: one that is stuck at the key must not hold the lock.
+        let no_lock = || Some(Lock::default());
+        let lock = in_time(move || store.lock()).await.unwrap_or_else(no_lock).ok_or(NoKey::Busy)?;
         let silent = || Err(NoKey::File(KeyFileError::silent(&self.config.key.path)));
-        let (key, lock) = read.await.unwrap_or_else(silent)?;
+        let key = in_time(move || AuthKey::read(&source)).await.unwrap_or_else(silent)?;
         let facts = KeyFacts { kind: key.kind(), digest: key.digest(&self.machine.salt()) };
         self.key = Some((key, lock));
         Ok(facts)

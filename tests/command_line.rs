@@ -135,16 +135,6 @@ fn parameters_that_tailscale_does_not_take_are_refused() {
 }
 
 #[test]
-fn the_daemon_in_the_place_of_the_command_is_refused() {
-    for tailscale in ["tailscaled", "/usr/sbin/tailscaled"] {
-        is_refused(
-            program().tailscale(tailscale),
-            "--tailscale takes the command `tailscale`, not the daemon",
-        );
-    }
-}
-
-#[test]
 fn flags_that_tailscale_would_refuse_are_refused_before_anything_is_sent() {
     for (flags, sentence) in [
         (&["--ssh", "true"][..], "written --ssh=true"),

@@ -129,7 +129,7 @@ pub fn foresee(seen: &Seen) -> Foresight {
                 prefs: seen.prefs.clone(),
             },
             Action::ReadPrefs => Event::Prefs {
-                prefs: Ok(seen.prefs.clone().unwrap_or_default()),
+                prefs: seen.prefs.clone().ok_or(LocalApiError::NoAnswer),
                 profile: None,
                 live: true,
             },

@@ -73,7 +73,9 @@ async fn see(config: &Config) -> Seen {
         key_has_params: !config.key.parameters.is_empty(),
         cli,
     };
+    let is_server_known = seen.prefs.is_some() || setup.server.is_some();
     if let Ok(kind) = seen.key.kind
+        && is_server_known
         && let Err(problem) = belongs_to(kind, seen.server_of_a_login())
     {
         seen.key.kind = Err(KeyFileError::unusable(&setup.key_file, problem));

@@ -521,12 +521,6 @@ impl<'a> Lines<'a> {
             let text = "--authkey-params are left out: only an OAuth client secret takes them";
             self.put("key file", Mark::Note, text);
         }
-        let server = seen.server_of_a_login();
-        let of_tailscale = matches!(kind, KeyKind::Auth | KeyKind::Wrapped);
-        if of_tailscale && !is_tailscales(server) {
-            let text = format!("it is a key of Tailscale's service, but a login goes to {server}");
-            self.put("key file", Mark::Note, text);
-        }
     }
 
     fn other_run(&mut self) {

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use crate::failure::{Failure, Mistake, Note, Waiting};
 use crate::policy::put_back::History;
-use crate::policy::{Action, Key, Machine, Situation, Stopping, Time, is_same_server};
+use crate::policy::{
+    Action, CHANGE_PATIENCE, Key, Machine, RETRY_FIRST, Situation, Stopping, Time, is_same_server,
+};
 use crate::prefs::{self, Prefs};
 use crate::record::{Record, RefusedKey};
 use crate::tailscaled::LocalApiError;
@@ -169,8 +171,8 @@ impl Machine {
             }
             Err(error) => {
                 self.objected(&error, now);
-                let since = self.objection.as_ref().map_or(now, |(since, _)| *since);
-                if now < since + super::CHANGE_PATIENCE {
+                let since = self.objection.as_ref().map_or(now, |objection| objection.since);
+                if now < since.saturating_add(CHANGE_PATIENCE) {
                     return;
                 }
                 self.notes.push(Note::NotTakenBack(error.to_string()));
@@ -215,7 +217,7 @@ impl Machine {
     }
 
     fn pause(&mut self, words: String, now: Time) {
-        self.failures.next(now, &mut self.rng);
+        self.failures.next(now, RETRY_FIRST, &mut self.rng);
         let until = self.failures.not_before;
         self.login = Login::Pausing { since: now, words, until };
     }

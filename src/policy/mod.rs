@@ -218,12 +218,23 @@ struct Backoff {
 }
 
 impl Backoff {
-    fn next(&mut self, now: Time, rng: &mut fastrand::Rng) {
-        let longest = (RETRY_FIRST * 2u32.pow(self.tries.min(16))).min(RETRY_LONGEST);
+    /// The next try comes `first` or less after this one, and later each time.
+    fn next(&mut self, now: Time, first: Duration, rng: &mut fastrand::Rng) {
+        let longest = first.saturating_mul(2u32.pow(self.tries.min(16))).min(RETRY_LONGEST);
         self.tries = self.tries.saturating_add(1);
         // Half of it by chance, so that many machines don't come back at once.
         self.not_before = now.saturating_add(longest.mul_f64(0.5 + rng.f64() / 2.0));
     }
+}
+
+/// tailscaled did not take a change, or had no answer to a question.
+#[derive(Clone, Debug)]
+struct Objection {
+    /// Since when that has been so.
+    since: Time,
+    /// When it was asked last.
+    last: Time,
+    words: String,
 }
 
 /// Why a run is about to end before the node is connected.
@@ -268,11 +279,12 @@ pub struct Machine {
     unknown_flags: Vec<String>,
     /// Refusals that were tailscaled's to tell, not our own CLI's.
     secondhand: u32,
+    /// A login of somebody else's was seen under way.
+    others_login: bool,
     stranded: Backoff,
     offline: Backoff,
     bring_up: BringUp,
-    /// A change that tailscaled did not take: since when, and what it said.
-    objection: Option<(Time, String)>,
+    objection: Option<Objection>,
     stopping: Option<Stopping>,
     notes: Vec<Note>,
 }
@@ -303,6 +315,7 @@ impl Machine {
             complaint: (String::new(), 0),
             unknown_flags: Vec::new(),
             secondhand: 0,
+            others_login: false,
             stranded: Backoff::default(),
             offline: Backoff::default(),
             bring_up: BringUp::No,
@@ -418,6 +431,7 @@ impl Machine {
             Err(LocalApiError::Unreachable(_)) => {
                 self.known = None;
                 self.server = None;
+                self.others_login = false;
                 self.lost_the_key("tailscaled was restarted", now);
             }
             Err(_) => {}
@@ -437,6 +451,7 @@ impl Machine {
         if situation.is_connected() || situation == Situation::NeedsApproval {
             self.offline = Backoff::default();
         }
+        self.look_for_others_login();
         self.look_at_login(&situation, now);
         self.note_what_is_odd(&situation, now);
         self.situation = Some(situation);
@@ -463,7 +478,18 @@ impl Machine {
             history.told_after_a_gap(prefs.clone());
         }
         self.known = Some(Known { prefs, profile, live });
+        self.look_for_others_login();
         self.look_at_prefs(now);
+    }
+
+    /// On a node without a node key it shows in the preferences. One that gets its node key meanwhile
+    /// is under way all the same.
+    fn look_for_others_login(&mut self) {
+        if let (Some(status), Some(known)) = (&self.status, &self.known)
+            && !status.have_node_key
+        {
+            self.others_login = prefs::login_under_way(&known.prefs);
+        }
     }
 
     fn on_told(&mut self, notice: Notice) {
@@ -515,8 +541,8 @@ impl Machine {
                 self.objection = None;
                 match stopped {
                     true => self.bring_up = BringUp::Restarted,
-                    false if is_stranded => self.stranded.next(now, &mut self.rng),
-                    false => self.offline.next(now, &mut self.rng),
+                    false if is_stranded => self.stranded.next(now, RETRY_FIRST, &mut self.rng),
+                    false => self.offline.next(now, 2 * OFFLINE_PATIENCE, &mut self.rng),
                 }
                 self.lost_the_key("an auth key was refused, perhaps another one", now);
             }
@@ -526,8 +552,8 @@ impl Machine {
                 }
                 // The node may come online without it.
                 self.notes.push(Note::CannotRestart(error.to_string()));
-                self.stranded.next(now, &mut self.rng);
-                self.offline.next(now, &mut self.rng);
+                self.stranded.not_before = now.saturating_add(RETRY_LONGEST);
+                self.offline.not_before = now.saturating_add(RETRY_LONGEST);
             }
             Err(error) => self.objected(&error, now),
         }
@@ -573,8 +599,8 @@ impl Machine {
 
     /// tailscaled did not take a change or a question for now. It's tried again after a look.
     fn objected(&mut self, error: &LocalApiError, now: Time) {
-        let since = self.objection.take().map_or(now, |(since, _)| since);
-        self.objection = Some((since, error.to_string()));
+        let since = self.objection.take().map_or(now, |objection| objection.since);
+        self.objection = Some(Objection { since, last: now, words: error.to_string() });
     }
 
     fn stop(&mut self, failure: Option<Failure>, now: Time) {
@@ -604,10 +630,11 @@ impl Machine {
         let Some(situation) = &self.situation else {
             return Action::Look;
         };
-        if let Some((since, words)) = &self.objection {
-            // One look, then the change again; what it says is what is waited for.
-            if now < *since + LOOK_LEAST {
-                return self.wait(Waiting::Answer(words.clone()), now);
+        // Each look may show that it need not be asked for again.
+        if let Some(Objection { since, last, words }) = &self.objection {
+            let rest = (last.saturating_sub(*since) / 10).clamp(LOOK_LEAST, LOOK_MOST);
+            if now < last.saturating_add(rest) {
+                return Action::Wait(Waiting::Answer(words.clone()), last.saturating_add(rest));
             }
         }
         // What is to be remembered is so before anything else is done.
@@ -696,16 +723,14 @@ impl Machine {
 
     /// Someone's login may be under way: a second one would burn a single-use key.
     fn log_in_unless_others(&self, lasted: Duration, now: Time) -> Action {
-        let Some(known) = &self.known else {
+        if self.known.is_none() {
             // The preferences are worth asking for only if there is a key.
             return match self.key {
                 Key::Ready(_) => Action::ReadPrefs,
                 _ => self.with_key(now, |_| Action::ReadPrefs),
             };
-        };
-        let has_node_key = self.status.as_ref().is_some_and(|status| status.have_node_key);
-        let is_under_way = prefs::login_under_way(&known.prefs) && !has_node_key;
-        let is_others = is_under_way && self.stranded.tries == 0 && !self.is_asked_elsewhere();
+        }
+        let is_others = self.others_login && self.stranded.tries == 0 && !self.is_asked_elsewhere();
         let error = self.situation.as_ref().and_then(Situation::login_error);
         if is_others && self.logins == 0 && (lasted < OTHERS_PATIENCE || error.is_some()) {
             return match error {

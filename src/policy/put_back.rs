@@ -24,6 +24,8 @@ pub struct History {
     replaced: bool,
     /// As they were told just then.
     of_login: Prefs,
+    /// They were put back. What changes from then on is not the doing of `up`.
+    returned: bool,
 }
 
 impl History {
@@ -31,7 +33,7 @@ impl History {
     pub fn new(before: Prefs, asked: Vec<String>, version: (u32, u32)) -> Self {
         let wanted = prefs::chosen(before.clone(), version);
         let ours = prefs::as_flags(&wanted, &asked, version);
-        Self { last: before.clone(), original: before, wanted, asked, ours, replaced: false, of_login: Prefs::new() }
+        Self { last: before.clone(), original: before, wanted, asked, ours, replaced: false, of_login: Prefs::new(), returned: false }
     }
 
     /// The same node, about to be logged in once more, with these preferences `now`: what the first
@@ -62,6 +64,9 @@ impl History {
     /// How they are after a time of which nothing is known. A default is taken for the doing of `up`,
     /// and anything else for somebody's.
     pub fn told_after_a_gap(&mut self, now: Prefs) {
+        if self.returned {
+            return self.told(now);
+        }
         let changed = prefs::differences(&now, &self.last);
         let has_begun = prefs::login_under_way(&now) && !prefs::login_under_way(&self.last)
             || prefs::text(&now, "ControlURL") != prefs::text(&self.last, "ControlURL");
@@ -100,6 +105,7 @@ impl History {
     pub fn put_back(&mut self) {
         let owed = self.owed();
         self.last.extend(owed);
+        self.returned = true;
     }
 
     /// Leaves these settings as they are: they could not be put back.

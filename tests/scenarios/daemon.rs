@@ -196,6 +196,24 @@ fn a_run_started_again_in_mid_login_lets_the_login_come_to_its_end() {
     assert_eq!(tailnet.state().key(&key).attempts, 1);
 }
 
+#[test]
+#[ignore = "needs real tailscaled: run tests/run.sh"]
+fn a_run_started_again_after_a_kill_in_mid_login_lets_the_login_come_to_its_end() {
+    let tailnet = Tailnet::start();
+    let node = Node::start();
+    let key = tailnet.single_use_key();
+    let file = KeyFile::new(&key);
+
+    let run = in_mid_login(&tailnet, &node, &file);
+    run.signal(Signal::KILL);
+    // The command is killed with it.
+    drop(run);
+    let run = program(&tailnet, &node, &file).run();
+
+    assert_joined(&run, &tailnet, &node, &key);
+    assert_eq!(tailnet.state().key(&key).attempts, 1);
+}
+
 fn end_cli(run: &Running, signal: Signal) {
     let children = run.wait_children();
     let [cli] = children[..] else {

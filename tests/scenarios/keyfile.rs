@@ -460,6 +460,22 @@ fn two_runs_do_not_spend_one_key_twice() {
 
 #[test]
 #[ignore = "needs real tailscaled: run tests/run.sh"]
+fn two_runs_with_two_generations_of_the_key_file_log_in_once() {
+    let (tailnet, node) = fresh();
+    tailnet.policy(json!({ "register_delay_ms": 1500 }));
+    let (old, new) = (tailnet.single_use_key(), tailnet.single_use_key());
+    let file = KeyFile::new(&old);
+    let first = program(&tailnet, &node, &file).spawn();
+    tailnet.wait_until(|state| state.key(&old).attempts == 1, "the old key");
+    file.swap(&new);
+    let second = program(&tailnet, &node, &file).run();
+    assert_joined(&first.wait(), &tailnet, &node, &old);
+    assert_joined(&second, &tailnet, &node, &old);
+    assert_eq!(tailnet.state().key(&new).attempts, 0);
+}
+
+#[test]
+#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn an_oauth_secret_gets_the_parameters_and_makes_a_key() {
     let (tailnet, node) = fresh();
     tailnet.policy(json!({ "approval": true }));

@@ -13,6 +13,7 @@ mod keyfile;
 mod login_command;
 mod put_back;
 mod reboot;
+mod record;
 mod refusal;
 mod renewal;
 mod secrecy;

@@ -22,7 +22,7 @@ fn goes_nowhere(node: &Node, key: &str, with: impl FnOnce(Run) -> Run) {
     let run = with(run).run();
 
     run.assert_code(78);
-    assert!(run.stderr.contains("login server"), "{}", run.stderr);
+    assert!(run.stderr.contains("server"), "{}", run.stderr);
     assert_eq!(cli.calls(), Vec::<Vec<String>>::new());
     assert_unchanged(node, &before);
 }

@@ -4,6 +4,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
+use serde_json::json;
 use tailnet_harness::{KeyFile, Node, Running, Tailnet, needs_version};
 
 use crate::joined::{Joined, assert_connected, deleted_key};
@@ -38,20 +39,19 @@ fn a_node_that_was_offline_for_long_and_is_then_kept_off_by_someones_dead_key_is
     wait_long(&run, RESTARTED);
 
     let dead = deleted_key(tailnet);
-    let up = node.tailscale_spawn([
-        "up".to_owned(),
-        format!("--login-server={}", tailnet.url()),
-        format!("--auth-key={dead}"),
-    ]);
-    node.wait_status(
-        |status| status["Health"].to_string().contains("fetch control key"),
-        "the dead key to be about to be sent",
-    );
+    // As `tailscale up` does it, which would be waited for.
+    for (path, body) in [
+        ("start", json!({ "AuthKey": dead })),
+        ("login-interactive", json!({})),
+    ] {
+        let path = format!("/localapi/v0/{path}");
+        let reply = node.local_request("POST", &path, Some(&body));
+        assert_eq!(reply.expect("tailscaled answers").status, 204);
+    }
     tailnet.lift_faults();
     tailnet.wait_until(|state| state.key(&dead).attempts > 0, "the dead key");
 
     assert_connected(&run.wait());
-    up.wait();
     joined.assert_same_device();
     assert_sent_no_more(tailnet, &dead);
 }

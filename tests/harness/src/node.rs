@@ -15,6 +15,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::process::{self, Process, open_temp_dir, tail};
+use crate::run::KEPT_BY_RUNS;
 use crate::{Binaries, Cell, Finished, HttpReply, PATIENCE, Run, Running, Tailnet, http};
 
 const HOST: &str = "local-tailscaled.sock";
@@ -226,6 +227,11 @@ impl Node {
     /// Its state folder.
     pub fn state_dir(&self) -> PathBuf {
         self.dir.path().join("state")
+    }
+
+    /// What runs of the program under test keep about it, as their `STATE_DIRECTORY`.
+    pub fn kept_by_runs(&self) -> PathBuf {
+        self.dir.path().join(KEPT_BY_RUNS)
     }
 
     /// The folder that holds all that is its own.

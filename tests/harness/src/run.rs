@@ -26,6 +26,9 @@ use crate::{Binaries, Node, PATIENCE, RUN_LIMIT, proc};
 /// Marks the processes of one run, so that those it leaves behind can be told from others.
 const MARK: &str = "TAILNET_HARNESS_RUN";
 
+/// The folder beside a socket that is the `STATE_DIRECTORY` of the runs on it.
+pub(crate) const KEPT_BY_RUNS: &str = "autoconnect-state";
+
 /// The last datagram on the notify socket; sent by us, when the program has ended.
 const END: &[u8] = b"\0end of notifications";
 
@@ -244,7 +247,7 @@ impl Run {
 /// The folder for what is to outlive a run, made as systemd makes it.
 fn state_folder(socket: Option<&Path>, own: &Path, user: Option<u32>) -> PathBuf {
     let beside = socket.and_then(Path::parent).filter(|at| at.is_dir());
-    let folder = beside.unwrap_or(own).join("autoconnect-state");
+    let folder = beside.unwrap_or(own).join(KEPT_BY_RUNS);
     let owner = user.unwrap_or_else(|| rustix::process::geteuid().as_raw());
     fs::create_dir_all(&folder)
         .and_then(|()| fs::set_permissions(&folder, fs::Permissions::from_mode(0o700)))
