@@ -457,7 +457,7 @@ fn report(
     let log = world.node.log();
     let lines: Vec<&str> = log.lines().collect();
     let _ = writeln!(text, "  tailscaled's log, its last lines:");
-    for line in &lines[lines.len().saturating_sub(150)..] {
+    for line in &lines[lines.len().saturating_sub(500)..] {
         let _ = writeln!(text, "      {line}");
     }
     let log = world.tailnet.log();
