@@ -130,10 +130,8 @@ impl Machine {
         let before = before.clone();
         self.login = match ended {
             Ended::Done => return,
-            // tailscaled would go on trying, and faster than we do.
-            Ended::LoginError(LoginError::Unknown(words)) => {
-                Login::Failing { since: now, then: Then::Pause(words) }
-            }
+            // Also one that may pass: tailscaled tries again at once, and to take the login back in that
+            // moment could burn the key.
             Ended::LoginError(error) => Login::Doubted { since: now, before, error, told: true },
             Ended::RateLimited(words) => {
                 self.notes.push(Note::LoginBroke(words));
