@@ -102,7 +102,7 @@ impl Store {
             Err(error) => Err(error.to_string()),
         };
         read.unwrap_or_else(|error| {
-            log::warn!("the record of earlier logins {} cannot be read and is ignored: {error}", path.display());
+            log::warn!("the record in the state directory ({}) cannot be read and is ignored: {error}", path.display());
             Record::default()
         })
     }

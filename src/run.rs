@@ -238,7 +238,9 @@ impl<'a> Run<'a> {
         if let Err(error) = result {
             self.say_trying(
                 Level::Warn,
-                format!("the record of the login cannot be written, and is done without: {error}"),
+                format!(
+                    "the state directory cannot be written, so this run remembers nothing for the next: {error}"
+                ),
             );
         }
         Event::Written { asked, written: record }
