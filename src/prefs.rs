@@ -143,6 +143,12 @@ pub fn is_set_by(asked: &[String], pref: &str) -> bool {
     flags.into_iter().any(|setting| is_asked(asked, setting.flag))
 }
 
+/// Whether `up` makes this preference what these flags say. Others may end with them.
+pub fn is_given_by(flags: &[String], pref: &str) -> bool {
+    let setting = SETTINGS.iter().filter(|setting| setting.prefs[0] == pref);
+    setting.into_iter().any(|setting| is_asked(flags, setting.flag))
+}
+
 /// Whether these can be the preferences that `up --reset` has made of its flags, the user's `asked`
 /// and `ours`: what no flag of the user sets is as ours make it.
 pub fn are_of_login(prefs: &Prefs, asked: &[String], ours: &[String]) -> bool {

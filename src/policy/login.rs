@@ -9,7 +9,7 @@ use crate::policy::{
     Action, CHANGE_PATIENCE, Key, Machine, RETRY_FIRST, Situation, Stopping, Time, is_same_server,
 };
 use crate::prefs::{self, Prefs};
-use crate::record::{Record, RefusedKey};
+use crate::record::{BegunLogin, Record, RefusedKey};
 use crate::tailscaled::LocalApiError;
 use crate::up::{Ended, LoginError, NotStarted, Refusal, Refused};
 
@@ -130,10 +130,8 @@ impl Machine {
         let before = before.clone();
         self.login = match ended {
             Ended::Done => return,
-            // tailscaled would go on trying, and faster than we do.
-            Ended::LoginError(LoginError::Unknown(words)) => {
-                Login::Failing { since: now, then: Then::Pause(words) }
-            }
+            // Also one that may pass: tailscaled tries again at once, and to take the login back in that
+            // moment could burn the key.
             Ended::LoginError(error) => Login::Doubted { since: now, before, error, told: true },
             Ended::RateLimited(words) => {
                 self.notes.push(Note::LoginBroke(words));
@@ -182,10 +180,10 @@ impl Machine {
         let Login::Failing { then, .. } = std::mem::replace(&mut self.login, Login::None) else {
             return;
         };
-        let server = self.record.as_ref().and_then(|record| Some(record.login.as_ref()?.server.clone()));
+        let begun = self.record.as_ref().and_then(|record| record.login.clone());
         self.forget_login();
         match then {
-            Then::Refused(refusal) => self.refused(refusal, server, now),
+            Then::Refused(refusal) => self.refused(refusal, begun, now),
             Then::Pause(words) => self.pause(words, now),
             Then::Impossible(failure) => self.login = Login::Impossible(failure),
             Then::Anew | Then::End => {}
@@ -193,12 +191,10 @@ impl Machine {
     }
 
     /// A refused key is not sent again before the file holds another. The secret may have been
-    /// replaced since it was read.
-    fn refused(&mut self, refusal: Refusal, server: Option<String>, now: Time) {
-        if let (Refused::Key, Key::Ready(facts), Some(server), Some(record)) =
-            (refusal.what, &self.key, server, &mut self.record)
-        {
-            let (digest, words) = (facts.digest.clone(), refusal.words.clone());
+    /// replaced since it was read, and the file let go: the record of the login tells which it was.
+    fn refused(&mut self, refusal: Refusal, begun: Option<BegunLogin>, now: Time) {
+        if let (Refused::Key, Some(begun), Some(record)) = (refusal.what, begun, &mut self.record) {
+            let (digest, server, words) = (begun.key, begun.server, refusal.words.clone());
             record.refused = Some(RefusedKey { at: 0, digest, server, words });
         }
         self.key = Key::Unread;
@@ -275,7 +271,8 @@ impl Machine {
             }
             _ => {}
         }
-        if *situation == Situation::NeedsApproval {
+        // A login that somebody stopped, and that was brought up without its key, is over as well.
+        if *situation == Situation::NeedsApproval || (is_connected && self.login == Login::None) {
             self.settle();
         }
         if let Some(stopping) = self.stopping.clone() {

@@ -62,7 +62,7 @@ impl History {
     }
 
     /// How they are after a time of which nothing is known. A default is taken for the doing of `up`,
-    /// and anything else for somebody's.
+    /// unless it was given a flag for something else, and anything else for somebody's.
     pub fn told_after_a_gap(&mut self, now: Prefs) {
         if self.returned {
             return self.told(now);
@@ -78,7 +78,15 @@ impl History {
             self.replaced = true;
             self.of_login = now.clone();
         }
+        // Else a tailscaled that was restarted may have forgotten it.
+        let is_there = prefs::login_under_way(&now);
         for (name, value) in changed {
+            let is_given = prefs::is_given_by(&self.ours, &name) && !prefs::is_set_by(&self.asked, &name);
+            if is_given && is_there {
+                self.wanted.insert(name.clone(), value.clone());
+                self.original.insert(name, value);
+                continue;
+            }
             self.replaced |= prefs::is_default(&name, &value);
             self.wanted.extend(kept.get_key_value(&name).map(|(name, value)| (name.clone(), value.clone())));
             if !prefs::is_default(&name, &value) && !prefs::is_set_by(&self.asked, &name) {

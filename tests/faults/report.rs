@@ -23,7 +23,7 @@ pub fn print_one(outcome: &Outcome, schedule: &Schedule, verbose: bool) {
 /// Prints all of it, and says whether all is well.
 pub fn print(options: &Options, all: &[Outcome], skipped: usize, took: Duration) -> bool {
     println!(
-        "| contender | schedules | off the tailnet after the faults | still off after one more start | keys burnt (by tailscale) | hangs | settings lost (by an interruption) |"
+        "| contender | schedules | off the tailnet after the faults | still off after one more start | keys burnt (by tailscale) | hangs | settings lost (by a disk) |"
     );
     println!("|---|---:|---:|---:|---:|---:|---:|");
     for contender in &options.contenders {
@@ -42,12 +42,12 @@ pub fn print(options: &Options, all: &[Outcome], skipped: usize, took: Duration)
             count(|one| one.burnt_by_tailscale),
             count(|one| one.hang),
             count(|one| !one.lost.is_empty()),
-            count(|one| one.lost_by_interruption),
+            count(|one| one.lost_by_disk),
         );
     }
     println!();
     println!(
-        "By tailscale: the answer to the register was lost, or the daemon died before it saved its node key. By an interruption: the daemon or the unit was ended in the middle of a login, the daemon could not save it, or an admin set it in the same half second in which `up` replaced all settings."
+        "By tailscale: the answer to the register was lost, or the daemon died before it saved its node key. By a disk: tailscaled could not save them."
     );
     println!(
         "Waits of more than a few seconds are divided by {SCALE} for all alike: RestartSec, TimeoutStartSec, --authkey-wait, --ready-after."

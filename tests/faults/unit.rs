@@ -177,6 +177,30 @@ impl Unit {
         true
     }
 
+    /// SIGKILL to all of it at once.
+    pub fn kill_all(&mut self) -> bool {
+        let State::Running(running, _) = &self.state else {
+            return false;
+        };
+        let others = family(running.pid());
+        let killed = self.kill_main();
+        others.into_iter().for_each(kill);
+        killed
+    }
+
+    /// From the next start on it's run so.
+    pub fn change(&mut self, run: Run) {
+        self.run = run;
+    }
+
+    /// How long its present run lasts.
+    pub fn runs_for(&self) -> Option<Duration> {
+        match &self.state {
+            State::Running(running, started) if running.is_alive() => Some(started.elapsed()),
+            _ => None,
+        }
+    }
+
     /// SIGKILL to `tailscale up`.
     pub fn kill_cli(&mut self) -> bool {
         let cli = self.cli();

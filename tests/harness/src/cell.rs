@@ -124,10 +124,14 @@ impl Cell {
         true
     }
 
-    fn filler(&self, folder: &Path) -> PathBuf {
+    /// Where that disk is seen from outside.
+    pub fn inside(&self, folder: &Path) -> PathBuf {
         let root = PathBuf::from(format!("/proc/{}/root", self.holder.pid()));
         root.join(folder.strip_prefix("/").expect("an absolute path"))
-            .join("filler")
+    }
+
+    fn filler(&self, folder: &Path) -> PathBuf {
+        self.inside(folder).join("filler")
     }
 
     fn must(&self, words: &[&str]) {
