@@ -606,7 +606,7 @@ impl Machine {
         };
         if let Some((since, words)) = &self.objection {
             // One look, then the change again; what it says is what is waited for.
-            if now < *since + LOOK_LEAST {
+            if now < since.saturating_add(LOOK_LEAST) {
                 return self.wait(Waiting::Answer(words.clone()), now);
             }
         }
@@ -654,14 +654,14 @@ impl Machine {
                 }
                 Some(_) if self.may_restart(error, lasted, now) => Action::Restart(Why::Offline),
                 Some(why) => self.wait(Waiting::ControlServer(Some(why.clone())), now),
-                None => self.wait_until(Waiting::Settling, self.since + SETTLING_PATIENCE, now),
+                None => self.wait_until(Waiting::Settling, self.since.saturating_add(SETTLING_PATIENCE), now),
             },
             // Nothing comes of it by itself: a login has failed half-way, as on a disk that was full.
             S::SettlingNew { trouble: None, .. } if lasted >= SETTLING_PATIENCE => {
                 self.log_in_unless_others(lasted, now)
             }
             S::SettlingNew { trouble: None, .. } => {
-                self.wait_until(Waiting::Settling, self.since + SETTLING_PATIENCE, now)
+                self.wait_until(Waiting::Settling, self.since.saturating_add(SETTLING_PATIENCE), now)
             }
             S::SettlingNew { trouble, .. } => self.wait(Waiting::ControlServer(trouble.clone()), now),
             S::Offline { .. } if elsewhere => self.log_in(now),
@@ -710,7 +710,7 @@ impl Machine {
         if is_others && self.logins == 0 && (lasted < OTHERS_PATIENCE || error.is_some()) {
             return match error {
                 Some(error) => self.wait(Waiting::ControlServer(Some(error.words().to_owned())), now),
-                None => self.wait_until(Waiting::LoggingIn, self.since + OTHERS_PATIENCE, now),
+                None => self.wait_until(Waiting::LoggingIn, self.since.saturating_add(OTHERS_PATIENCE), now),
             };
         }
         self.log_in(now)
@@ -733,6 +733,10 @@ impl Machine {
     }
 
     fn log_in(&self, now: Time) -> Action {
+        if self.command_runs {
+            // Of a login that is over, as on a profile that is no longer in use.
+            return Action::StopCommand;
+        }
         self.with_key(now, |facts| {
             let Some(known) = &self.known else {
                 return Action::ReadPrefs;
