@@ -737,6 +737,11 @@ impl Machine {
             // Of a login that is over, as on a profile that is no longer in use.
             return Action::StopCommand;
         }
+        if let Login::Pausing { words, until, .. } = &self.login
+            && now < *until
+        {
+            return self.wait_until(Waiting::Retry(words.clone()), *until, now);
+        }
         self.with_key(now, |facts| {
             let Some(known) = &self.known else {
                 return Action::ReadPrefs;

@@ -1,356 +1,12 @@
 //! Any events in any order, at any distance in time: what must hold even so.
 
+use fastrand::Rng;
 use proptest::collection::vec;
-use proptest::option;
-use proptest::sample::select;
-use serde_json::json;
 
 use super::*;
-use crate::key::KeyFileError;
-use crate::record::RefusedKey;
-use crate::samples::{REFUSAL, any_text};
-use crate::tailscaled::LocalApiError;
-use crate::up::{Refusal, Refused};
-
-const OWN: &str = "https://hs.example.org";
-const OTHER: &str = "https://hs.example.com";
 
 /// More actions than a machine may do without waiting, if each succeeds.
 const MOST_AT_ONCE: usize = 40;
-
-fn some_server() -> impl Strategy<Value = &'static str> {
-    select(&["", TAILSCALES_SERVER, OWN, OTHER][..])
-}
-
-fn some_flags() -> impl Strategy<Value = Vec<String>> {
-    let flags = [
-        &[][..],
-        &["--ssh"],
-        &["--advertise-exit-node", "--hostname", "x"],
-    ];
-    select(
-        flags
-            .map(|flags| {
-                flags
-                    .iter()
-                    .map(|flag| (*flag).to_owned())
-                    .collect::<Vec<_>>()
-            })
-            .to_vec(),
-    )
-}
-
-fn some_words() -> impl Strategy<Value = String> {
-    prop_oneof![
-        select(
-            &[
-                REFUSAL,
-                "database is locked",
-                "dial tcp: connection refused"
-            ][..]
-        )
-        .prop_map(str::to_owned),
-        any_text(),
-    ]
-}
-
-fn some_status() -> impl Strategy<Value = Status> {
-    let state = prop_oneof![
-        4 => Just("NeedsLogin".to_owned()),
-        8 => select(&["NoState", "Starting", "Running", "Stopped", "NeedsMachineAuth", ""][..])
-            .prop_map(str::to_owned),
-        1 => any_text(),
-    ];
-    let version = prop_oneof![
-        4 => select(&["1.98.10", "1.80.3-t1", "", "1", "99999999999.1", "-.", "1.64.2"][..])
-            .prop_map(str::to_owned),
-        1 => any_text(),
-    ];
-    let health = some_words().prop_map(|words| format!("last login error={words}"));
-    let health = vec(prop_oneof![health, any_text()], 0..2);
-    (state, version, health, any::<[bool; 3]>()).prop_map(
-        |(backend_state, version, health, [have_node_key, asks, online])| {
-            let mut status = Status {
-                version,
-                backend_state,
-                have_node_key,
-                health,
-                ..Status::default()
-            };
-            status.node.online = online;
-            if asks {
-                status.auth_url = "https://x".into();
-            }
-            status
-        },
-    )
-}
-
-fn some_prefs() -> impl Strategy<Value = Prefs> {
-    (
-        some_server(),
-        any::<[bool; 4]>(),
-        some_words(),
-        any::<bool>(),
-    )
-        .prop_map(|(server, [want, out, ssh, exit], hostname, has_node)| {
-            let prefs = json!({
-                "ControlURL": server, "WantRunning": want, "LoggedOut": out, "RunSSH": ssh,
-                "Hostname": if ssh { "" } else { hostname.as_str() },
-                "AdvertiseRoutes": if exit { json!(["0.0.0.0/0", "::/0"]) } else { json!(null) },
-                "Config": { "NodeID": if has_node { "n1" } else { "" } },
-            });
-            serde_json::from_value(prefs).expect("an object")
-        })
-}
-
-fn some_error() -> impl Strategy<Value = LocalApiError> {
-    (0..5u8, some_words()).prop_map(|(kind, words)| match kind {
-        0 => LocalApiError::Unreachable(words),
-        1 => LocalApiError::NoAnswer,
-        2 => LocalApiError::Denied(words),
-        3 => LocalApiError::Locked(words),
-        _ => LocalApiError::BadAnswer(words),
-    })
-}
-
-fn some_profile() -> impl Strategy<Value = Option<String>> {
-    option::of(select(&["", "a", "b"][..]).prop_map(str::to_owned))
-}
-
-fn some_digest() -> impl Strategy<Value = String> {
-    select(&["d1", "d2"][..]).prop_map(str::to_owned)
-}
-
-fn some_record() -> impl Strategy<Value = Record> {
-    let login = (
-        some_profile(),
-        some_server(),
-        some_flags(),
-        some_digest(),
-        some_prefs(),
-    )
-        .prop_map(|(profile, server, flags, key, before)| BegunLogin {
-            at: 1,
-            profile: profile.unwrap_or_default(),
-            server: server.to_owned(),
-            flags,
-            key,
-            before,
-        });
-    let refused =
-        (some_digest(), some_server(), some_words()).prop_map(|(digest, server, words)| {
-            RefusedKey {
-                at: 1,
-                digest,
-                server: server.to_owned(),
-                words,
-            }
-        });
-    (option::of(login), option::of(refused), any::<bool>()).prop_map(
-        |(login, refused, is_salted)| Record {
-            salt: [is_salted.into(); 16],
-            login,
-            refused,
-        },
-    )
-}
-
-fn some_key() -> impl Strategy<Value = Result<KeyFacts, NoKey>> {
-    let kinds = vec![
-        KeyKind::Auth,
-        KeyKind::Headscale,
-        KeyKind::OAuthSecret { names_api: true },
-    ];
-    prop_oneof![
-        6 => (select(kinds), some_digest())
-            .prop_map(|(kind, digest)| Ok(KeyFacts { kind, digest })),
-        1 => Just(Err(NoKey::Busy)),
-        1 => Just(Err(NoKey::File(KeyFileError::Missing("/k".into())))),
-        1 => Just(Err(NoKey::File(KeyFileError::unusable("/k".as_ref(), "is a directory")))),
-    ]
-}
-
-fn some_end() -> impl Strategy<Value = Ended> {
-    (0..16u8, some_words(), any::<i32>()).prop_map(|(kind, words, code)| match kind {
-        0 | 1 => Ended::Done,
-        2 => Ended::LoginError(LoginError::of(&words)),
-        3 => Ended::RateLimited(words),
-        4 => Ended::SecretRefused(Refusal {
-            what: Refused::Key,
-            words,
-        }),
-        5 => Ended::Denied(words),
-        6 => Ended::Locked,
-        7 => Ended::UnknownFlag("ssh".into(), words),
-        8 => Ended::BadFlags(words),
-        9 => Ended::OtherServer,
-        10 => Ended::BadSettings(words),
-        11 => Ended::Lost(words),
-        12 => Ended::Unreachable(words),
-        13 => Ended::Mute(code),
-        14 => Ended::Killed,
-        _ => Ended::Unknown(words),
-    })
-}
-
-fn some_start() -> impl Strategy<Value = Result<(), NotStarted>> {
-    (0..12u8, some_words()).prop_map(|(kind, words)| match kind {
-        0 => Err(NotStarted::ForNow(words)),
-        1 => Err(NotStarted::NoCommand),
-        2 => Err(NotStarted::CannotRun(words)),
-        3 => Err(NotStarted::Untrusted(words)),
-        _ => Ok(()),
-    })
-}
-
-/// What may come of any action, and of waiting.
-#[derive(Debug)]
-struct Outcomes {
-    record: Record,
-    status: Result<Status, LocalApiError>,
-    unbound: Option<IpAddr>,
-    prefs: Result<Prefs, LocalApiError>,
-    profile: Option<String>,
-    live: bool,
-    key: Result<KeyFacts, NoKey>,
-    started: Result<(), NotStarted>,
-    ended: Ended,
-    done: Result<(), LocalApiError>,
-    not_taken: Option<Vec<String>>,
-    notice: Notice,
-}
-
-fn some_outcomes() -> impl Strategy<Value = Outcomes> {
-    let notice = (vec(some_prefs(), 0..3), any::<[bool; 2]>());
-    let notice = notice.prop_map(|(prefs, [after_a_gap, running])| Notice {
-        prefs,
-        after_a_gap,
-        running,
-    });
-    let rarely = |error| prop_oneof![7 => Just(None), 1 => error];
-    let error = || rarely(some_error().prop_map(Some).boxed());
-    let seen = (
-        some_status(),
-        error(),
-        option::weighted(0.1, any::<IpAddr>()),
-    );
-    let told = (some_prefs(), error(), some_profile(), any::<bool>());
-    let names = option::weighted(
-        0.9,
-        vec(select(&["RunSSH", "x"][..]).prop_map(str::to_owned), 0..2),
-    );
-    (
-        some_record(),
-        seen,
-        told,
-        some_key(),
-        some_start(),
-        some_end(),
-        (error(), names),
-        notice,
-    )
-        .prop_map(
-            |(record, seen, told, key, started, ended, (refused, not_taken), notice)| Outcomes {
-                record,
-                status: seen.1.map_or(Ok(seen.0), Err),
-                unbound: seen.2,
-                prefs: told.1.map_or(Ok(told.0), Err),
-                profile: told.2,
-                live: told.3,
-                key,
-                started,
-                ended,
-                done: refused.map_or(Ok(()), Err),
-                not_taken,
-                notice,
-            },
-        )
-}
-
-impl Outcomes {
-    /// What comes of this action.
-    fn of(self, action: &Action) -> Event {
-        match action {
-            Action::ReadRecord => Event::Record(self.record),
-            Action::Look => Event::Seen {
-                status: self.status,
-                unbound: self.unbound,
-                prefs: self.prefs.ok(),
-            },
-            Action::ReadPrefs => Event::Prefs {
-                prefs: self.prefs,
-                profile: self.profile,
-                live: self.live,
-            },
-            Action::ReadKey => Event::Key(self.key),
-            Action::ReleaseKey => Event::Released,
-            Action::Write(asked) => Event::Written {
-                asked: asked.clone(),
-                written: asked.clone(),
-            },
-            Action::LogIn(_) => Event::Started(self.started),
-            Action::StopCommand => Event::CommandStopped,
-            Action::Restart(_) => Event::Restarted(self.done),
-            Action::BringUp => Event::BroughtUp(self.done),
-            Action::PutBack { .. } => Event::PutBack(self.done.map(|()| self.not_taken)),
-            Action::TakeBack { .. } => {
-                Event::TookBack(self.done.and_then(|()| self.prefs.map(Some)))
-            }
-            _ => Event::Woke,
-        }
-    }
-
-    /// Any event, whether it has been asked for or not.
-    fn any(self, which: u8) -> Event {
-        match which % 17 {
-            0 => Event::Told(self.notice),
-            1 => Event::Ended(self.ended),
-            2 => Event::Stop,
-            3 => Event::TimeUp(None),
-            4 => Event::Woke,
-            5 => self.of(&Action::ReadRecord),
-            6 => self.of(&Action::ReadPrefs),
-            7 => self.of(&Action::ReadKey),
-            8 => Event::Released,
-            9 => {
-                let record = self.record;
-                Event::Written {
-                    asked: record.clone(),
-                    written: record,
-                }
-            }
-            10 => Event::Started(self.started),
-            11 => Event::CommandStopped,
-            12 => Event::Restarted(self.done),
-            13 => Event::BroughtUp(self.done),
-            14 => Event::PutBack(self.done.map(|()| self.not_taken)),
-            15 => Event::TookBack(self.done.and_then(|()| self.prefs.map(Some))),
-            _ => self.of(&Action::Look),
-        }
-    }
-}
-
-fn some_distance() -> impl Strategy<Value = Duration> {
-    prop_oneof![
-        8 => Just(Duration::ZERO),
-        8 => (0..3000u64).prop_map(Duration::from_millis),
-        4 => (0..1000u64).prop_map(Duration::from_secs),
-        1 => any::<Duration>(),
-        1 => Just(Duration::MAX),
-    ]
-}
-
-fn some_setup() -> impl Strategy<Value = Setup> {
-    let server = option::of(select(&[TAILSCALES_SERVER, OWN, OTHER][..]).prop_map(str::to_owned));
-    (server, some_flags(), select(&[0, 300][..])).prop_map(|(server, flags, wait)| Setup {
-        server,
-        flags,
-        authkey_wait: Duration::from_secs(wait),
-        key_file: "/k".into(),
-        ..Setup::default()
-    })
-}
 
 /// What is known from outside of a machine, to judge it by.
 #[derive(Default)]
@@ -461,9 +117,10 @@ fn settle(
     shadow: &mut Shadow,
     setup: &Setup,
     now: Time,
-    outcomes: &Outcomes,
+    rng: &mut Rng,
 ) -> Result<(), TestCaseError> {
-    let mut prefs = outcomes.prefs.clone().unwrap_or_default();
+    let (mut prefs, status, key) = (chance::prefs(rng), chance::status(rng), chance::key(rng));
+    let (profile, live) = (rng.bool().then(|| "a".to_owned()), rng.bool());
     let mut done = Vec::new();
     while done.len() < MOST_AT_ONCE {
         let action = machine.next(now);
@@ -472,25 +129,18 @@ fn settle(
             Action::Wait(..) | Action::Finish(_) | Action::Fail(_) | Action::Stopped => {
                 return Ok(());
             }
-            Action::ReadRecord => Event::Record(outcomes.record.clone()),
             Action::Look => Event::Seen {
-                status: outcomes.status.clone(),
-                unbound: outcomes.unbound,
+                status: Ok(status.clone()),
+                unbound: None,
                 prefs: machine.wants_prefs().then(|| prefs.clone()),
             },
             Action::ReadPrefs => Event::Prefs {
                 prefs: Ok(prefs.clone()),
-                profile: outcomes.profile.clone(),
-                live: outcomes.live,
+                profile: profile.clone(),
+                live,
             },
-            Action::ReadKey => Event::Key(outcomes.key.clone()),
-            Action::ReleaseKey => Event::Released,
-            Action::Write(record) => Event::Written {
-                asked: record.clone(),
-                written: record.clone(),
-            },
+            Action::ReadKey => Event::Key(key.clone()),
             Action::LogIn(_) => Event::Started(Ok(())),
-            Action::StopCommand => Event::CommandStopped,
             Action::Restart(_) => Event::Restarted(Ok(())),
             Action::BringUp => Event::BroughtUp(Ok(())),
             Action::PutBack { prefs: put, .. } => {
@@ -501,6 +151,7 @@ fn settle(
                 prefs = before.clone();
                 Event::TookBack(Ok(Some(before.clone())))
             }
+            action => chance::outcome(rng, action, false),
         };
         done.push(action.name());
         shadow.on(&event);
@@ -513,37 +164,60 @@ proptest! {
     #![proptest_config(sequences())]
 
     #[test]
-    fn whatever_happens_a_key_goes_only_where_it_may_and_each_wait_has_an_end(
-        setup in some_setup(),
+    fn whatever_happens_a_key_goes_only_where_it_may_and_no_wait_or_doing_is_without_end(
         seed: u64,
-        steps in vec((some_distance(), some_outcomes(), option::weighted(0.3, any::<u8>())), 1..40),
-        at_last in some_outcomes(),
+        steps in vec(any::<u64>(), 1..60),
     ) {
+        let mut rng = Rng::with_seed(seed);
+        let setup = chance::setup(&mut rng);
         let mut machine = Machine::new(setup.clone(), seed);
         let mut shadow = Shadow::default();
         let mut now = Time::ZERO;
-        for (distance, outcomes, odd) in steps {
-            now = now.saturating_add(distance);
+        for step in steps {
+            let mut rng = Rng::with_seed(step);
             let action = machine.next(now);
             shadow.judge(&action, &setup, now)?;
-            let event = match (&action, odd) {
+            let event = match &action {
                 // A machine reads its record before all else.
-                (Action::ReadRecord, _) => outcomes.of(&action),
-                (_, Some(which)) => outcomes.any(which),
-                (Action::Wait(_, until), None) => {
+                Action::ReadRecord => chance::outcome(&mut rng, &action, false),
+                _ if chance::once_in(&mut rng, 3) => {
+                    now = now.saturating_add(chance::distance(&mut rng));
+                    chance::unasked(&mut rng, shadow.command_runs)
+                }
+                Action::Wait(_, until) => {
                     now = *until;
                     Event::Woke
                 }
-                (Action::Finish(_) | Action::Fail(_) | Action::Stopped, None) => break,
-                (action, None) => outcomes.of(action),
+                Action::Finish(_) | Action::Fail(_) | Action::Stopped => break,
+                action => chance::outcome(&mut rng, action, machine.wants_prefs()),
             };
             shadow.on(&event);
             machine.on(event, now);
             machine.notes();
         }
-        // At the end of time, nothing can be put off.
+        // At the end of all time nothing can be put off.
         if now < Duration::MAX / 2 {
-            settle(&mut machine, &mut shadow, &setup, now, &at_last)?;
+            settle(&mut machine, &mut shadow, &setup, now, &mut rng)?;
+        }
+    }
+
+    #[test]
+    fn no_event_at_no_time_is_too_much(seed: u64, steps in vec(any::<u64>(), 1..60)) {
+        let setup = chance::setup(&mut Rng::with_seed(seed));
+        let mut machine = Machine::new(setup, seed);
+        let mut now = Time::ZERO;
+        for step in steps {
+            let mut rng = Rng::with_seed(step);
+            now = now.saturating_add(chance::distance(&mut rng));
+            let event = match rng.bool() {
+                true => chance::event(&mut rng),
+                false => chance::outcome(&mut rng, &machine.next(now), true),
+            };
+            machine.on(event, now);
+            if let Action::Wait(_, until) = machine.next(now) {
+                prop_assert!(until >= now);
+            }
+            machine.notes();
         }
     }
 }
