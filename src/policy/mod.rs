@@ -686,14 +686,14 @@ impl Machine {
                 }
                 Some(_) if self.may_restart(error, lasted, now) => Action::Restart(Why::Offline),
                 Some(why) => self.wait(Waiting::ControlServer(Some(why.clone())), now),
-                None => self.wait_until(Waiting::Settling, self.since + SETTLING_PATIENCE, now),
+                None => self.wait_until(Waiting::Settling, self.since.saturating_add(SETTLING_PATIENCE), now),
             },
             // Nothing comes of it by itself: a login has failed half-way, as on a disk that was full.
             S::SettlingNew { trouble: None, .. } if lasted >= SETTLING_PATIENCE => {
                 self.log_in_unless_others(lasted, now)
             }
             S::SettlingNew { trouble: None, .. } => {
-                self.wait_until(Waiting::Settling, self.since + SETTLING_PATIENCE, now)
+                self.wait_until(Waiting::Settling, self.since.saturating_add(SETTLING_PATIENCE), now)
             }
             S::SettlingNew { trouble, .. } => self.wait(Waiting::ControlServer(trouble.clone()), now),
             S::Offline { .. } if elsewhere => self.log_in(now),
@@ -741,7 +741,7 @@ impl Machine {
         if is_others && self.logins == 0 && (lasted < OTHERS_PATIENCE || error.is_some()) {
             return match error {
                 Some(error) => self.wait(Waiting::ControlServer(Some(error.words().to_owned())), now),
-                None => self.wait_until(Waiting::LoggingIn, self.since + OTHERS_PATIENCE, now),
+                None => self.wait_until(Waiting::LoggingIn, self.since.saturating_add(OTHERS_PATIENCE), now),
             };
         }
         self.log_in(now)
@@ -764,6 +764,15 @@ impl Machine {
     }
 
     fn log_in(&self, now: Time) -> Action {
+        if self.command_runs {
+            // Of a login that is over, as on a profile that is no longer in use.
+            return Action::StopCommand;
+        }
+        if let Login::Pausing { words, until, .. } = &self.login
+            && now < *until
+        {
+            return self.wait_until(Waiting::Retry(words.clone()), *until, now);
+        }
         self.with_key(now, |facts| {
             let Some(known) = &self.known else {
                 return Action::ReadPrefs;

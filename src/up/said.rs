@@ -2,6 +2,9 @@
 //! `tailscale` CLI, since there are no codes to go by. Pure functions over text; the texts are of
 //! v1.98.10 and v1.102.3 where no other version is named.
 
+#[cfg(test)]
+mod tests;
+
 use crate::redact::excerpt;
 
 /// An error of the last login.
