@@ -24,6 +24,6 @@ on_bookworm! {
     a_join_can_be_asked_for_by_its_fields: journal::joined;
     the_last_words_are_the_units_even_if_the_journal_is_late: journal::late_journal;
     it_runs_again_whenever_tailscaled_was_restarted: running::daemon_restarts;
-    it_can_write_nowhere_and_change_nothing: sandbox::nothing_to_write;
+    it_can_write_its_state_and_change_nothing_else: sandbox::only_state_to_write;
     systemd_finds_no_fault_with_the_unit_and_little_exposure: sandbox::unit_is_sound;
 }

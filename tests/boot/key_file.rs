@@ -112,6 +112,20 @@ pub fn refused_key(debian: Debian) {
         |state| state.key(&dead).attempts == sent,
         "the node is quiet",
     );
+    // Nor does a run send it again, whatever comes between.
+    let again = "was refused before";
+    let refuses_by_itself = |machine: &Machine| {
+        let ours = machine.wait_ours("failed", |unit| unit.is("ActiveState", "failed"));
+        assert_eq!(ours.end(), "exited 77");
+        machine.wait_exit_shown("77/NOPERM", again);
+        assert_eq!(tailnet.state().key(&dead).attempts, sent);
+    };
+    let _ = machine.try_run(&["systemctl", "restart", UNIT]);
+    refuses_by_itself(&machine);
+    machine.systemctl("restart", "tailscaled.service");
+    refuses_by_itself(&machine);
+    machine.reboot();
+    refuses_by_itself(&machine);
 
     let key = tailnet.single_use_key();
     machine.encrypt_secret(&key);

@@ -14,6 +14,7 @@ mod key_file;
 mod machine;
 mod nixos;
 mod package;
+mod power_cut;
 mod running;
 mod sandbox;
 mod secret;
