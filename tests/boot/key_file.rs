@@ -113,7 +113,7 @@ pub fn refused_key(debian: Debian) {
         "the node is quiet",
     );
     // Nor does a run send it again, whatever comes between.
-    let again = "was refused before";
+    let again = "was refused in a run before";
     let refuses_by_itself = |machine: &Machine| {
         let ours = machine.wait_ours("failed", |unit| unit.is("ActiveState", "failed"));
         assert_eq!(ours.end(), "exited 77");
