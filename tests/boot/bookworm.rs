@@ -18,9 +18,11 @@ on_bookworm! {
     later_boots_need_no_auth_key: join::later_boots;
     a_control_server_that_is_down_holds_up_no_boot: boot_order::holds_up_no_boot;
     a_slow_secret_service_that_nothing_else_waits_for_is_waited_for: boot_order::slow_secret_service;
+    a_cloud_init_that_hangs_holds_up_no_boot: boot_order::hanging_cloud_init;
     without_a_secret_it_tries_again_until_one_comes: key_file::no_secret;
     a_secret_that_cannot_be_used_is_final: key_file::unusable_secret;
     a_refused_key_is_final_until_a_new_one_is_there_and_started_with: key_file::refused_key;
+    a_key_in_a_home_or_a_folder_for_temporary_files_is_found_also_by_a_link: key_file::everywhere;
     a_join_can_be_asked_for_by_its_fields: journal::joined;
     the_last_words_are_the_units_even_if_the_journal_is_late: journal::late_journal;
     a_power_cut_before_the_answer_loses_no_setting_and_the_key_is_used_once: power_cut::before_the_answer;

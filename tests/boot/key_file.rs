@@ -82,6 +82,57 @@ fn a_key_of_another_user_that_nobody_else_may_read_is_used() {
     assert_eq!(tailnet.state().key(&key).uses, 1);
 }
 
+/// Where people keep their key: its file, and a link to it by which the unit knows it.
+const PLACES: [(&str, Option<&str>); 7] = [
+    ("/root/key", None),
+    ("/home/u/key", None),
+    ("/tmp/key", None),
+    ("/tmp/folder/key", None),
+    ("/var/tmp/key", None),
+    ("/home/u/linked", Some("/etc/tailscale/home")),
+    ("/tmp/linked", Some("/etc/tailscale/tmp")),
+];
+
+pub fn everywhere(debian: Debian) {
+    let tailnet = Tailnet::start_apart();
+    let mut machine = Machine::new(debian, &tailnet);
+    machine.offline(&["systemctl", "disable", UNIT]);
+    machine.offline(&["useradd", "--create-home", "u"]);
+    machine.offline(&["mkdir", "/etc/tailscale"]);
+    machine.boot_to_the_end();
+    machine.run(&["mkdir", "/tmp/folder"]);
+
+    for (file, link) in PLACES {
+        let key = tailnet.single_use_key();
+        let place = format!("umask 077; printf %s \"$1\" >{file}");
+        machine.run(&["sh", "-c", &place, "sh", &key]);
+        if file.starts_with("/home") {
+            machine.run(&["chown", "u:", file]);
+        }
+        if let Some(link) = link {
+            machine.run(&["ln", "-s", file, link]);
+        }
+        let named = link.unwrap_or(file);
+        let command = format!(
+            "[Service]\nExecStart=\n\
+             ExecStart=/usr/bin/tailscale-autoconnect --authkey-file {named}\n"
+        );
+        machine.drop_in("20-key", &command);
+        machine.run(&["systemctl", "daemon-reload"]);
+        let before = machine.ours().get("InvocationID").to_owned();
+        machine.systemctl("start", UNIT);
+        machine.wait_done_after(&before);
+        assert_eq!(tailnet.state().key(&key).uses, 1, "{named}");
+        machine.run(&["tailscale", "logout"]);
+    }
+}
+
+#[test]
+#[ignore = "boots real systemd: run tests/run.sh"]
+fn a_key_in_a_home_or_a_folder_for_temporary_files_is_found_also_by_a_link() {
+    everywhere(Debian::Trixie);
+}
+
 pub fn refused_key(debian: Debian) {
     let tailnet = Tailnet::start_apart();
     let dead = tailnet.single_use_key();
