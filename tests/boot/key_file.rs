@@ -119,9 +119,8 @@ pub fn everywhere(debian: Debian) {
         );
         machine.drop_in("20-key", &command);
         machine.run(&["systemctl", "daemon-reload"]);
-        let before = machine.ours().get("InvocationID").to_owned();
         machine.systemctl("start", UNIT);
-        machine.wait_done_after(&before);
+        machine.wait(named, || machine.is_online().then_some(()));
         assert_eq!(tailnet.state().key(&key).uses, 1, "{named}");
         machine.run(&["tailscale", "logout"]);
     }

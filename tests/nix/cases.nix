@@ -231,7 +231,7 @@ in
       ]
     ];
   };
-  "the unit is the package's, and wanted by what it says" = {
+  "the unit is the package's, with its state, and wanted by what it says" = {
     got =
       let
         config = machine [ age ];
@@ -240,10 +240,12 @@ in
       [
         (map (p: p.name) config.systemd.packages)
         (hasInfix wanted shipped)
+        (hasInfix "StateDirectory=tailscale-autoconnect\n" shipped)
         (builtins.attrNames (service config).serviceConfig)
       ];
     want = [
       [ package.name ]
+      true
       true
       [ "ExecStart" ]
     ];
