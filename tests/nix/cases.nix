@@ -390,8 +390,8 @@ in
   "all flags that the program refuses are refused" = {
     got =
       let
-        source = builtins.readFile ../../src/cli.rs;
-        table = builtins.elemAt (builtins.match ".*const REFUSED_FLAGS[^=]*= \\[(.*)\n];\n\nimpl Options.*" source) 0;
+        source = builtins.readFile ../../src/flags.rs;
+        table = builtins.elemAt (builtins.match ".*const REFUSED_FLAGS[^=]*= \\[(.*)\n];\n\n/// One flag.*" source) 0;
         rows = builtins.filter builtins.isList (builtins.split "\\([\n ]*\"([a-z-]+)\"" table);
         names = map builtins.head rows;
       in
