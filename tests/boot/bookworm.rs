@@ -1,7 +1,7 @@
 //! The main tests on systemd 252.
 
 use crate::machine::Debian::Bookworm;
-use crate::{boot_order, join, journal, key_file, power_cut, running, sandbox};
+use crate::{boot_order, hooks, join, journal, key_file, power_cut, running, sandbox};
 
 macro_rules! on_bookworm {
     ($($name:ident: $test:path;)*) => {$(
@@ -19,6 +19,7 @@ on_bookworm! {
     a_control_server_that_is_down_holds_up_no_boot: boot_order::holds_up_no_boot;
     a_slow_secret_service_that_nothing_else_waits_for_is_waited_for: boot_order::slow_secret_service;
     a_cloud_init_that_hangs_holds_up_no_boot: boot_order::hanging_cloud_init;
+    the_example_hooks_run_when_the_machine_is_connected_and_not_before: hooks::run_when_connected;
     without_a_secret_it_tries_again_until_one_comes: key_file::no_secret;
     a_secret_that_cannot_be_used_is_final: key_file::unusable_secret;
     a_refused_key_is_final_until_a_new_one_is_there_and_started_with: key_file::refused_key;

@@ -172,6 +172,13 @@ pub fn refused_key(debian: Debian) {
     };
     let _ = machine.try_run(&["systemctl", "restart", UNIT]);
     refuses_by_itself(&machine);
+    // The same by hand, which knows what the service knows.
+    for option in [&["--check"][..], &[]] {
+        let server = ["tailscale-autoconnect", "--login-server", tailnet.url()];
+        let output = machine.try_run(&[&server[..], option].concat());
+        assert_eq!(output.status.code(), Some(77), "{output:?}");
+        assert_eq!(tailnet.state().key(&dead).attempts, sent);
+    }
     machine.systemctl("restart", "tailscaled.service");
     refuses_by_itself(&machine);
     machine.reboot();

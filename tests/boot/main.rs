@@ -7,6 +7,7 @@
 mod bookworm;
 mod boot_order;
 mod drop_ins;
+mod hooks;
 mod join;
 mod journal;
 mod keeping;
