@@ -47,8 +47,8 @@ kinds! {
         "WHO, but tailnet lock keeps the node from its peers (REASON); sign it from a trusted node: \
          tailscale lock sign NODE-KEY";
     NoState "no-state"
-        "tailscaled cannot open its state (REASON); see its log (journalctl -u tailscaled), and whether \
-         its disk, its TPM and its --state are in order";
+        "tailscaled cannot open its state (REASON); check its log (journalctl -u tailscaled), its disk, \
+         its TPM and its --state";
     NoTailscaled "no-tailscaled"
         "tailscaled is not running (REASON); start it (systemctl start tailscaled), or name its \
          socket with --socket";
