@@ -105,7 +105,7 @@ kinds! {
     MuteCommand "mute-command"
         "this node needs a login (CAUSE), but the tailscale command COMMAND does not answer; \
          repair it, or name another with --tailscale";
-    Approval "approval" "an admin has to approve this device, at PAGE";
+    Approval "approval" "this device is not approved yet; an admin has to approve it at PAGE";
     Waits "waits" "a run would be WAITING; check again in a minute";
     // What a run would end with, in its own words.
     Failure "failure" "FAILURE";

@@ -347,7 +347,7 @@ fn the_verdicts_one_by_one() {
             error("NeedsLogin", REFUSAL),
             Kind::Refused,
             77,
-            "put a new one into /k",
+            "put a new key into /k",
         ),
         (
             error("NeedsLogin", DOWN),

@@ -1122,7 +1122,7 @@ fn a_device_that_waits_for_approval_names_the_page() {
         .is(
             75,
             "approval",
-            "an admin has to approve this device, at ",
+            "this device is not approved yet; an admin has to approve it at ",
         )
         .advises(&page)
         .line("approval", "problem", &page)
@@ -1145,7 +1145,7 @@ fn a_device_that_waits_for_approval_names_the_page() {
         check(&run).is(
             75,
             "approval",
-            &format!("an admin has to approve this device, at {page}"),
+            &format!("this device is not approved yet; an admin has to approve it at {page}"),
         );
     }
 }
