@@ -88,7 +88,7 @@ impl Row {
     pub fn mishaps(&self, who: Contender) -> Option<String> {
         let tries = self.of(who).len();
         let said: Vec<String> = [
-            (Sample::KnockedOff, "disconnected the node"),
+            (Sample::KnockedOff, "disconnected"),
             (Sample::TooEarly, "ended too early"),
             (Sample::Failed, "failed"),
         ]
@@ -189,7 +189,7 @@ pub fn notes(rows: &[Row]) -> String {
         let _ = writeln!(text, "- {}{times}: {}.", row.what, row.note);
     }
     text.push_str(
-        "- Disconnected the node: the control server refused the spent key, and the node was off its tailnet \
+        "- Disconnected: the control server refused the spent key, and the node was off its tailnet \
          until it was put right by hand. Ended too early: it ended with success while tailscaled said \
          that the node was not online (it can be `Running` on the network map of its last run).\n",
     );
