@@ -282,8 +282,8 @@ pub enum Waiting {
     KeyFile(KeyFileError),
     OtherRun,
     StoppedByOther,
-    /// The node is connected, and we stay.
-    Staying { connected: Connected, expires: Option<String> },
+    /// The node is connected, and we stay. With the date on which its node key expires.
+    Staying(Connected, Option<String>),
     /// The node needs a login that is not ours to make.
     LeftAlone,
     NoState(String),
@@ -313,8 +313,8 @@ impl fmt::Display for Waiting {
             Self::StoppedByOther => f.write_str(
                 "someone stopped tailscale while it was connecting; left alone until `tailscale up`",
             ),
-            Self::Staying { connected, expires: None } => write!(f, "{connected}"),
-            Self::Staying { connected, expires: Some(date) } => {
+            Self::Staying(connected, None) => write!(f, "{connected}"),
+            Self::Staying(connected, Some(date)) => {
                 write!(f, "{connected}; node key expires {date}")
             }
             Self::LeftAlone => f.write_str(

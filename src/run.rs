@@ -353,7 +353,7 @@ impl<'a> Run<'a> {
     fn say(&mut self, what: Waiting) {
         let text = what.to_string();
         self.notify.status(&text);
-        if let Waiting::Staying { connected, .. } = &what {
+        if let Waiting::Staying(connected, _) = &what {
             self.notify.ready();
             if !self.has_connected {
                 self.has_connected = true;

@@ -253,7 +253,7 @@ impl Machine {
     pub(super) fn staying(&self) -> Waiting {
         let none = Status::default();
         let connected = Connected::of(self.status.as_ref().unwrap_or(&none), self.logins > 0);
-        Waiting::Staying { connected, expires: self.date_of_expiry() }
+        Waiting::Staying(connected, self.date_of_expiry())
     }
 
     fn date_of_expiry(&self) -> Option<String> {
