@@ -69,6 +69,7 @@ pub struct Options {
         value_name = "STR",
         env = "TAILSCALE_AUTOCONNECT_AUTHKEY_PARAMS",
         value_parser = Parameters::parse,
+        hide_short_help = true,
         hide_env = true
     )]
     pub authkey_params: Option<Parameters>,
@@ -155,6 +156,7 @@ pub struct Options {
         long,
         env = "TAILSCALE_AUTOCONNECT_REJOIN",
         value_parser = FalseyValueParser::new(),
+        hide_short_help = true,
         hide_env = true
     )]
     pub rejoin: bool,
