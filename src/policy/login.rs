@@ -158,8 +158,11 @@ impl Machine {
             Ok(Some(prefs)) => {
                 let history = self.history.as_mut();
                 if let Some(history) = history.filter(|history| history.has_succeeded(&prefs)) {
-                    // It had come to its end in that very moment.
-                    history.resume();
+                    // It had come to its end in that very moment: once more, the other way round.
+                    history.resume(&prefs);
+                    if let Login::Failing { then, .. } = &mut self.login {
+                        *then = Then::Anew;
+                    }
                     return;
                 }
             }

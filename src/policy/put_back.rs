@@ -125,10 +125,15 @@ impl History {
     }
 
     /// Takes the login for the way that the node is to be, since it has succeeded.
-    pub fn resume(&mut self) {
+    pub fn resume(&mut self, now: &Prefs) {
         let mut resumed = self.wanted.clone();
-        for name in ["ControlURL", "LoggedOut", "WantRunning"] {
-            let of_login = self.of_login.get_key_value(name);
+        for (name, source) in [
+            ("ControlURL", &self.of_login),
+            ("LoggedOut", &self.of_login),
+            ("WantRunning", &self.of_login),
+            ("Config", now),
+        ] {
+            let of_login = source.get_key_value(name);
             resumed.extend(of_login.map(|(name, value)| (name.clone(), value.clone())));
         }
         self.original = resumed;
