@@ -107,15 +107,10 @@ impl Machine {
                 self.logins += 1;
             }
             // No key was sent.
-            Err(NotStarted::ForNow(words)) => {
-                self.forget_login();
-                self.pause(words, now);
-            }
-            Err(why) => {
-                self.forget_login();
-                let failure = Failure::not_started(&why, &self.setup.program);
-                self.login = failure.map_or(Login::None, Login::Impossible);
-            }
+            Err(why) => self.came_to_nothing(match Failure::not_started(&why, &self.setup.program) {
+                Some(failure) => Then::Impossible(failure),
+                None => Then::Pause(why.words().to_owned()),
+            }, now),
         }
     }
 
@@ -444,11 +439,19 @@ impl Machine {
                 }
             }
         };
-        if has_come {
+        match has_come {
+            true => self.login = Login::Failing { since: now, then },
+            false => self.came_to_nothing(then, now),
+        }
+    }
+
+    /// A login has changed nothing. One of this run that was lost before it may have.
+    fn came_to_nothing(&mut self, then: Then, now: Time) {
+        if self.history.as_ref().is_some_and(History::is_changed) {
             self.login = Login::Failing { since: now, then };
             return;
         }
-        // It has changed nothing; what changes from now on is somebody else's doing.
+        // What changes from now on is somebody else's doing.
         self.forget_login();
         match then {
             Then::Refused(refusal) => self.refused(refusal, None, now),
@@ -655,8 +658,7 @@ impl Machine {
         } else if is_doubted || situation.login_error().is_some() {
             self.login = Login::Failing { since: now, then: Then::End };
         } else if self.known.is_some() && !self.has_come(before) {
-            self.forget_login();
-            self.login = Login::None;
+            self.came_to_nothing(Then::End, now);
         } else if now >= stopping.since.saturating_add(END_PATIENCE) {
             self.login = Login::Settled;
         }

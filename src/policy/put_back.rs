@@ -51,7 +51,8 @@ impl History {
             // Somebody has changed these.
             let mut changed = prefs::differences(&now, &self.last);
             self.wanted.extend(changed.clone());
-            if self.replaced && self.last.get("WantRunning") != now.get("WantRunning") {
+            let is_off = now.get("WantRunning") == Some(&serde_json::Value::Bool(false));
+            if (self.replaced || is_off) && self.last.get("WantRunning") != now.get("WantRunning") {
                 changed.extend(now.get_key_value("WantRunning").map(|(k, v)| (k.clone(), v.clone())));
             }
             self.original.extend(changed);
@@ -86,6 +87,15 @@ impl History {
     /// Whether `up` has come to the preferences.
     pub fn is_replaced(&self) -> bool {
         self.replaced
+    }
+
+    /// Whether anything is otherwise than before the login, or than before those that this run has
+    /// made earlier.
+    pub fn is_changed(&self) -> bool {
+        let (before, now) = (&self.original, &self.last);
+        let differs = |name: &&str| before.get(*name) != now.get(*name);
+        ["ControlURL", "LoggedOut", "WantRunning"].iter().any(differs)
+            || !prefs::differences(before, now).is_empty()
     }
 
     /// The settings that have to be put back now.

@@ -267,7 +267,9 @@ fn played(seed: u64, steps: &[u64]) -> Result<Play, TestCaseError> {
     let mut play = Play::new(seed, steps);
     if let Err(error) = play.play() {
         // The shortest is the best.
-        if let Some(path) = std::env::var_os("TRACE") {
+        if let Ok(path) = std::env::var("TRACE") {
+            let name: String = error.to_string().split('{').next().unwrap_or_default().to_owned();
+            let path = path + &name.replace(|c: char| !c.is_ascii_alphabetic(), "");
             let text = format!("{}\n{error}\n", play.trace.join("\n"));
             if std::fs::read(&path).map_or(true, |old| old.len() > text.len()) {
                 std::fs::write(path, text).expect("a place for the trace");

@@ -663,7 +663,7 @@ impl World {
             }
             23 => self.is_odd = !self.is_odd,
             24 => self.kills = true,
-            25 if self.up && self.setup.server.is_some() && rng.bool() => {
+            99 if self.up && self.setup.server.is_some() && rng.bool() => {
                 // A switch to another profile breaks off what the one before was at.
                 self.current = 1 - self.current;
                 self.command
