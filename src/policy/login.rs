@@ -541,11 +541,9 @@ impl Machine {
         // No key is used while a person or the control server is waited for.
         let is_unreachable = matches!(situation.login_error(), Some(LoginError::Unreachable(_)));
         let awaits_others = is_unreachable || *situation == S::NeedsApproval;
-        if awaits_others && matches!(self.key, Key::Ready(_)) {
-            return Some(Action::ReleaseKey);
-        }
-        match situation {
-            S::NeedsApproval => None,
+        let action = match situation {
+            S::NeedsApproval if !self.is_asked_elsewhere() => Some(self.wait(Waiting::Approval, now)),
+            S::NeedsApproval if !self.command_runs && lasted >= TAILSCALEDS_PATIENCE => None,
             S::Stopped if has_come => Some(self.wait(Waiting::StoppedByOther, now)),
             // It has lost the key, by a restart or by somebody else's login.
             S::AsksForPerson { .. } if lasted >= DOUBT => match self.command_runs {
@@ -569,6 +567,12 @@ impl Machine {
                 Some(error) => Waiting::ControlServer(Some(error.words().to_owned())),
                 None => Waiting::LoggingIn,
             }, now)),
+        };
+        match action {
+            Some(Action::Wait(..)) if awaits_others && matches!(self.key, Key::Ready(_)) => {
+                Some(Action::ReleaseKey)
+            }
+            action => action,
         }
     }
 

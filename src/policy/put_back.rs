@@ -147,6 +147,8 @@ impl History {
             resumed.extend(of_login.map(|(name, value)| (name.clone(), value.clone())));
         }
         self.original = resumed;
+        // What was taken back is nobody's change.
+        self.last = now.clone();
     }
 
     /// How they were told last.
