@@ -109,15 +109,10 @@ impl Machine {
                 self.logins += 1;
             }
             // No key was sent.
-            Err(NotStarted::ForNow(words)) => {
-                self.forget_login();
-                self.pause(words, now);
-            }
-            Err(why) => {
-                self.forget_login();
-                let failure = Failure::not_started(&why, &self.setup.program);
-                self.login = failure.map_or(Login::None, Login::Impossible);
-            }
+            Err(why) => self.came_to_nothing(match Failure::not_started(&why, &self.setup.program) {
+                Some(failure) => Then::Impossible(failure),
+                None => Then::Pause(why.words().to_owned()),
+            }, now),
         }
     }
 
@@ -158,8 +153,11 @@ impl Machine {
             Ok(Some(prefs)) => {
                 let history = self.history.as_mut();
                 if let Some(history) = history.filter(|history| history.has_succeeded(&prefs)) {
-                    // It had come to its end in that very moment.
-                    history.resume();
+                    // It had come to its end in that very moment: once more, the other way round.
+                    history.resume(&prefs);
+                    if let Login::Failing { then, .. } = &mut self.login {
+                        *then = Then::Anew;
+                    }
                     return;
                 }
             }
@@ -440,11 +438,19 @@ impl Machine {
                 }
             }
         };
-        if has_come {
+        match has_come {
+            true => self.login = Login::Failing { since: now, then },
+            false => self.came_to_nothing(then, now),
+        }
+    }
+
+    /// A login has changed nothing. One of this run that was lost before it may have.
+    fn came_to_nothing(&mut self, then: Then, now: Time) {
+        if self.history.as_ref().is_some_and(History::is_changed) {
             self.login = Login::Failing { since: now, then };
             return;
         }
-        // It has changed nothing; what changes from now on is somebody else's doing.
+        // What changes from now on is somebody else's doing.
         self.forget_login();
         match then {
             Then::Refused(refusal) => self.refused(refusal, None, now),
@@ -531,8 +537,12 @@ impl Machine {
         if is_idle && now >= since.saturating_add(self.command_patience()) {
             return Some(Action::StopCommand);
         }
+        // No key is used while a person or the control server is waited for.
+        let is_unreachable = matches!(situation.login_error(), Some(LoginError::Unreachable(_)));
+        let awaits_others = is_unreachable || *situation == S::NeedsApproval;
         let action = match situation {
-            S::NeedsApproval => Some(self.wait(Waiting::Approval, now)),
+            S::NeedsApproval if !self.is_asked_elsewhere() => Some(self.wait(Waiting::Approval, now)),
+            S::NeedsApproval if !self.command_runs && lasted >= TAILSCALEDS_PATIENCE => None,
             S::Stopped if has_come => Some(self.wait(Waiting::StoppedByOther, now)),
             // It has lost the key, by a restart or by somebody else's login.
             S::AsksForPerson { .. } if lasted >= DOUBT => match self.command_runs {
@@ -557,11 +567,10 @@ impl Machine {
                 None => Waiting::LoggingIn,
             }, now)),
         };
-        // No key is used while a person or the control server is waited for.
-        let is_unreachable = matches!(situation.login_error(), Some(LoginError::Unreachable(_)));
-        let awaits_others = is_unreachable || *situation == S::NeedsApproval;
         match action {
-            Some(_) if awaits_others && matches!(self.key, Key::Ready(_)) => Some(Action::ReleaseKey),
+            Some(Action::Wait(..)) if awaits_others && matches!(self.key, Key::Ready(_)) => {
+                Some(Action::ReleaseKey)
+            }
             action => action,
         }
     }
@@ -652,8 +661,7 @@ impl Machine {
         } else if is_doubted || situation.login_error().is_some() {
             self.login = Login::Failing { since: now, then: Then::End };
         } else if self.known.is_some() && !self.has_come(before) {
-            self.forget_login();
-            self.login = Login::None;
+            self.came_to_nothing(Then::End, now);
         } else if now >= stopping.since.saturating_add(END_PATIENCE) {
             self.login = Login::Settled;
         }

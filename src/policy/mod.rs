@@ -867,17 +867,20 @@ impl Machine {
     fn history_of_login(&self, known: &Known) -> History {
         let version = self.version();
         let flags = self.setup.flags.clone();
-        match &self.history {
+        let mut history = match &self.history {
             Some(history) => history.again(known.prefs.clone(), flags, version),
             None => History::new(known.prefs.clone(), flags, version),
-        }
-    }
-
-    fn flags_of_login(&self, history: &History, server: &str, prefs: &Prefs) -> Vec<String> {
-        let is_known = |flag: &&String| {
+        };
+        // What has no flag here is put back after the login.
+        let is_known = |flag: &String| {
             let name = prefs::flag_name(flag).unwrap_or_default();
             !self.unknown_flags.iter().any(|unknown| unknown == name)
         };
+        history.ours.retain(is_known);
+        history
+    }
+
+    fn flags_of_login(&self, history: &History, server: &str, prefs: &Prefs) -> Vec<String> {
         let mut flags = Vec::new();
         let is_given = prefs::flag_value(&self.setup.flags, "login-server").is_some();
         if !is_given && (self.setup.server.is_some() || server != TAILSCALES_SERVER) {
@@ -888,7 +891,7 @@ impl Machine {
             // `up` of a running node takes another login server only so.
             flags.push("--force-reauth".to_owned());
         }
-        flags.extend(history.ours.iter().filter(is_known).cloned());
+        flags.extend(history.ours.iter().cloned());
         flags.extend(self.setup.flags.iter().cloned());
         flags
     }
