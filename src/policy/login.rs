@@ -163,7 +163,7 @@ impl Machine {
                     return;
                 }
             }
-            Ok(None) => self.notes.push(Note::OtherProfile),
+            Ok(None) => return self.other_profile(),
             Err(error @ (LocalApiError::Denied(_) | LocalApiError::Locked(_))) => {
                 self.notes.push(Note::NotTakenBack(error.to_string()));
             }
@@ -242,6 +242,10 @@ impl Machine {
         match &self.login {
             Login::UnderWay { .. } | Login::Doubted { .. } | Login::Broke { .. } if is_connected => {
                 self.login = Login::Came;
+                if self.profile.as_ref().is_some_and(|profile| !profile.is_empty()) {
+                    // It may be another that is connected.
+                    self.known = None;
+                }
             }
             Login::UnderWay { since, before } => match error {
                 Some(error @ (LoginError::Refused(_) | LoginError::Unknown(_))) => {
@@ -305,7 +309,7 @@ impl Machine {
         let is_done = self.history.as_ref().is_none_or(|history| {
             history.is_replaced() && history.owed().is_empty()
         });
-        if self.login == Login::Came && is_done {
+        if self.login == Login::Came && self.known.is_some() && is_done {
             self.settle();
             self.login = Login::Settled;
         }
@@ -507,7 +511,11 @@ impl Machine {
         let may = !matches!(self.login, Login::Failing { .. } | Login::Found);
         let history = self.history.as_ref().filter(|_| may)?;
         let prefs = history.owed();
-        (!prefs.is_empty()).then(|| Action::PutBack { prefs, profile: self.profile.clone() })
+        (!prefs.is_empty()).then(|| match self.known {
+            Some(_) => Action::PutBack { prefs, profile: self.profile.clone() },
+            // They may be another profile's by now.
+            None => Action::ReadPrefs,
+        })
     }
 
     fn take_back(&self) -> Action {
