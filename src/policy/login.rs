@@ -158,8 +158,13 @@ impl Machine {
             Ok(Some(prefs)) => {
                 let history = self.history.as_mut();
                 if let Some(history) = history.filter(|history| history.has_succeeded(&prefs)) {
-                    // It had come to its end in that very moment.
-                    history.resume();
+                    // It had come to its end in that very moment. Once more, so that it is up.
+                    history.resume(&prefs);
+                    if let Login::Failing { then, .. } = &mut self.login
+                        && *then != Then::End
+                    {
+                        *then = Then::Anew;
+                    }
                     return;
                 }
             }
@@ -502,6 +507,10 @@ impl Machine {
                 {
                     Some(self.wait_until(Waiting::Retry(words.clone()), *until, now))
                 }
+                // A login would be due at once.
+                _ if now < *until && self.is_asked_elsewhere() => {
+                    Some(self.wait_until(Waiting::Retry(words.clone()), *until, now))
+                }
                 _ => None,
             },
         }
@@ -540,7 +549,9 @@ impl Machine {
             return Some(Action::StopCommand);
         }
         // No key is used while a person or the control server is waited for.
-        let is_unreachable = matches!(situation.login_error(), Some(LoginError::Unreachable(_)));
+        let is_unreachable = matches!(situation.login_error(), Some(LoginError::Unreachable(_)))
+            // It has been reached since.
+            && !matches!(situation, S::AsksForPerson { .. });
         let awaits_others = is_unreachable || *situation == S::NeedsApproval;
         if awaits_others && matches!(self.key, Key::Ready(_)) {
             return Some(Action::ReleaseKey);

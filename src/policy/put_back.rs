@@ -148,8 +148,10 @@ impl History {
     }
 
     /// Takes the login for the way that the node is to be, since it has succeeded.
-    pub fn resume(&mut self) {
+    pub fn resume(&mut self, now: &Prefs) {
         let mut resumed = self.wanted.clone();
+        // By which it will not be seen once more.
+        resumed.extend(now.get_key_value("Config").map(|(name, value)| (name.clone(), value.clone())));
         for name in ["ControlURL", "LoggedOut", "WantRunning"] {
             let of_login = self.of_login.get_key_value(name);
             resumed.extend(of_login.map(|(name, value)| (name.clone(), value.clone())));
