@@ -15,6 +15,9 @@ use crate::unit::{Contender, End};
 /// register is under way, and the node key is saved with the first network map.
 const TOGETHER: Duration = Duration::from_secs(2);
 
+/// More lines than a run says at `-vv` that waits between its steps.
+const TALKATIVE: usize = 5000;
+
 /// The result of one schedule.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Outcome {
@@ -374,6 +377,9 @@ fn traces(world: &World, end: &End) -> Vec<String> {
             .iter()
             .map(|words| format!("left behind: {}", words.join(" "))),
     );
+    if end.stderr.lines().count() > TALKATIVE {
+        failures.push("it runs in circles".to_owned());
+    }
     if said.contains("panicked") {
         failures.push("it panicked".to_owned());
     }
