@@ -220,6 +220,11 @@ pub enum Note {
          it is left alone. Run `tailscale logout` first if it is to change"
     )]
     Elsewhere { own: String, asked: String },
+    #[error(
+        "connected, but tailnet lock keeps this node from its peers ({0}); \
+         sign it from a trusted node: tailscale lock sign"
+    )]
+    LockedOut(String),
     #[error("connected, but the address {0} is not on the interface yet")]
     NoAddress(IpAddr),
 }
@@ -239,6 +244,7 @@ pub enum Waiting {
     KeyFile(KeyFileError),
     OtherRun,
     StoppedByOther,
+    NoState(String),
     Unknown(String),
 }
 
@@ -265,6 +271,7 @@ impl fmt::Display for Waiting {
             Self::StoppedByOther => f.write_str(
                 "someone stopped tailscale while it was connecting; left alone until `tailscale up`",
             ),
+            Self::NoState(words) => write!(f, "waiting for tailscaled to open its state: {words}"),
             Self::Unknown(state) => {
                 write!(f, "waiting: tailscaled is in the unknown state {state}")
             }

@@ -4,8 +4,6 @@
 //! They are read as Go's package `flag` does. What is refused here would be refused by every version
 //! of tailscale; what only some refuse, or only on some nodes, is left to it.
 
-use std::net::IpAddr;
-
 use crate::key::{self, TRUTHS};
 use crate::redact::holds_a_key;
 use crate::server::{self, http_url};
@@ -75,6 +73,22 @@ pub fn value<'a>(words: &'a [String], name: &str) -> Option<&'a str> {
     last.find_map(|(_, value)| *value)
 }
 
+/// The flags, each once: of one given twice the last counts, as in Go. Newer versions of `tailscale up`
+/// refuse it (seen on 1.98).
+pub fn each_once(words: &[String]) -> Vec<String> {
+    let flags = read(words).unwrap_or_default();
+    let is_last = |at: usize, name: &str| flags[at + 1..].iter().all(|(later, _)| *later != name);
+    if flags.iter().enumerate().all(|(at, (name, _))| is_last(at, name)) {
+        return words.to_owned();
+    }
+    let last = flags.iter().enumerate().filter(|(at, (name, _))| is_last(*at, name));
+    let written = last.map(|(_, (name, value))| match value {
+        Some(value) => format!("--{name}={value}"),
+        None => format!("--{name}"),
+    });
+    written.collect()
+}
+
 /// Whether the flags can be given to `tailscale up`; else why not.
 pub fn check(words: &[String]) -> Result<(), String> {
     // Before anything is said that repeats a word.
@@ -106,15 +120,6 @@ pub fn check(words: &[String]) -> Result<(), String> {
             ));
         }
     }
-    let given = |name| value(words, name).unwrap_or_default();
-    check_tags(given("advertise-tags"))?;
-    let is_exit_node =
-        check_routes(given("advertise-routes"))? || is_on(words, "advertise-exit-node");
-    if is_exit_node && !given("exit-node").is_empty() {
-        return Err(
-            "--exit-node and --advertise-exit-node exclude each other; give one of them".to_owned(),
-        );
-    }
     Ok(())
 }
 
@@ -127,13 +132,6 @@ fn takes_value(name: &str) -> Option<bool> {
 fn is_or_holds_a_key(word: &str) -> bool {
     let value = word.split_once('=').map_or(word, |(_, value)| value);
     holds_a_key(word) || key::kind(value).is_some()
-}
-
-/// Whether a flag without a value of its own is given, and not taken back.
-fn is_on(words: &[String], name: &str) -> bool {
-    let flags = read(words).unwrap_or_default();
-    let last = flags.iter().rev().find(|(flag, _)| *flag == name);
-    last.is_some_and(|(_, value)| value.is_none_or(|value| value.starts_with(['t', 'T', '1'])))
 }
 
 fn refuse(name: &str) -> Result<(), String> {
@@ -203,72 +201,6 @@ fn no_flag(word: &str, before: Option<&Flag<'_>>) -> String {
         ),
         _ => format!("`{word}` after `--` is no flag of `tailscale up`; flags begin with --"),
     }
-}
-
-/// Tags as `CheckTag` of tailscale's tailcfg has them; `tag:` may be left out in new versions.
-fn check_tags(tags: &str) -> Result<(), String> {
-    for tag in tags.split(',').filter(|_| !tags.is_empty()) {
-        let name = tag.strip_prefix("tag:").unwrap_or(tag);
-        let is_right = name.starts_with(|c: char| c.is_ascii_alphabetic())
-            && name
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
-        if !is_right {
-            return Err(format!(
-                "--advertise-tags: `{tag}` is no tag; tags are written tag:NAME, with commas and \
-                 nothing else between them, and a name has letters, digits and dashes only, a \
-                 letter first"
-            ));
-        }
-    }
-    Ok(())
-}
-
-/// Routes as `CalcAdvertiseRoutes` of tailscale's netutil has them. Returns whether they are those of
-/// an exit node, too.
-fn check_routes(routes: &str) -> Result<bool, String> {
-    let mut to_everywhere = [false; 2];
-    for route in routes.split(',').filter(|_| !routes.is_empty()) {
-        let Some((address, bits, network)) = parse_route(route) else {
-            return Err(format!(
-                "--advertise-routes: `{route}` is no route; routes are written like 10.0.0.0/8, \
-                 with commas and nothing else between them"
-            ));
-        };
-        if address != network {
-            return Err(format!(
-                "--advertise-routes: {route} is an address in a network; write {network}/{bits}"
-            ));
-        }
-        if bits == 0 {
-            to_everywhere[usize::from(address.is_ipv6())] = true;
-        }
-    }
-    match to_everywhere {
-        [is_exit_node, and_for_ipv6] if is_exit_node == and_for_ipv6 => Ok(is_exit_node),
-        _ => Err("--advertise-routes: 0.0.0.0/0 and ::/0 go together only; \
-             to offer an exit node, use --advertise-exit-node"
-            .to_owned()),
-    }
-}
-
-/// The address, the length and the network of `address/length`.
-fn parse_route(route: &str) -> Option<(IpAddr, u32, IpAddr)> {
-    let (address, bits) = route.split_once('/')?;
-    let (address, bits): (IpAddr, u32) = (address.parse().ok()?, bits.parse().ok()?);
-    let network = match address {
-        IpAddr::V4(address) => {
-            let hidden = 32u32.checked_sub(bits)?;
-            let mask = u32::MAX.checked_shl(hidden).unwrap_or(0);
-            IpAddr::V4((address.to_bits() & mask).into())
-        }
-        IpAddr::V6(address) => {
-            let hidden = 128u32.checked_sub(bits)?;
-            let mask = u128::MAX.checked_shl(hidden).unwrap_or(0);
-            IpAddr::V6((address.to_bits() & mask).into())
-        }
-    };
-    Some((address, bits, network))
 }
 
 #[cfg(test)]
@@ -364,56 +296,11 @@ mod tests {
     }
 
     #[test]
-    fn flags_that_no_version_takes_are_refused() {
-        for (given, sentence) in [
-            (
-                &["--advertise-routes=10.0.0.1/8"][..],
-                "10.0.0.1/8 is an address in a network; write 10.0.0.0/8",
-            ),
-            (&["--advertise-routes", "fd00::1/64"], "write fd00::/64"),
-            (&["--advertise-routes=192.0.2.1/0"], "write 0.0.0.0/0"),
-            (
-                &["--advertise-routes=0.0.0.0/0"],
-                "use --advertise-exit-node",
-            ),
-            (
-                &["--advertise-routes=10.0.0.0/8,::/0"],
-                "use --advertise-exit-node",
-            ),
-            (&["--advertise-routes=10.0.0.1"], "`10.0.0.1` is no route"),
-            (&["--advertise-routes=10.0.0.0/33"], "is no route"),
-            (
-                &["--advertise-routes=10.0.0.0/8, fd00::/8"],
-                "` fd00::/8` is no route",
-            ),
-            (&["--advertise-routes=10.0.0.0/8,"], "`` is no route"),
-            (&["--advertise-tags=tag:a_b"], "`tag:a_b` is no tag"),
-            (&["--advertise-tags", "tag:1a"], "`tag:1a` is no tag"),
-            (&["--advertise-tags=tag:a, tag:b"], "` tag:b` is no tag"),
-            (&["--advertise-tags=group:a"], "`group:a` is no tag"),
-            (&["--advertise-tags=tag:"], "`tag:` is no tag"),
-            (
-                &["--exit-node=x", "--advertise-exit-node"],
-                "exclude each other",
-            ),
-            (
-                &["--exit-node", "x", "--advertise-exit-node=1"],
-                "exclude each other",
-            ),
-            (
-                &["--exit-node=x", "--advertise-routes=0.0.0.0/0,::/0"],
-                "exclude each other",
-            ),
-            (
-                &["--login-server=headscale.example.com"],
-                "such as https://headscale.example.com",
-            ),
-            (&["--login-server="], "takes an http or https URL"),
-            (&["--hostname", "x", "--reset"], "--reset may not be given"),
-        ] {
-            let refusal = refusal(given);
-            assert!(refusal.contains(sentence), "{given:?}: {refusal}");
-        }
+    fn a_flag_given_twice_is_given_once_with_its_last_value() {
+        let twice = words(&["--ssh", "--hostname", "a", "-ssh=false", "--hostname=b"]);
+        assert_eq!(each_once(&twice), words(&["--ssh=false", "--hostname=b"]));
+        let once = words(&["-ssh", "--hostname", "a", "--"]);
+        assert_eq!(each_once(&once), once);
     }
 
     #[test]
@@ -465,18 +352,6 @@ mod tests {
             match check(&given) {
                 Ok(()) => prop_assert!(read(&given).is_ok()),
                 Err(why) => prop_assert!(!why.is_empty()),
-            }
-        }
-
-        #[test]
-        fn a_network_is_its_own_network(address: u32, wide: u128, bits in 0..=128u32) {
-            for address in [IpAddr::V4(address.into()), IpAddr::V6(wide.into())] {
-                let Some((_, _, network)) = parse_route(&format!("{address}/{bits}")) else {
-                    prop_assert!(address.is_ipv4() && bits > 32);
-                    continue;
-                };
-                let again = parse_route(&format!("{network}/{bits}"));
-                prop_assert_eq!(again, Some((network, bits, network)));
             }
         }
     }

@@ -109,7 +109,7 @@ fn config(options: &Options) -> Config {
     Config {
         setup: Setup {
             server: options.any_login_server(),
-            flags: options.up_flags.clone(),
+            flags: flags::each_once(&options.up_flags),
             key_file: options.authkey_file.clone(),
             authkey_wait: options.authkey_wait,
             socket: options.socket.clone(),

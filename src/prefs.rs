@@ -4,6 +4,9 @@
 //! `tailscale up --reset` makes the preferences those of its flags, and gives the default to all
 //! others (`prefsFromUpArgs` and `prefsToFlags` in cmd/tailscale/cli/up.go, v1.102.3).
 
+#[cfg(test)]
+mod tests;
+
 use serde_json::{Map, Value, json};
 
 /// The preferences of a node: the fields of ipn.Prefs as they are, known or not.

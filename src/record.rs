@@ -16,6 +16,9 @@ use crate::prefs::Prefs;
 /// The longest record that is read, in bytes.
 const MAX_BYTES: u64 = 4 << 20;
 
+/// What the unit's StateDirectory= is. A run of root's by hand shares it with the service.
+const OF_UNIT: &str = "/var/lib/tailscale-autoconnect";
+
 /// Where there is no state directory of systemd's.
 const BY_HAND: &str = "tailscale-autoconnect";
 
@@ -74,13 +77,14 @@ pub struct Store {
 }
 
 impl Store {
-    /// The place for the tailscaled with this socket: in `STATE_DIRECTORY` of systemd, else below
-    /// /run for root, and below `XDG_RUNTIME_DIR` for others.
+    /// The place for the tailscaled with this socket: in `STATE_DIRECTORY` of systemd; else for root
+    /// in the one of the unit, if there is one, or below /run, and below `XDG_RUNTIME_DIR` for others.
     pub fn of(socket: &Path, is_root: bool) -> Self {
         let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
         let directory = match variable("STATE_DIRECTORY") {
             // Of several, systemd names the first first.
             Some(all) => std::env::split_paths(&all).next(),
+            None if is_root && Path::new(OF_UNIT).is_dir() => Some(PathBuf::from(OF_UNIT)),
             None if is_root => Some(Path::new("/run").join(BY_HAND)),
             None => variable("XDG_RUNTIME_DIR").map(|directory| Path::new(&directory).join(BY_HAND)),
         };

@@ -64,10 +64,16 @@ fn hide<'a>(text: &'a str, secrets: &[Zeroizing<String>]) -> Cow<'a, str> {
     Cow::Owned(shown)
 }
 
-/// `text` as it may be shown: redacted, and without line breaks and other control characters,
-/// which could forge a line of the journal or a message to systemd.
+/// `text` as it may be shown: redacted, and without line breaks and other characters that control how
+/// it is shown, which could forge a line of the journal or a message to systemd.
 pub fn one_line(text: &str) -> String {
-    redact(text).replace(char::is_control, " ")
+    redact(text).replace(controls, " ")
+}
+
+/// Control characters, separators of lines, and those that change the direction of what follows.
+fn controls(c: char) -> bool {
+    let is_direction = matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    c.is_control() || is_direction || c == '\u{2028}' || c == '\u{2029}'
 }
 
 /// The first line of a text from elsewhere, cut to `most` characters. It's redacted before it is

@@ -119,7 +119,9 @@ impl<'a> Run<'a> {
     async fn go_on(&mut self) -> Outcome {
         loop {
             let action = self.machine.next(self.now());
-            output::context(self.machine.backend_state(), action.name(), self.machine.logins());
+            // One that is about to start is counted.
+            let logins = self.machine.logins() + u32::from(matches!(action, Action::LogIn(_)));
+            output::context(self.machine.backend_state(), action.name(), logins);
             if let Some(situation) = self.machine.situation() {
                 log::trace!("{situation:?}, so {action:?}");
             }

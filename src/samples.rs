@@ -37,6 +37,13 @@ pub fn with_error(mut status: Status, error: &str) -> Status {
     status
 }
 
+/// The same, online.
+pub fn online(mut status: Status) -> Status {
+    status.node.online = true;
+    status.node.dns_name = "host.example.ts.net.".into();
+    status
+}
+
 /// Any text, with the control characters that proptest leaves out of its own.
 pub fn any_text() -> impl Strategy<Value = String> {
     let piece = prop_oneof![

@@ -4,7 +4,7 @@
 use crate::check::foresee::{End, Foresight, Step};
 use crate::check::seen::Seen;
 use crate::check::words;
-use crate::policy::Situation;
+use crate::policy::{Situation, locked_out};
 use crate::tailscaled::LocalApiError;
 use crate::failure::{Connected, Failure, Waiting};
 use crate::up::{LoginError, Refusal, Refused};
@@ -43,6 +43,12 @@ kinds! {
     Connected "connected" "WHO; there is nothing to do";
     NoAddress "no-address"
         "WHO, but the address ADDRESS is not on the interface; if that lasts, restart tailscaled";
+    LockedOut "locked-out"
+        "WHO, but tailnet lock keeps the node from its peers (REASON); sign it from a trusted node: \
+         tailscale lock sign NODE-KEY";
+    NoState "no-state"
+        "tailscaled cannot open its state (REASON); see its log (journalctl -u tailscaled), and whether \
+         its disk, its TPM and its --state are in order";
     NoTailscaled "no-tailscaled"
         "tailscaled is not running (REASON); start it (systemctl start tailscaled), or name its \
          socket with --socket";
@@ -175,7 +181,10 @@ fn connected(seen: &Seen, situation: &Situation, exit: (&'static str, u8)) -> Fi
         Situation::AddressPending(address) => {
             Kind::NoAddress.with(exit, &[("WHO", &who), ("ADDRESS", &address.to_string())])
         }
-        _ => Kind::Connected.with(exit, &[("WHO", &who)]),
+        _ => match seen.status.as_ref().ok().and_then(locked_out) {
+            Some(why) => Kind::LockedOut.with(exit, &[("WHO", &who), ("REASON", &why)]),
+            None => Kind::Connected.with(exit, &[("WHO", &who)]),
+        },
     }
 }
 
@@ -217,6 +226,7 @@ fn waits(
             _ => Kind::MuteTailscaled.with(exit, &[]),
         },
         (_, Waiting::Answer(why)) => Kind::NotUnderstood.with(exit, &[("REASON", why)]),
+        (_, Waiting::NoState(why)) => Kind::NoState.with(exit, &[("REASON", why)]),
         (_, Waiting::Settling) => Kind::Settling.with(exit, &[]),
         (_, Waiting::ControlServer(Some(why))) => control_server(seen, why, exit),
         (_, Waiting::ControlServer(None)) => Kind::Offline.with(exit, &[]),

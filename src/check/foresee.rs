@@ -102,6 +102,7 @@ pub fn prospect(seen: &Seen) -> Prospect {
 pub fn foresee(seen: &Seen) -> Foresight {
     // The last of the chances that a machine has does not matter: time passes until it is there.
     let mut machine = Machine::new(Setup { authkey_wait: seen.setup.authkey_wait, ..seen.setup.clone() }, 0);
+    let mut prefs = seen.prefs.clone();
     let mut now = Time::ZERO;
     let mut steps: Vec<Step> = Vec::new();
     // What is waited for, while nothing is done.
@@ -126,10 +127,10 @@ pub fn foresee(seen: &Seen) -> Foresight {
             Action::Look => Event::Seen {
                 status: seen.status.clone(),
                 unbound: seen.unbound,
-                prefs: seen.prefs.clone(),
+                prefs: prefs.clone(),
             },
             Action::ReadPrefs => Event::Prefs {
-                prefs: seen.prefs.clone().ok_or(LocalApiError::NoAnswer),
+                prefs: prefs.clone().ok_or(LocalApiError::NoAnswer),
                 profile: None,
                 live: true,
             },
@@ -184,9 +185,10 @@ pub fn foresee(seen: &Seen) -> Foresight {
                     }
                 }
             }
-            Action::TakeBack { .. } => {
+            Action::TakeBack { prefs: before, .. } => {
                 steps.push(Step::TakeBack);
-                Event::TookBack(Ok(Some(seen.prefs.clone().unwrap_or_default())))
+                prefs = Some(before.clone());
+                Event::TookBack(Ok(Some(before)))
             }
             Action::PutBack { .. } => Event::PutBack(Ok(Some(Vec::new()))),
             Action::StopCommand => Event::CommandStopped,

@@ -5,10 +5,10 @@ use std::net::{IpAddr, Ipv4Addr};
 use clap::{Arg, Command, CommandFactory};
 
 use super::{README, table};
+use crate::cli::Options;
+use crate::failure::{Connected, EXITS, Waiting};
+use crate::flags::REFUSED_FLAGS;
 use crate::key::KeyFileError;
-use crate::cli::{Options, REFUSED_FLAGS};
-use crate::decide::Waiting;
-use crate::failure::{Connected, EXITS};
 use crate::key::trust::NOT_PASSED_ON;
 
 const PAGE: &str = include_str!("../../units/tailscale-autoconnect.8");
@@ -298,6 +298,7 @@ waits! {
     Address(EXAMPLE_ADDRESS);
     StoppedByOther;
     Answer("REASON".into());
+    NoState("REASON".into());
     Unknown("STATE".into());
 }
 
@@ -335,7 +336,7 @@ fn the_readme_has_every_status_text_and_no_other() {
 
 #[test]
 fn the_page_and_the_readme_have_the_fields_of_the_journal() {
-    let code = include_str!("../journal.rs");
+    let code = include_str!("../output/journal.rs");
     let sent: Vec<_> = code
         .split('"')
         .filter(|word| *word == "MESSAGE_ID" || word.starts_with("TAILSCALE_AUTOCONNECT_"))

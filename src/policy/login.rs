@@ -255,7 +255,7 @@ impl Machine {
             Login::UnderWay { since, before } => match error {
                 Some(error @ (LoginError::Refused(_) | LoginError::Unknown(_))) => {
                     let is_stale = before.login_error().map(LoginError::words) == Some(error.words());
-                    if !is_stale || now >= *since + STALE_DOUBT {
+                    if !is_stale || now >= since.saturating_add(STALE_DOUBT) {
                         let (before, error) = (before.clone(), error.clone());
                         self.login = Login::Doubted { since: now, before, error, told: false };
                     }
@@ -266,12 +266,12 @@ impl Machine {
                 }
                 _ => {}
             },
-            Login::Doubted { since, before, told, error: doubted } if now >= *since + DOUBT => {
+            Login::Doubted { since, before, told, error: doubted } if now >= since.saturating_add(DOUBT) => {
                 let is_shown = matches!(error, Some(LoginError::Refused(_) | LoginError::Unknown(_)));
                 if *told || is_shown {
                     let error = error.filter(|_| is_shown).unwrap_or(doubted).clone();
                     self.believe(error, *told, now);
-                } else if now >= *since + RECOVERY_PATIENCE {
+                } else if now >= since.saturating_add(RECOVERY_PATIENCE) {
                     self.login = Login::UnderWay { since: now, before: before.clone() };
                 }
             }
@@ -494,7 +494,7 @@ impl Machine {
             Login::UnderWay { since, before } => self.under_way(situation, *since, before, now),
             Login::Doubted { since, error, .. } => {
                 let doubted = Waiting::Verdict(error.words().to_owned());
-                Some(self.wait_until(doubted, *since + DOUBT, now))
+                Some(self.wait_until(doubted, since.saturating_add(DOUBT), now))
             }
             Login::Refused { since, refusal } => self.after_refusal(situation, *since, refusal, now),
             Login::Pausing { words, until, .. } => match situation {
@@ -545,7 +545,7 @@ impl Machine {
         let has_come = self.has_come(before);
         let lasted = now.saturating_sub(since.max(self.since));
         let is_idle = !has_come && self.command_runs;
-        if is_idle && now >= since + self.command_patience() {
+        if is_idle && now >= since.saturating_add(self.command_patience()) {
             return Some(Action::StopCommand);
         }
         // No key is used while a person or the control server is waited for.
@@ -576,7 +576,7 @@ impl Machine {
             | S::Offline { trouble: Some(why), .. } => {
                 Some(self.wait(Waiting::ControlServer(Some(why.clone())), now))
             }
-            S::Unknown(_) => None,
+            S::Unknown(_) | S::NoState(_) => None,
             _ => Some(self.wait(match situation.login_error() {
                 Some(error) => Waiting::ControlServer(Some(error.words().to_owned())),
                 None => Waiting::LoggingIn,
@@ -608,8 +608,8 @@ impl Machine {
         };
         match &self.key {
             Key::Unread => Some(Action::ReadKey),
-            _ if may_recover && now < since + RECOVERY_PATIENCE => {
-                Some(self.wait_until(Waiting::Settling, since + RECOVERY_PATIENCE, now))
+            _ if may_recover && now < since.saturating_add(RECOVERY_PATIENCE) => {
+                Some(self.wait_until(Waiting::Settling, since.saturating_add(RECOVERY_PATIENCE), now))
             }
             // The secret was replaced in the meantime.
             Key::Ready(facts) if refusal.what == Refused::Key && is_other(&facts.digest) => None,
@@ -641,14 +641,14 @@ impl Machine {
             None => Action::Look,
             // The next run finds the record.
             Some(Situation::NoDaemon | Situation::Denied(_) | Situation::Unintelligible(_)) => end,
-            Some(_) if self.objection.is_some() && now >= stopping.since + END_PATIENCE => end,
+            Some(_) if self.objection.is_some() && now >= stopping.since.saturating_add(END_PATIENCE) => end,
             Some(_) => match &self.login {
                 Login::Failing { .. } => self.take_back(),
                 _ if self.known.is_none() => Action::ReadPrefs,
                 _ => match self.put_back() {
                     Some(action) => action,
                     None if matches!(self.login, Login::UnderWay { .. } | Login::Came) => {
-                        self.wait_until(Waiting::LoggingIn, stopping.since + END_PATIENCE, now)
+                        self.wait_until(Waiting::LoggingIn, stopping.since.saturating_add(END_PATIENCE), now)
                     }
                     None => end,
                 },
@@ -672,7 +672,7 @@ impl Machine {
         } else if self.known.is_some() && !self.has_come(before) {
             self.forget_login();
             self.login = Login::None;
-        } else if now >= stopping.since + END_PATIENCE {
+        } else if now >= stopping.since.saturating_add(END_PATIENCE) {
             self.login = Login::Settled;
         }
     }

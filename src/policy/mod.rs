@@ -14,7 +14,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use crate::policy::situation::Situation;
+pub use crate::policy::situation::{Situation, locked_out};
 
 use crate::failure::{Connected, Failure, Mistake, Note, Waiting};
 use crate::key::{KeyFileError, KeyKind, NoKey, belongs_to};
@@ -466,6 +466,11 @@ impl Machine {
             let asked = self.setup.server.clone().unwrap_or_default();
             self.notes.push(Note::Elsewhere { own, asked });
         }
+        if situation.is_connected()
+            && let Some(words) = self.status.as_ref().and_then(locked_out)
+        {
+            self.notes.push(Note::LockedOut(words));
+        }
         if let Situation::AddressPending(address) = situation
             && self.lasted(now) >= ADDRESS_PATIENCE
         {
@@ -699,14 +704,14 @@ impl Machine {
                 }
                 Some(_) if self.may_restart(error, lasted, now) => Action::Restart(Why::Offline),
                 Some(why) => self.wait(Waiting::ControlServer(Some(why.clone())), now),
-                None => self.wait_until(Waiting::Settling, self.since + SETTLING_PATIENCE, now),
+                None => self.wait_until(Waiting::Settling, self.since.saturating_add(SETTLING_PATIENCE), now),
             },
             // Nothing comes of it by itself: a login has failed half-way, as on a disk that was full.
             S::SettlingNew { trouble: None, .. } if lasted >= SETTLING_PATIENCE => {
                 self.log_in_unless_others(lasted, now)
             }
             S::SettlingNew { trouble: None, .. } => {
-                self.wait_until(Waiting::Settling, self.since + SETTLING_PATIENCE, now)
+                self.wait_until(Waiting::Settling, self.since.saturating_add(SETTLING_PATIENCE), now)
             }
             S::SettlingNew { trouble, .. } => self.wait(Waiting::ControlServer(trouble.clone()), now),
             S::Offline { .. } if elsewhere => self.log_in(now),
@@ -727,6 +732,7 @@ impl Machine {
             S::NeedsLogin { .. } => self.log_in_unless_others(lasted, now),
             S::AsksForPerson { .. } => self.log_in(now),
 
+            S::NoState(words) => self.wait(Waiting::NoState(words.clone()), now),
             S::Unknown(state) => self.wait(Waiting::Unknown(state.clone()), now),
             S::NoDaemon | S::Denied(_) | S::Unintelligible(_) => self.wait(Waiting::Tailscaled, now),
         }
@@ -753,7 +759,7 @@ impl Machine {
         if is_others && self.logins == 0 && (lasted < OTHERS_PATIENCE || error.is_some()) {
             return match error {
                 Some(error) => self.wait(Waiting::ControlServer(Some(error.words().to_owned())), now),
-                None => self.wait_until(Waiting::LoggingIn, self.since + OTHERS_PATIENCE, now),
+                None => self.wait_until(Waiting::LoggingIn, self.since.saturating_add(OTHERS_PATIENCE), now),
             };
         }
         self.log_in(now)
@@ -776,6 +782,15 @@ impl Machine {
     }
 
     fn log_in(&self, now: Time) -> Action {
+        if self.command_runs {
+            // Of a login that is over, as on a profile that is no longer in use.
+            return Action::StopCommand;
+        }
+        if let Login::Pausing { words, until, .. } = &self.login
+            && now < *until
+        {
+            return self.wait_until(Waiting::Retry(words.clone()), *until, now);
+        }
         self.with_key(now, |facts| {
             if self.command_runs {
                 // For another profile.

@@ -35,6 +35,8 @@ pub enum Situation {
     /// tailscaled has given up on keys and asks for a person.
     AsksForPerson { error: Option<LoginError> },
     NeedsApproval,
+    /// tailscaled cannot open its state, in its words: no login can work.
+    NoState(String),
     /// A state that this program does not know.
     Unknown(String),
 }
@@ -46,6 +48,7 @@ impl Situation {
         let trouble = || trouble(&status.health);
         let asks = !status.auth_url.is_empty();
         match status.backend_state.as_str() {
+            "NoState" if let Some(words) = health_with(status, "State store failed") => Self::NoState(words),
             "NoState" | "Starting" => match tells_of_node_key(status) && !status.have_node_key {
                 true => Self::SettlingNew { error, trouble: trouble() },
                 false => Self::Settling { error, trouble: trouble() },
@@ -91,6 +94,16 @@ impl Situation {
     pub fn is_connected(&self) -> bool {
         matches!(self, Self::Connected | Self::ConnectedWithDeadKey(_) | Self::AddressPending(_))
     }
+}
+
+/// What tailnet lock has against the node, which is online and reaches nobody.
+pub fn locked_out(status: &Status) -> Option<String> {
+    health_with(status, "locked out")
+}
+
+fn health_with(status: &Status, words: &str) -> Option<String> {
+    let message = status.health.iter().find(|message| message.contains(words));
+    message.map(|message| excerpt(message, 200))
 }
 
 /// Since 1.66 a status says whether there is a node key; before, it never does.

@@ -19,8 +19,6 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 pub use crate::tailscaled::bus::{Bus, Notice};
-#[cfg(test)]
-pub use crate::tailscaled::status::SelfNode;
 pub use crate::tailscaled::status::Status;
 
 use crate::prefs::{Prefs, masked};

@@ -1,7 +1,11 @@
+use std::fmt;
+use std::net::IpAddr;
+
 use proptest::collection::{btree_map, vec};
 use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
+use serde_json::Value;
 use tailnet_harness::{FakeTailscaled, Response};
 
 use super::*;
@@ -19,9 +23,9 @@ fn a_status_with_nulls_and_unknown_fields_is_read() {
     assert!(status.tun && status.tailscale_ips.is_empty() && status.health.is_empty());
 }
 
-const STATUS: &[u8] = include_bytes!("../tests/fake_tailscaled/recorded/status.http");
-const PREFS: &[u8] = include_bytes!("../tests/fake_tailscaled/recorded/prefs.http");
-const BUS: &[u8] = include_bytes!("../tests/fake_tailscaled/recorded/bus.http");
+const STATUS: &[u8] = include_bytes!("../../tests/fake_tailscaled/recorded/status.http");
+const PREFS: &[u8] = include_bytes!("../../tests/fake_tailscaled/recorded/prefs.http");
+const BUS: &[u8] = include_bytes!("../../tests/fake_tailscaled/recorded/bus.http");
 
 /// Asks a daemon that breaks off its answer after the first byte, after the second, and so on;
 /// the last time it does not. Says what came of each.
@@ -48,19 +52,21 @@ fn broken_off<T>(
     outcomes
 }
 
-/// Listens until the bus has ended, or for long; says whether it rang and whether it has ended.
-/// One that has brought nothing ends without a ring.
-async fn listen(doorbell: &mut Doorbell) -> (bool, bool) {
-    let mut rang = false;
+/// Listens until the bus has ended, or for long; says whether it was open, whether it has told
+/// something and whether it has ended. One that has brought nothing ends without a word.
+async fn listen(api: &LocalApi) -> (bool, bool, bool) {
+    let mut bus = Bus::default();
+    bus.open(api, Duration::from_secs(1));
+    bus.opened().await;
+    let was_open = bus.is_open();
+    let mut has_told = false;
     for _ in 0..200 {
-        if doorbell.is_over() {
+        if !bus.is_open() {
             break;
         }
-        rang |= timeout(Duration::from_millis(50), doorbell.ring())
-            .await
-            .is_ok();
+        has_told |= timeout(Duration::from_millis(50), bus.told()).await.is_ok();
     }
-    (rang, doorbell.is_over())
+    (was_open, has_told, !bus.is_open())
 }
 
 fn in_chunks(answer: &[u8]) -> Vec<u8> {
@@ -106,23 +112,67 @@ fn preferences_that_break_off_anywhere_are_no_answer() {
 fn a_bus_that_breaks_off_anywhere_is_over() {
     let text = String::from_utf8_lossy(BUS);
     let head = text.find("\r\n\r\n").unwrap() + 4;
-    let rings_from = head + "1ff\r\n".len() + 1;
-    let outcomes = broken_off(BUS, async |api| {
-        let mut doorbell = api.watch().await?;
-        Ok(listen(&mut doorbell).await)
-    });
+    let tells_from = head + "1ff\r\n".len() + 1;
+    let outcomes = broken_off(BUS, async |api| Ok(listen(&api).await));
     for (length, outcome) in outcomes.into_iter().enumerate() {
-        match outcome {
-            Ok(seen) => {
-                let wanted = (length >= rings_from, true);
-                assert!(
-                    length >= head && seen == wanted,
-                    "after {length} bytes: {seen:?}"
-                );
-            }
-            Err(error) => assert!(length < head, "after {length} bytes: {error}"),
-        }
+        let wanted = (length >= head, length >= tells_from, true);
+        assert_eq!(outcome, Ok(wanted), "after {length} bytes");
     }
+}
+
+/// What a bus with these chunks tells, each time that it tells something.
+fn told(chunks: &[&str]) -> Vec<Notice> {
+    let mut answer = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n".to_owned();
+    for chunk in chunks {
+        answer += &format!("{:x}\r\n{chunk}\r\n", chunk.len());
+    }
+    answer += "0\r\n\r\n";
+    let fake = FakeTailscaled::start(move |_| Response::raw(answer.as_bytes()));
+    let api = LocalApi::new(fake.socket()).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let mut bus = Bus::default();
+        bus.open(&api, Duration::from_secs(1));
+        bus.opened().await;
+        let mut notices = Vec::new();
+        while bus.is_open() {
+            notices.push(bus.told().await);
+        }
+        notices
+    })
+}
+
+#[test]
+fn the_bus_tells_each_state_of_the_preferences_in_order_and_that_the_first_comes_after_a_gap() {
+    let notices = told(&[
+        "{\"Version\":\"1\",\"State\":2}\n{\"Prefs\":{\"Hostname\":\"a\"}}\n",
+        "{\"Prefs\":{\"Hostname\":\"b\"",
+        "}}\n{\"Prefs\":{\"Hostname\":\"c\"}}\nnonsense\n{\"State\":6}\n{\"Prefs\":[]}\n",
+    ]);
+    let names = notices.iter().flat_map(|notice| &notice.prefs);
+    let names: Vec<_> = names
+        .map(|prefs| prefs["Hostname"].as_str().unwrap())
+        .collect();
+    assert_eq!(names, ["a", "b", "c"]);
+    for (number, notice) in notices.iter().enumerate() {
+        assert_eq!(notice.after_a_gap, number == 0, "{notices:?}");
+    }
+    assert!(notices.iter().any(|notice| notice.running));
+}
+
+#[test]
+fn a_line_of_the_bus_that_is_too_long_is_passed_over() {
+    let long = format!(
+        "{{\"Prefs\":{{\"Hostname\":\"{}\"}}}}\n",
+        "x".repeat(MAX_BODY)
+    );
+    let notices = told(&["{}\n", &long, "{\"Prefs\":{\"Hostname\":\"b\"}}\n"]);
+    let told: Vec<_> = notices.iter().flat_map(|notice| &notice.prefs).collect();
+    assert_eq!(told.len(), 1);
+    assert_eq!(told[0]["Hostname"], "b");
 }
 
 #[test]
@@ -265,11 +315,8 @@ proptest! {
             prop_assert_ne!(error, Some(LocalApiError::NoAnswer));
             let error = api.prefs().await.err();
             prop_assert_ne!(error, Some(LocalApiError::NoAnswer));
-            let Ok(mut doorbell) = api.watch().await else {
-                return Ok(());
-            };
-            listen(&mut doorbell).await;
-            prop_assert!(doorbell.is_over());
+            let (_, _, is_over) = listen(&api).await;
+            prop_assert!(is_over);
             Ok(())
         })?;
     }

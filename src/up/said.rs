@@ -2,6 +2,9 @@
 //! `tailscale` CLI, since there are no codes to go by. Pure functions over text; the texts are of
 //! v1.98.10 and v1.102.3 where no other version is named.
 
+#[cfg(test)]
+mod tests;
+
 use crate::redact::excerpt;
 
 /// An error of the last login.
@@ -287,10 +290,6 @@ pub fn read(code: Option<i32>, stderr: &str) -> Ended {
     if let Some(what) = refused_by_api(stderr) {
         return Ended::SecretRefused(Refusal { what, words: brief(error) });
     }
-    const LOST: [&str; 2] = ["failed to connect to local tailscaled", "500 Internal Server Error: "];
-    if ["EOF", "unexpected EOF"].contains(&error) || LOST.iter().any(|words| stderr.contains(words)) {
-        return Ended::Lost(brief(error));
-    }
     const SETTINGS: [&str; 15] = [
         "require --advertise-tags",
         "unknown attribute",
@@ -310,6 +309,10 @@ pub fn read(code: Option<i32>, stderr: &str) -> Ended {
     ];
     if SETTINGS.iter().any(|words| stderr.contains(words)) {
         return Ended::BadSettings(brief(error));
+    }
+    const LOST: [&str; 2] = ["failed to connect to local tailscaled", "500 Internal Server Error: "];
+    if ["EOF", "unexpected EOF"].contains(&error) || LOST.iter().any(|words| stderr.contains(words)) {
+        return Ended::Lost(brief(error));
     }
     match (error, code) {
         ("", Some(code)) => Ended::Mute(code),

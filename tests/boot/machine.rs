@@ -262,6 +262,16 @@ impl Machine {
         begin.elapsed()
     }
 
+    /// Cuts its power: nothing in it sees it coming. What it has written stays, synced or not.
+    pub fn cut_power(&mut self) {
+        let leader = self.leader.take().expect("it is on");
+        let killed = Command::new("kill")
+            .args(["-s", "KILL", &leader.to_string()])
+            .status();
+        assert!(killed.is_ok_and(|status| status.success()));
+        self.event("ended ", PATIENCE);
+    }
+
     pub fn reboot(&mut self) {
         self.power_off();
         self.boot();
@@ -439,6 +449,23 @@ impl Machine {
     pub fn is_online(&self) -> bool {
         let status = self.tailscale_status();
         status["BackendState"] == "Running" && status["Self"]["Online"] == true
+    }
+
+    /// tailscaled's preferences without its keys, and without what it keeps there itself.
+    pub fn settings(&self) -> serde_json::Value {
+        let prefs = self.run(&["tailscale", "debug", "prefs"]);
+        let mut prefs: serde_json::Value = serde_json::from_str(&prefs).expect("JSON");
+        let all = prefs.as_object_mut().expect("preferences");
+        for own in [
+            "Config",
+            "ControlURL",
+            "InternalExitNodePrior",
+            "LoggedOut",
+            "WantRunning",
+        ] {
+            all.remove(own);
+        }
+        prefs
     }
 
     /// The processes of our unit, as the machine numbers them.

@@ -133,6 +133,8 @@ fn boots_joins_and_is_rotated(decrypts: Decrypts) {
     assert!(ours.get("Names").contains("tailscaled-autoconnect.service"));
     let state = tailnet.state();
     assert_eq!((state.key(&key).attempts, state.key(&key).uses), (1, 1));
+    let kept = machine.run(&["stat", "-c", "%a", "/var/lib/tailscale-autoconnect"]);
+    assert_eq!(kept, "700\n");
     // By the flag of the configuration.
     assert!(state.device("nixos").is_some(), "{:?}", state.nodes);
 
