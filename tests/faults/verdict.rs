@@ -244,7 +244,7 @@ fn flags_unlike(world: &World) -> Option<String> {
     let set_by = |flags: &[&str]| {
         let has = |flag: &str| flags.contains(&flag);
         let text = |is: bool, value: &str| if is { value } else { "false" }.to_owned();
-        let operator = ["first", "second"]
+        let operator = ["daemon", "nobody"]
             .into_iter()
             .find(|name| has(&format!("--operator={name}")));
         [
