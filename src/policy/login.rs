@@ -146,7 +146,10 @@ impl Machine {
         self.situation = None;
         // What it may have done in its last moment is to be read.
         self.known = None;
-        if let Login::UnderWay { before, .. } = &self.login {
+        // At the end of a run, what it has sent may come a moment later.
+        if self.stopping.is_none()
+            && let Login::UnderWay { before, .. } = &self.login
+        {
             let before = before.clone();
             self.login = Login::Broke { since: now, before, ended: Ended::Idle };
         }
@@ -449,7 +452,8 @@ impl Machine {
                 }
             }
         };
-        if has_come {
+        // What a CLI has sent that was killed may come a moment later, and is taken back in any case.
+        if has_come || ended == Ended::Killed {
             self.login = Login::Failing { since: now, then };
             return;
         }
@@ -659,6 +663,11 @@ impl Machine {
     /// What becomes of a login beside which the run ends. One that has failed is taken back. One that
     /// may be on its way to the control server is left to end: to break it off could burn its key.
     fn end_beside(&mut self, stopping: &Stopping, situation: &Situation, now: Time) {
+        let is_replaced = self.history.as_ref().is_some_and(History::is_replaced);
+        if matches!(self.login, Login::Pausing { .. }) && is_replaced && !situation.is_connected() {
+            // It was to be tried again before anything would be taken back.
+            self.login = Login::Failing { since: now, then: Then::End };
+        }
         let (Login::UnderWay { before, .. } | Login::Doubted { before, .. } | Login::Broke { before, .. }) =
             &self.login
         else {
@@ -669,11 +678,13 @@ impl Machine {
             self.login = Login::Settled;
         } else if is_doubted || situation.login_error().is_some() {
             self.login = Login::Failing { since: now, then: Then::End };
-        } else if self.known.is_some() && !self.has_come(before) {
-            self.forget_login();
-            self.login = Login::None;
         } else if now >= stopping.since.saturating_add(END_PATIENCE) {
-            self.login = Login::Settled;
+            if self.known.is_some() && !self.has_come(before) {
+                self.forget_login();
+                self.login = Login::None;
+            } else {
+                self.login = Login::Settled;
+            }
         }
     }
 }
