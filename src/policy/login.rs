@@ -109,15 +109,10 @@ impl Machine {
                 self.logins += 1;
             }
             // No key was sent.
-            Err(NotStarted::ForNow(words)) => {
-                self.forget_login();
-                self.pause(words, now);
-            }
-            Err(why) => {
-                self.forget_login();
-                let failure = Failure::not_started(&why, &self.setup.program);
-                self.login = failure.map_or(Login::None, Login::Impossible);
-            }
+            Err(why) => self.came_to_nothing(match Failure::not_started(&why, &self.setup.program) {
+                Some(failure) => Then::Impossible(failure),
+                None => Then::Pause(why.words().to_owned()),
+            }, now),
         }
     }
 
@@ -146,7 +141,10 @@ impl Machine {
         self.situation = None;
         // What it may have done in its last moment is to be read.
         self.known = None;
-        if let Login::UnderWay { before, .. } = &self.login {
+        // At the end of a run, what it has sent may come a moment later.
+        if self.stopping.is_none()
+            && let Login::UnderWay { before, .. } = &self.login
+        {
             let before = before.clone();
             self.login = Login::Broke { since: now, before, ended: Ended::Idle };
         }
@@ -158,12 +156,17 @@ impl Machine {
             Ok(Some(prefs)) => {
                 let history = self.history.as_mut();
                 if let Some(history) = history.filter(|history| history.has_succeeded(&prefs)) {
-                    // It had come to its end in that very moment.
-                    history.resume();
+                    // It had come to its end in that very moment. Once more, so that it is up.
+                    history.resume(&prefs);
+                    if let Login::Failing { then, .. } = &mut self.login
+                        && *then != Then::End
+                    {
+                        *then = Then::Anew;
+                    }
                     return;
                 }
             }
-            Ok(None) => self.notes.push(Note::OtherProfile),
+            Ok(None) => return self.other_profile(),
             Err(error @ (LocalApiError::Denied(_) | LocalApiError::Locked(_))) => {
                 self.notes.push(Note::NotTakenBack(error.to_string()));
             }
@@ -242,6 +245,10 @@ impl Machine {
         match &self.login {
             Login::UnderWay { .. } | Login::Doubted { .. } | Login::Broke { .. } if is_connected => {
                 self.login = Login::Came;
+                if self.profile.as_ref().is_some_and(|profile| !profile.is_empty()) {
+                    // It may be another that is connected.
+                    self.known = None;
+                }
             }
             Login::UnderWay { since, before } => match error {
                 Some(error @ (LoginError::Refused(_) | LoginError::Unknown(_))) => {
@@ -305,7 +312,7 @@ impl Machine {
         let is_done = self.history.as_ref().is_none_or(|history| {
             history.is_replaced() && history.owed().is_empty()
         });
-        if self.login == Login::Came && is_done {
+        if self.login == Login::Came && self.known.is_some() && is_done {
             self.settle();
             self.login = Login::Settled;
         }
@@ -440,11 +447,20 @@ impl Machine {
                 }
             }
         };
-        if has_come {
+        // What a CLI has sent that was killed may come a moment later, and is taken back in any case.
+        match has_come || ended == Ended::Killed {
+            true => self.login = Login::Failing { since: now, then },
+            false => self.came_to_nothing(then, now),
+        }
+    }
+
+    /// A login has changed nothing. One of this run that was lost before it may have.
+    fn came_to_nothing(&mut self, then: Then, now: Time) {
+        if self.history.as_ref().is_some_and(History::is_changed) {
             self.login = Login::Failing { since: now, then };
             return;
         }
-        // It has changed nothing; what changes from now on is somebody else's doing.
+        // What changes from now on is somebody else's doing.
         self.forget_login();
         match then {
             Then::Refused(refusal) => self.refused(refusal, None, now),
@@ -498,6 +514,10 @@ impl Machine {
                 {
                     Some(self.wait_until(Waiting::Retry(words.clone()), *until, now))
                 }
+                // A login would be due at once.
+                _ if now < *until && self.is_asked_elsewhere() => {
+                    Some(self.wait_until(Waiting::Retry(words.clone()), *until, now))
+                }
                 _ => None,
             },
         }
@@ -507,7 +527,11 @@ impl Machine {
         let may = !matches!(self.login, Login::Failing { .. } | Login::Found);
         let history = self.history.as_ref().filter(|_| may)?;
         let prefs = history.owed();
-        (!prefs.is_empty()).then(|| Action::PutBack { prefs, profile: self.profile.clone() })
+        (!prefs.is_empty()).then(|| match self.known {
+            Some(_) => Action::PutBack { prefs, profile: self.profile.clone() },
+            // They may be another profile's by now.
+            None => Action::ReadPrefs,
+        })
     }
 
     fn take_back(&self) -> Action {
@@ -532,13 +556,13 @@ impl Machine {
             return Some(Action::StopCommand);
         }
         // No key is used while a person or the control server is waited for.
-        let is_unreachable = matches!(situation.login_error(), Some(LoginError::Unreachable(_)));
+        let is_unreachable = matches!(situation.login_error(), Some(LoginError::Unreachable(_)))
+            // It has been reached since.
+            && !matches!(situation, S::AsksForPerson { .. });
         let awaits_others = is_unreachable || *situation == S::NeedsApproval;
-        if awaits_others && matches!(self.key, Key::Ready(_)) {
-            return Some(Action::ReleaseKey);
-        }
-        match situation {
-            S::NeedsApproval => None,
+        let action = match situation {
+            S::NeedsApproval if !self.is_asked_elsewhere() => Some(self.wait(Waiting::Approval, now)),
+            S::NeedsApproval if !self.command_runs && lasted >= TAILSCALEDS_PATIENCE => None,
             S::Stopped if has_come => Some(self.wait(Waiting::StoppedByOther, now)),
             // It has lost the key, by a restart or by somebody else's login.
             S::AsksForPerson { .. } if lasted >= DOUBT => match self.command_runs {
@@ -562,6 +586,12 @@ impl Machine {
                 Some(error) => Waiting::ControlServer(Some(error.words().to_owned())),
                 None => Waiting::LoggingIn,
             }, now)),
+        };
+        match action {
+            Some(Action::Wait(..)) if awaits_others && matches!(self.key, Key::Ready(_)) => {
+                Some(Action::ReleaseKey)
+            }
+            action => action,
         }
     }
 
@@ -640,6 +670,11 @@ impl Machine {
     /// What becomes of a login beside which the run ends. One that has failed is taken back. One that
     /// may be on its way to the control server is left to end: to break it off could burn its key.
     fn end_beside(&mut self, stopping: &Stopping, situation: &Situation, now: Time) {
+        let is_replaced = self.history.as_ref().is_some_and(History::is_replaced);
+        if matches!(self.login, Login::Pausing { .. }) && is_replaced && !situation.is_connected() {
+            // It was to be tried again before anything would be taken back.
+            self.login = Login::Failing { since: now, then: Then::End };
+        }
         let (Login::UnderWay { before, .. } | Login::Doubted { before, .. } | Login::Broke { before, .. }) =
             &self.login
         else {
@@ -650,11 +685,12 @@ impl Machine {
             self.login = Login::Settled;
         } else if is_doubted || situation.login_error().is_some() {
             self.login = Login::Failing { since: now, then: Then::End };
-        } else if self.known.is_some() && !self.has_come(before) {
-            self.forget_login();
-            self.login = Login::None;
         } else if now >= stopping.since.saturating_add(END_PATIENCE) {
-            self.login = Login::Settled;
+            if self.known.is_some() && !self.has_come(before) {
+                self.came_to_nothing(Then::End, now);
+            } else {
+                self.login = Login::Settled;
+            }
         }
     }
 }

@@ -7,6 +7,7 @@
 mod login;
 mod put_back;
 mod situation;
+mod stay;
 #[cfg(test)]
 mod tests;
 
@@ -15,11 +16,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use crate::policy::situation::{Situation, locked_out};
+pub use crate::policy::stay::Clock;
 
-use crate::failure::{Connected, Failure, Mistake, Note, Waiting};
+
+use crate::failure::{Connected, Failure, Mistake, Note, Obstacle, Waiting};
 use crate::key::{KeyFileError, KeyKind, NoKey, belongs_to};
 use crate::policy::login::Login;
 use crate::policy::put_back::History;
+use crate::policy::stay::{Renewal, Stay};
 use crate::prefs::{self, Prefs};
 use crate::record::{BegunLogin, Record};
 use crate::server::is_tailscales;
@@ -70,6 +74,10 @@ pub struct Setup {
     pub socket: PathBuf,
     /// The tailscale command.
     pub program: PathBuf,
+    /// Whether to stay when the node is connected.
+    pub stay: bool,
+    /// Whether a node that was deleted is joined anew while we stay.
+    pub rejoin: bool,
 }
 
 /// What to do next.
@@ -99,6 +107,12 @@ pub enum Action {
     PutBack { prefs: Prefs, profile: Option<String> },
     /// Start with these preferences and without a key, if the profile is the one of the login.
     TakeBack { prefs: Prefs, profile: Option<String> },
+    /// Send the key to renew the node key of a node that is online.
+    Renew,
+    /// Put that off.
+    Postpone(Obstacle),
+    /// Ping the peers, so that they hear of a new node key at once.
+    Ping,
     /// Wait for something to happen, but no longer than until then.
     Wait(Waiting, Time),
     Finish(Connected),
@@ -116,6 +130,8 @@ pub enum Why {
     DeadKey(String),
     /// The node has been offline for long.
     Offline,
+    /// A renewal has failed.
+    Renewal,
     /// tailscaled would send the key of its last login when it is brought up.
     BringUp,
 }
@@ -133,7 +149,10 @@ impl Action {
             Self::LogIn(_) => "log_in",
             Self::StopCommand => "abandon_login",
             Self::Restart(Why::BringUp) | Self::BringUp => "bring_up",
+            Self::Restart(Why::Renewal) => "forget_key",
             Self::Restart(_) => "rescue",
+            Self::Renew | Self::Postpone(_) => "renew",
+            Self::Ping => "ping",
             Self::PutBack { .. } => "put_back",
             Self::TakeBack { .. } => "forget_key",
             Self::Wait(..) => "wait",
@@ -151,6 +170,12 @@ pub enum Event {
     /// The answer to a look. `unbound` is the first of the node's addresses that cannot be bound yet;
     /// the preferences are asked for only where a login server is.
     Seen { status: Result<Status, LocalApiError>, unbound: Option<IpAddr>, prefs: Option<Prefs> },
+    /// The time of the wall clock, before a look.
+    Clock(Clock),
+    /// The key of a renewal has gone to tailscaled, or has not.
+    Renewed(Result<(), LocalApiError>),
+    Postponed(Obstacle),
+    Pinged,
     /// The preferences and the ID of their profile. `live`: each change of them will be told.
     Prefs { prefs: Result<Prefs, LocalApiError>, profile: Option<String>, live: bool },
     /// The bus has told something.
@@ -286,14 +311,22 @@ pub struct Machine {
     bring_up: BringUp,
     objection: Option<Objection>,
     stopping: Option<Stopping>,
+    stay: Stay,
+    clock: Clock,
     notes: Vec<Note>,
 }
 
 impl Machine {
     /// At the start of a run. `seed` makes its chances.
     pub fn new(setup: Setup, seed: u64) -> Self {
+        let stay = match setup.stay {
+            true => Stay::Asked,
+            false => Stay::No,
+        };
         Self {
             setup,
+            stay,
+            clock: Clock::ZERO,
             rng: fastrand::Rng::with_seed(seed),
             situation: None,
             kind: std::mem::discriminant(&Situation::NoDaemon),
@@ -376,6 +409,10 @@ impl Machine {
             Event::Seen { status, unbound, prefs } => self.on_seen(status, unbound, prefs, now),
             Event::Prefs { prefs: Ok(prefs), profile, live } => self.on_prefs(prefs, profile, live, now),
             Event::Prefs { prefs: Err(error), .. } => self.objected(&error, now),
+            Event::Clock(clock) => self.on_clock(clock),
+            Event::Renewed(result) => self.on_renewal_sent(result, now),
+            Event::Postponed(obstacle) => self.on_postponed(obstacle),
+            Event::Pinged => self.on_pinged(),
             Event::Told(notice) => self.on_told(notice),
             Event::Key(key) => self.on_key(key, now),
             Event::Released => self.key = Key::Unread,
@@ -394,6 +431,8 @@ impl Machine {
             Event::TookBack(result) => self.on_took_back(result, now),
             Event::Woke => self.stale(),
             Event::Stop => self.stop(None, now),
+            // There is a limit to getting there, not to staying there.
+            Event::TimeUp(_) if matches!(self.stay, Stay::Begun(_)) => {}
             Event::TimeUp(waiting) => {
                 let waiting = waiting.unwrap_or(Waiting::Settling);
                 let failure = Failure::timed_out(waiting, self.answered, &self.setup.socket);
@@ -444,7 +483,9 @@ impl Machine {
         }
         if let Some(prefs) = prefs {
             self.server = Some(prefs::text(&prefs, "ControlURL").to_owned());
-            if let Some(history) = &mut self.history {
+            if self.is_elsewhere(&prefs) {
+                self.known = None;
+            } else if let Some(history) = &mut self.history {
                 history.told_after_a_gap(prefs);
             }
         }
@@ -453,6 +494,7 @@ impl Machine {
         }
         self.look_for_others_login();
         self.look_at_login(&situation, now);
+        self.look_after(&situation, now);
         self.note_what_is_odd(&situation, now);
         self.situation = Some(situation);
     }
@@ -479,6 +521,10 @@ impl Machine {
     fn on_prefs(&mut self, prefs: Prefs, profile: Option<String>, live: bool, now: Time) {
         self.objection = None;
         self.server = Some(prefs::text(&prefs, "ControlURL").to_owned());
+        let is_other = |own: &String| !own.is_empty() && profile.as_ref().is_some_and(|now| now != own);
+        if self.history.is_some() && self.profile.as_ref().is_some_and(is_other) {
+            self.other_profile();
+        }
         if let Some(history) = &mut self.history {
             history.told_after_a_gap(prefs.clone());
         }
@@ -501,6 +547,11 @@ impl Machine {
         let mut gap = notice.after_a_gap;
         for prefs in notice.prefs {
             self.server = Some(prefs::text(&prefs, "ControlURL").to_owned());
+            if self.is_elsewhere(&prefs) {
+                // They are nobody's change of these. The profile is to be asked for.
+                self.known = None;
+                break;
+            }
             match &mut self.history {
                 Some(history) if gap => history.told_after_a_gap(prefs.clone()),
                 Some(history) => history.told(prefs.clone()),
@@ -516,6 +567,13 @@ impl Machine {
         if !self.command_runs || notice.running {
             self.stale();
         }
+    }
+
+    /// Whether these preferences may be of another profile than the login's.
+    fn is_elsewhere(&self, prefs: &Prefs) -> bool {
+        let begun = self.record.as_ref().and_then(|record| record.login.as_ref());
+        let server = begun.map_or("", |begun| &begun.server);
+        self.history.as_ref().is_some_and(|history| history.is_elsewhere(prefs, server))
     }
 
     fn on_key(&mut self, key: Result<KeyFacts, NoKey>, now: Time) {
@@ -541,7 +599,11 @@ impl Machine {
         };
         self.situation = None;
         let stopped = self.status.as_ref().is_some_and(|status| status.backend_state == "Stopped");
+        let is_renewal = matches!(self.stay, Stay::Begun(Renewal::Failed { .. }));
         match result {
+            Ok(()) | Err(LocalApiError::Denied(_) | LocalApiError::Locked(_)) if is_renewal => {
+                self.on_renewal_failed();
+            }
             Ok(()) => {
                 self.objection = None;
                 match stopped {
@@ -666,9 +728,21 @@ impl Machine {
             S::AddressPending(address) if lasted < ADDRESS_PATIENCE => {
                 self.wait(Waiting::Address(*address), now)
             }
+            S::Connected | S::AddressPending(_) if let Stay::Begun(renewal) = &self.stay => {
+                self.look_after_connected(renewal, now)
+            }
+            // What a renewal has led to is not somebody else's.
+            _ if matches!(self.stay, Stay::Begun(Renewal::Failed { .. })) => Action::Restart(Why::Renewal),
+            S::Stopped if matches!(self.stay, Stay::Begun(_)) => {
+                self.wait(Waiting::StoppedByOther, now)
+            }
+            S::NeedsLogin { .. } | S::AsksForPerson { .. } if !self.may_log_in_again() => {
+                self.leave_alone(lasted, now)
+            }
             S::ConnectedWithDeadKey(words) if now >= self.stranded.not_before => {
                 Action::Restart(Why::DeadKey(words.clone()))
             }
+            S::ConnectedWithDeadKey(_) if self.stay != Stay::No => self.wait(self.staying(), now),
             S::Connected | S::ConnectedWithDeadKey(_) | S::AddressPending(_) => self.finish(),
 
             // A key that somebody sent was refused, and keeps the node off.
@@ -774,6 +848,10 @@ impl Machine {
             return self.wait_until(Waiting::Retry(words.clone()), *until, now);
         }
         self.with_key(now, |facts| {
+            if self.command_runs {
+                // For another profile.
+                return Action::StopCommand;
+            }
             let Some(known) = &self.known else {
                 return Action::ReadPrefs;
             };
@@ -811,17 +889,20 @@ impl Machine {
     fn history_of_login(&self, known: &Known) -> History {
         let version = self.version();
         let flags = self.setup.flags.clone();
-        match &self.history {
+        let mut history = match &self.history {
             Some(history) => history.again(known.prefs.clone(), flags, version),
             None => History::new(known.prefs.clone(), flags, version),
-        }
-    }
-
-    fn flags_of_login(&self, history: &History, server: &str, prefs: &Prefs) -> Vec<String> {
-        let is_known = |flag: &&String| {
+        };
+        // What has no flag here is put back after the login.
+        let is_known = |flag: &String| {
             let name = prefs::flag_name(flag).unwrap_or_default();
             !self.unknown_flags.iter().any(|unknown| unknown == name)
         };
+        history.ours.retain(is_known);
+        history
+    }
+
+    fn flags_of_login(&self, history: &History, server: &str, prefs: &Prefs) -> Vec<String> {
         let mut flags = Vec::new();
         let is_given = prefs::flag_value(&self.setup.flags, "login-server").is_some();
         if !is_given && (self.setup.server.is_some() || server != TAILSCALES_SERVER) {
@@ -832,7 +913,7 @@ impl Machine {
             // `up` of a running node takes another login server only so.
             flags.push("--force-reauth".to_owned());
         }
-        flags.extend(history.ours.iter().filter(is_known).cloned());
+        flags.extend(history.ours.iter().cloned());
         flags.extend(self.setup.flags.iter().cloned());
         flags
     }
