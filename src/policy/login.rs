@@ -158,12 +158,17 @@ impl Machine {
             Ok(Some(prefs)) => {
                 let history = self.history.as_mut();
                 if let Some(history) = history.filter(|history| history.has_succeeded(&prefs)) {
-                    // It had come to its end in that very moment.
-                    history.resume();
+                    // It had come to its end in that very moment. Once more, so that it is up.
+                    history.resume(&prefs);
+                    if let Login::Failing { then, .. } = &mut self.login
+                        && *then != Then::End
+                    {
+                        *then = Then::Anew;
+                    }
                     return;
                 }
             }
-            Ok(None) => self.notes.push(Note::OtherProfile),
+            Ok(None) => return self.other_profile(),
             Err(error @ (LocalApiError::Denied(_) | LocalApiError::Locked(_))) => {
                 self.notes.push(Note::NotTakenBack(error.to_string()));
             }
@@ -242,6 +247,10 @@ impl Machine {
         match &self.login {
             Login::UnderWay { .. } | Login::Doubted { .. } | Login::Broke { .. } if is_connected => {
                 self.login = Login::Came;
+                if self.profile.as_ref().is_some_and(|profile| !profile.is_empty()) {
+                    // It may be another that is connected.
+                    self.known = None;
+                }
             }
             Login::UnderWay { since, before } => match error {
                 Some(error @ (LoginError::Refused(_) | LoginError::Unknown(_))) => {
@@ -305,7 +314,7 @@ impl Machine {
         let is_done = self.history.as_ref().is_none_or(|history| {
             history.is_replaced() && history.owed().is_empty()
         });
-        if self.login == Login::Came && is_done {
+        if self.login == Login::Came && self.known.is_some() && is_done {
             self.settle();
             self.login = Login::Settled;
         }
@@ -498,6 +507,10 @@ impl Machine {
                 {
                     Some(self.wait_until(Waiting::Retry(words.clone()), *until, now))
                 }
+                // A login would be due at once.
+                _ if now < *until && self.is_asked_elsewhere() => {
+                    Some(self.wait_until(Waiting::Retry(words.clone()), *until, now))
+                }
                 _ => None,
             },
         }
@@ -507,7 +520,11 @@ impl Machine {
         let may = !matches!(self.login, Login::Failing { .. } | Login::Found);
         let history = self.history.as_ref().filter(|_| may)?;
         let prefs = history.owed();
-        (!prefs.is_empty()).then(|| Action::PutBack { prefs, profile: self.profile.clone() })
+        (!prefs.is_empty()).then(|| match self.known {
+            Some(_) => Action::PutBack { prefs, profile: self.profile.clone() },
+            // They may be another profile's by now.
+            None => Action::ReadPrefs,
+        })
     }
 
     fn take_back(&self) -> Action {
@@ -532,7 +549,9 @@ impl Machine {
             return Some(Action::StopCommand);
         }
         // No key is used while a person or the control server is waited for.
-        let is_unreachable = matches!(situation.login_error(), Some(LoginError::Unreachable(_)));
+        let is_unreachable = matches!(situation.login_error(), Some(LoginError::Unreachable(_)))
+            // It has been reached since.
+            && !matches!(situation, S::AsksForPerson { .. });
         let awaits_others = is_unreachable || *situation == S::NeedsApproval;
         if awaits_others && matches!(self.key, Key::Ready(_)) {
             return Some(Action::ReleaseKey);

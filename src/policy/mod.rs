@@ -444,7 +444,9 @@ impl Machine {
         }
         if let Some(prefs) = prefs {
             self.server = Some(prefs::text(&prefs, "ControlURL").to_owned());
-            if let Some(history) = &mut self.history {
+            if self.is_elsewhere(&prefs) {
+                self.known = None;
+            } else if let Some(history) = &mut self.history {
                 history.told_after_a_gap(prefs);
             }
         }
@@ -479,6 +481,10 @@ impl Machine {
     fn on_prefs(&mut self, prefs: Prefs, profile: Option<String>, live: bool, now: Time) {
         self.objection = None;
         self.server = Some(prefs::text(&prefs, "ControlURL").to_owned());
+        let is_other = |own: &String| !own.is_empty() && profile.as_ref().is_some_and(|now| now != own);
+        if self.history.is_some() && self.profile.as_ref().is_some_and(is_other) {
+            self.other_profile();
+        }
         if let Some(history) = &mut self.history {
             history.told_after_a_gap(prefs.clone());
         }
@@ -501,6 +507,11 @@ impl Machine {
         let mut gap = notice.after_a_gap;
         for prefs in notice.prefs {
             self.server = Some(prefs::text(&prefs, "ControlURL").to_owned());
+            if self.is_elsewhere(&prefs) {
+                // They are nobody's change of these. The profile is to be asked for.
+                self.known = None;
+                break;
+            }
             match &mut self.history {
                 Some(history) if gap => history.told_after_a_gap(prefs.clone()),
                 Some(history) => history.told(prefs.clone()),
@@ -516,6 +527,13 @@ impl Machine {
         if !self.command_runs || notice.running {
             self.stale();
         }
+    }
+
+    /// Whether these preferences may be of another profile than the login's.
+    fn is_elsewhere(&self, prefs: &Prefs) -> bool {
+        let begun = self.record.as_ref().and_then(|record| record.login.as_ref());
+        let server = begun.map_or("", |begun| &begun.server);
+        self.history.as_ref().is_some_and(|history| history.is_elsewhere(prefs, server))
     }
 
     fn on_key(&mut self, key: Result<KeyFacts, NoKey>, now: Time) {
@@ -774,6 +792,10 @@ impl Machine {
             return self.wait_until(Waiting::Retry(words.clone()), *until, now);
         }
         self.with_key(now, |facts| {
+            if self.command_runs {
+                // For another profile.
+                return Action::StopCommand;
+            }
             let Some(known) = &self.known else {
                 return Action::ReadPrefs;
             };

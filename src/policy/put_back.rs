@@ -5,6 +5,7 @@
 //! user's flags set; what somebody changes after it stays. The order is known, since the IPN bus
 //! tells each change by itself.
 
+use crate::policy::is_same_server;
 use crate::prefs::{self, Prefs};
 
 /// The preferences of a node in the course of a login.
@@ -96,6 +97,15 @@ impl History {
         self.last = now;
     }
 
+    /// Whether these may be another profile's: their login server is neither the old one nor that of
+    /// the login, or their node is another. (A login can bring that too.)
+    pub fn is_elsewhere(&self, now: &Prefs, server: &str) -> bool {
+        let is_other = |one: &str, other: &str| !one.is_empty() && !other.is_empty() && one != other;
+        let [own, last, url] = [&self.original, &self.last, now].map(|prefs| prefs::text(prefs, "ControlURL"));
+        is_other(url, own) && is_other(url, last) && !is_same_server(url, server)
+            || is_other(node_id(now), node_id(&self.last))
+    }
+
     /// Whether `up` has come to the preferences.
     pub fn is_replaced(&self) -> bool {
         self.replaced
@@ -133,14 +143,15 @@ impl History {
     /// Whether these preferences, read after the login was taken back, are those of a node that it had
     /// logged in: tailscaled sets `Config` with the answer to a register.
     pub fn has_succeeded(&self, prefs: &Prefs) -> bool {
-        let node = |prefs: &Prefs| prefs.get("Config").map(|config| config["NodeID"].clone());
-        let (before, now) = (node(&self.original), node(prefs));
-        before != now && now.is_some_and(|node| node.as_str().is_some_and(|node| !node.is_empty()))
+        let now = node_id(prefs);
+        now != node_id(&self.original) && !now.is_empty()
     }
 
     /// Takes the login for the way that the node is to be, since it has succeeded.
-    pub fn resume(&mut self) {
+    pub fn resume(&mut self, now: &Prefs) {
         let mut resumed = self.wanted.clone();
+        // By which it will not be seen once more.
+        resumed.extend(now.get_key_value("Config").map(|(name, value)| (name.clone(), value.clone())));
         for name in ["ControlURL", "LoggedOut", "WantRunning"] {
             let of_login = self.of_login.get_key_value(name);
             resumed.extend(of_login.map(|(name, value)| (name.clone(), value.clone())));
@@ -152,4 +163,9 @@ impl History {
     pub fn last(&self) -> &Prefs {
         &self.last
     }
+}
+
+/// The node that the control server has taken these preferences' for; empty for none.
+fn node_id(prefs: &Prefs) -> &str {
+    prefs.get("Config").and_then(|config| config["NodeID"].as_str()).unwrap_or_default()
 }
