@@ -114,6 +114,18 @@ fn daemons() -> Vec<Seen> {
     let mut unbound = seen(Ok(online(status("Running"))));
     unbound.unbound = "100.64.0.1".parse().ok();
     daemons.push(unbound);
+    let with_health = |mut status: Status, message: &str| {
+        status.health = vec![message.to_owned()];
+        seen(Ok(status))
+    };
+    daemons.push(with_health(
+        online(status("Running")),
+        "this node is locked out; it will not have connectivity until it is signed.",
+    ));
+    daemons.push(with_health(
+        status("NoState"),
+        "State store failed to initialize, Tailscale will not work until this is resolved.",
+    ));
     daemons
 }
 

@@ -298,6 +298,7 @@ waits! {
     Address(EXAMPLE_ADDRESS);
     StoppedByOther;
     Answer("REASON".into());
+    NoState("REASON".into());
     Unknown("STATE".into());
 }
 

@@ -548,16 +548,8 @@ impl Machine {
         if is_idle && now >= since.saturating_add(self.command_patience()) {
             return Some(Action::StopCommand);
         }
-        // No key is used while a person or the control server is waited for.
-        let is_unreachable = matches!(situation.login_error(), Some(LoginError::Unreachable(_)))
-            // It has been reached since.
-            && !matches!(situation, S::AsksForPerson { .. });
-        let awaits_others = is_unreachable || *situation == S::NeedsApproval;
-        if awaits_others && matches!(self.key, Key::Ready(_)) {
-            return Some(Action::ReleaseKey);
-        }
-        match situation {
-            S::NeedsApproval => None,
+        let action = match situation {
+            S::NeedsApproval => Some(self.wait(Waiting::Approval, now)),
             S::Stopped if has_come => Some(self.wait(Waiting::StoppedByOther, now)),
             // It has lost the key, by a restart or by somebody else's login.
             S::AsksForPerson { .. } if lasted >= DOUBT => match self.command_runs {
@@ -581,6 +573,13 @@ impl Machine {
                 Some(error) => Waiting::ControlServer(Some(error.words().to_owned())),
                 None => Waiting::LoggingIn,
             }, now)),
+        };
+        // No key is used while a person or the control server is waited for.
+        let is_unreachable = matches!(situation.login_error(), Some(LoginError::Unreachable(_)));
+        let awaits_others = is_unreachable || *situation == S::NeedsApproval;
+        match action {
+            Some(_) if awaits_others && matches!(self.key, Key::Ready(_)) => Some(Action::ReleaseKey),
+            action => action,
         }
     }
 
