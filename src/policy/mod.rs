@@ -8,6 +8,8 @@ mod login;
 mod put_back;
 mod situation;
 #[cfg(test)]
+mod attack_tests;
+#[cfg(test)]
 mod tests;
 
 use std::net::IpAddr;
