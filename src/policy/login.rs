@@ -371,7 +371,12 @@ impl Machine {
         history.told_after_a_gap(known.prefs.clone());
         // On a node that was logged in before, what has no key yet looks the same.
         let asks = matches!(self.situation, Some(Situation::AsksForPerson { .. }));
-        let is_under_way = prefs::login_under_way(history.last()) && !asks;
+        // With a node key, it may have come to its end, and then it is none to be taken back.
+        let is_settling = matches!(
+            self.situation,
+            Some(Situation::Settling { .. } | Situation::Offline { .. })
+        );
+        let is_under_way = prefs::login_under_way(history.last()) && !asks && !is_settling;
         self.profile = Some(begun.profile.clone());
         self.history = Some(history);
         let Some(situation) = self.situation.clone() else {
@@ -384,7 +389,7 @@ impl Machine {
         let asked = self.setup.server.clone().unwrap_or(begun.server.clone());
         let is_same = is_same_server(&asked, &begun.server) && begun.flags == self.setup.flags;
         if !is_under_way && situation != Situation::NeedsApproval {
-            // It never came to tailscaled, or tailscaled has forgotten it.
+            // It never came to tailscaled, or tailscaled has forgotten it, or a node key says more.
             self.login = Login::None;
         } else if !is_same && situation != Situation::NeedsApproval {
             self.login = Login::Failing { since: now, then: Then::Anew };
