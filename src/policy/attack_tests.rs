@@ -190,24 +190,6 @@ fn a_setting_that_cannot_be_put_back_does_not_hold_a_run_up() {
     }
 }
 
-/// A login for a profile that is not logged in yet, and somebody has switched to another one.
-#[test]
-fn another_profile_is_not_taken_back_to_what_an_empty_one_was() {
-    let mut walk = Walk::new(Some(OWN), status("NeedsLogin"), fresh());
-    walk.profile = "";
-    walk.logs_in();
-    walk.tells(with(&fresh(), json!({ "ControlURL": OWN, "WantRunning": true, "LoggedOut": false })));
-    // The other one, whose control server cannot be reached.
-    walk.profile = "2";
-    walk.status = with_error(known_node("NoState"), "fetch control key: connection refused");
-    walk.tells(with(&of(OWN), json!({ "Hostname": "other" })));
-    walk.on(Event::Stop);
-    let action = walk.waits(seconds(3));
-    if let Action::TakeBack { prefs, profile } = action {
-        panic!("profile 2 is given {prefs:?} as if it were {profile:?}");
-    }
-}
-
 fn begun(before: Prefs, profile: &str) -> BegunLogin {
     BegunLogin {
         at: 1,

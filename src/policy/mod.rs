@@ -835,17 +835,17 @@ impl Machine {
     fn history_of_login(&self, known: &Known) -> History {
         let version = self.version();
         let flags = self.setup.flags.clone();
-        match &self.history {
+        let mut history = match &self.history {
             Some(history) => history.again(known.prefs.clone(), flags, version),
             None => History::new(known.prefs.clone(), flags, version),
-        }
+        };
+        // What the command has no flag for is put back after the login.
+        let is_unknown = |flag: &str| self.unknown_flags.iter().any(|unknown| unknown == flag);
+        history.ours.retain(|flag| !prefs::flag_name(flag).is_some_and(is_unknown));
+        history
     }
 
     fn flags_of_login(&self, history: &History, server: &str, prefs: &Prefs) -> Vec<String> {
-        let is_known = |flag: &&String| {
-            let name = prefs::flag_name(flag).unwrap_or_default();
-            !self.unknown_flags.iter().any(|unknown| unknown == name)
-        };
         let mut flags = Vec::new();
         let is_given = prefs::flag_value(&self.setup.flags, "login-server").is_some();
         if !is_given && (self.setup.server.is_some() || server != TAILSCALES_SERVER) {
@@ -856,7 +856,7 @@ impl Machine {
             // `up` of a running node takes another login server only so.
             flags.push("--force-reauth".to_owned());
         }
-        flags.extend(history.ours.iter().filter(is_known).cloned());
+        flags.extend(history.ours.iter().cloned());
         flags.extend(self.setup.flags.iter().cloned());
         flags
     }
