@@ -708,8 +708,11 @@ impl Machine {
                 Some(why) => self.wait(Waiting::ControlServer(Some(why.clone())), now),
                 None => self.wait_until(Waiting::Settling, self.since.saturating_add(SETTLING_PATIENCE), now),
             },
+            S::SettlingNew { trouble: Some(_), .. } if elsewhere => self.log_in(now),
             // Nothing comes of it by itself: a login has failed half-way, as on a disk that was full.
-            S::SettlingNew { trouble: None, .. } if lasted >= SETTLING_PATIENCE => {
+            S::SettlingNew { trouble: None, .. } | S::SettlingNew { error: Some(LoginError::Unknown(_)), .. }
+                if lasted >= SETTLING_PATIENCE =>
+            {
                 self.log_in_unless_others(lasted, now)
             }
             S::SettlingNew { trouble: None, .. } => {
@@ -758,10 +761,14 @@ impl Machine {
         }
         let is_others = self.others_login && self.stranded.tries == 0 && !self.is_asked_elsewhere();
         let error = self.situation.as_ref().and_then(Situation::login_error);
-        if is_others && self.logins == 0 && (lasted < OTHERS_PATIENCE || error.is_some()) {
+        // One that is told what nobody here knows may never come to its end.
+        let is_unreachable = matches!(error, Some(LoginError::Unreachable(_)));
+        if is_others && self.logins == 0 && (lasted < OTHERS_PATIENCE || is_unreachable) {
             return match error {
-                Some(error) => self.wait(Waiting::ControlServer(Some(error.words().to_owned())), now),
-                None => self.wait_until(Waiting::LoggingIn, self.since.saturating_add(OTHERS_PATIENCE), now),
+                Some(error) if is_unreachable => {
+                    self.wait(Waiting::ControlServer(Some(error.words().to_owned())), now)
+                }
+                _ => self.wait_until(Waiting::LoggingIn, self.since.saturating_add(OTHERS_PATIENCE), now),
             };
         }
         self.log_in(now)
