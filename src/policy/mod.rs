@@ -719,7 +719,10 @@ impl Machine {
                 self.wait_until(Waiting::Settling, self.since.saturating_add(SETTLING_PATIENCE), now)
             }
             S::SettlingNew { trouble, .. } => self.wait(Waiting::ControlServer(trouble.clone()), now),
-            S::Offline { .. } if elsewhere => self.log_in(now),
+            // A moment after its start it is not online yet.
+            S::Offline { trouble, .. } if elsewhere && (trouble.is_some() || lasted >= SETTLING_PATIENCE) => {
+                self.log_in(now)
+            }
             S::Offline { .. } if self.may_restart(error, lasted, now) => Action::Restart(Why::Offline),
             S::Offline { trouble, .. } => self.wait(Waiting::ControlServer(trouble.clone()), now),
 
