@@ -245,7 +245,15 @@ impl Machine {
         let is_connected = situation.is_connected();
         let error = situation.login_error();
         match &self.login {
-            Login::UnderWay { .. } | Login::Doubted { .. } | Login::Broke { .. } if is_connected => {
+            // Whatever was thought of it.
+            Login::UnderWay { .. }
+            | Login::Doubted { .. }
+            | Login::Broke { .. }
+            | Login::Failing { .. }
+            | Login::Pausing { .. }
+            | Login::Found
+                if is_connected && self.history.is_some() =>
+            {
                 self.login = Login::Came;
                 if self.profile.as_ref().is_some_and(|profile| !profile.is_empty()) {
                     // It may be another that is connected.
