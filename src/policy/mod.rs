@@ -255,6 +255,8 @@ pub struct Machine {
     situation: Option<Situation>,
     kind: std::mem::Discriminant<Situation>,
     since: Time,
+    /// When it was looked at last.
+    looked: Time,
     status: Option<Status>,
     /// tailscaled has answered, whatever it said.
     answered: bool,
@@ -300,6 +302,7 @@ impl Machine {
             situation: None,
             kind: std::mem::discriminant(&Situation::NoDaemon),
             since: Time::ZERO,
+            looked: Time::ZERO,
             status: None,
             answered: false,
             known: None,
@@ -439,6 +442,7 @@ impl Machine {
             Err(_) => {}
         }
         self.answered |= situation != Situation::NoDaemon;
+        self.looked = now;
         let kind = std::mem::discriminant(&situation);
         if kind != self.kind {
             self.kind = kind;
@@ -907,14 +911,15 @@ impl Machine {
         now.saturating_sub(self.since)
     }
 
-    /// Waits until the next look.
+    /// Waits until the next look, which comes whatever is told meanwhile.
     fn wait(&self, what: Waiting, now: Time) -> Action {
         let least = match self.situation {
             Some(Situation::NoDaemon) => LOOK_LEAST_WITHOUT_DAEMON,
             _ => LOOK_LEAST,
         };
         let since = self.since.max(self.login.since());
-        let look = now.saturating_add((now.saturating_sub(since) / 10).clamp(least, LOOK_MOST));
+        let rest = (now.saturating_sub(since) / 10).clamp(least, LOOK_MOST);
+        let look = self.looked.saturating_add(rest);
         Action::Wait(what, look)
     }
 
