@@ -432,10 +432,11 @@ mod tests {
             owner,
             mode,
             in_shared_directory: false,
+            on_mount_of_overflow: false,
         };
         let root = Process {
             user: 0,
-            in_namespace: false,
+            users: trust::Users::All,
         };
         let said = |owner, directory, mode| {
             let parts = [
