@@ -281,10 +281,10 @@ impl<'a> Run<'a> {
         self.api.renew(key.start_request()).await
     }
 
-    /// Whether the profile in use is still this one. An old tailscaled, which has no answer, has but
-    /// one.
-    async fn is_profile(&self, profile: Option<String>) -> Result<bool, LocalApiError> {
-        let Some(profile) = profile.filter(|profile| !profile.is_empty()) else {
+    /// Whether the profile in use is still this one, which may have been given its ID since. An old
+    /// tailscaled, which has no answer, has but one.
+    async fn is_profile(&self, profile: Option<String>, or_new: bool) -> Result<bool, LocalApiError> {
+        let Some(profile) = profile.filter(|profile| !(or_new && profile.is_empty())) else {
             return Ok(true);
         };
         match self.api.profile().await {
@@ -295,7 +295,7 @@ impl<'a> Run<'a> {
     }
 
     async fn put_back(&self, prefs: Prefs, profile: Option<String>) -> Result<Option<Vec<String>>, LocalApiError> {
-        if !self.is_profile(profile).await? {
+        if !self.is_profile(profile, true).await? {
             return Ok(None);
         }
         let names: Vec<&str> = prefs.keys().map(String::as_str).collect();
@@ -318,9 +318,10 @@ impl<'a> Run<'a> {
         Ok(Some(not_taken))
     }
 
-    /// Also tells the preferences afterwards, which show whether it was too late.
+    /// Also tells the preferences afterwards, which show whether it was too late. A profile that has an
+    /// ID by now was logged in, or is another.
     async fn take_back(&self, prefs: &Prefs, profile: Option<String>) -> Result<Option<Prefs>, LocalApiError> {
-        if !self.is_profile(profile).await? {
+        if !self.is_profile(profile, false).await? {
             return Ok(None);
         }
         self.api.start(Some(prefs)).await?;

@@ -243,7 +243,15 @@ impl Machine {
         let is_connected = situation.is_connected();
         let error = situation.login_error();
         match &self.login {
-            Login::UnderWay { .. } | Login::Doubted { .. } | Login::Broke { .. } if is_connected => {
+            // Whatever was thought of it.
+            Login::UnderWay { .. }
+            | Login::Doubted { .. }
+            | Login::Broke { .. }
+            | Login::Failing { .. }
+            | Login::Pausing { .. }
+            | Login::Found
+                if is_connected && self.history.is_some() =>
+            {
                 self.login = Login::Came;
                 if self.profile.as_ref().is_some_and(|profile| !profile.is_empty()) {
                     // It may be another that is connected.
@@ -369,7 +377,12 @@ impl Machine {
         history.told_after_a_gap(known.prefs.clone());
         // On a node that was logged in before, what has no key yet looks the same.
         let asks = matches!(self.situation, Some(Situation::AsksForPerson { .. }));
-        let is_under_way = prefs::login_under_way(history.last()) && !asks;
+        // With a node key, it may have come to its end, and then it is none to be taken back.
+        let is_settling = matches!(
+            self.situation,
+            Some(Situation::Settling { .. } | Situation::Offline { .. })
+        );
+        let is_under_way = prefs::login_under_way(history.last()) && !asks && !is_settling;
         self.profile = Some(begun.profile.clone());
         self.history = Some(history);
         let Some(situation) = self.situation.clone() else {
@@ -382,7 +395,7 @@ impl Machine {
         let asked = self.setup.server.clone().unwrap_or(begun.server.clone());
         let is_same = is_same_server(&asked, &begun.server) && begun.flags == self.setup.flags;
         if !is_under_way && situation != Situation::NeedsApproval {
-            // It never came to tailscaled, or tailscaled has forgotten it.
+            // It never came to tailscaled, or tailscaled has forgotten it, or a node key says more.
             self.login = Login::None;
         } else if !is_same && situation != Situation::NeedsApproval {
             self.login = Login::Failing { since: now, then: Then::Anew };

@@ -9,6 +9,8 @@ mod put_back;
 mod situation;
 mod stay;
 #[cfg(test)]
+mod attack_tests;
+#[cfg(test)]
 mod tests;
 
 use std::net::IpAddr;
@@ -278,6 +280,8 @@ pub struct Machine {
     situation: Option<Situation>,
     kind: std::mem::Discriminant<Situation>,
     since: Time,
+    /// When it was looked at last.
+    looked: Time,
     status: Option<Status>,
     /// tailscaled has answered, whatever it said.
     answered: bool,
@@ -331,6 +335,7 @@ impl Machine {
             situation: None,
             kind: std::mem::discriminant(&Situation::NoDaemon),
             since: Time::ZERO,
+            looked: Time::ZERO,
             status: None,
             answered: false,
             known: None,
@@ -476,6 +481,7 @@ impl Machine {
             Err(_) => {}
         }
         self.answered |= situation != Situation::NoDaemon;
+        self.looked = now;
         let kind = std::mem::discriminant(&situation);
         if kind != self.kind {
             self.kind = kind;
@@ -762,15 +768,21 @@ impl Machine {
                 Some(why) => self.wait(Waiting::ControlServer(Some(why.clone())), now),
                 None => self.wait_until(Waiting::Settling, self.since.saturating_add(SETTLING_PATIENCE), now),
             },
+            S::SettlingNew { trouble: Some(_), .. } if elsewhere => self.log_in(now),
             // Nothing comes of it by itself: a login has failed half-way, as on a disk that was full.
-            S::SettlingNew { trouble: None, .. } if lasted >= SETTLING_PATIENCE => {
+            S::SettlingNew { trouble: None, .. } | S::SettlingNew { error: Some(LoginError::Unknown(_)), .. }
+                if lasted >= SETTLING_PATIENCE =>
+            {
                 self.log_in_unless_others(lasted, now)
             }
             S::SettlingNew { trouble: None, .. } => {
                 self.wait_until(Waiting::Settling, self.since.saturating_add(SETTLING_PATIENCE), now)
             }
             S::SettlingNew { trouble, .. } => self.wait(Waiting::ControlServer(trouble.clone()), now),
-            S::Offline { .. } if elsewhere => self.log_in(now),
+            // A moment after its start it is not online yet.
+            S::Offline { trouble, .. } if elsewhere && (trouble.is_some() || lasted >= SETTLING_PATIENCE) => {
+                self.log_in(now)
+            }
             S::Offline { .. } if self.may_restart(error, lasted, now) => Action::Restart(Why::Offline),
             S::Offline { trouble, .. } => self.wait(Waiting::ControlServer(trouble.clone()), now),
 
@@ -812,10 +824,14 @@ impl Machine {
         }
         let is_others = self.others_login && self.stranded.tries == 0 && !self.is_asked_elsewhere();
         let error = self.situation.as_ref().and_then(Situation::login_error);
-        if is_others && self.logins == 0 && (lasted < OTHERS_PATIENCE || error.is_some()) {
+        // One that is told what nobody here knows may never come to its end.
+        let is_unreachable = matches!(error, Some(LoginError::Unreachable(_)));
+        if is_others && self.logins == 0 && (lasted < OTHERS_PATIENCE || is_unreachable) {
             return match error {
-                Some(error) => self.wait(Waiting::ControlServer(Some(error.words().to_owned())), now),
-                None => self.wait_until(Waiting::LoggingIn, self.since.saturating_add(OTHERS_PATIENCE), now),
+                Some(error) if is_unreachable => {
+                    self.wait(Waiting::ControlServer(Some(error.words().to_owned())), now)
+                }
+                _ => self.wait_until(Waiting::LoggingIn, self.since.saturating_add(OTHERS_PATIENCE), now),
             };
         }
         self.log_in(now)
@@ -893,12 +909,9 @@ impl Machine {
             Some(history) => history.again(known.prefs.clone(), flags, version),
             None => History::new(known.prefs.clone(), flags, version),
         };
-        // What has no flag here is put back after the login.
-        let is_known = |flag: &String| {
-            let name = prefs::flag_name(flag).unwrap_or_default();
-            !self.unknown_flags.iter().any(|unknown| unknown == name)
-        };
-        history.ours.retain(is_known);
+        // What the command has no flag for is put back after the login.
+        let is_unknown = |flag: &str| self.unknown_flags.iter().any(|unknown| unknown == flag);
+        history.ours.retain(|flag| !prefs::flag_name(flag).is_some_and(is_unknown));
         history
     }
 
@@ -954,14 +967,15 @@ impl Machine {
         now.saturating_sub(self.since)
     }
 
-    /// Waits until the next look.
+    /// Waits until the next look, which comes whatever is told meanwhile.
     fn wait(&self, what: Waiting, now: Time) -> Action {
         let least = match self.situation {
             Some(Situation::NoDaemon) => LOOK_LEAST_WITHOUT_DAEMON,
             _ => LOOK_LEAST,
         };
         let since = self.since.max(self.login.since());
-        let look = now.saturating_add((now.saturating_sub(since) / 10).clamp(least, LOOK_MOST));
+        let rest = (now.saturating_sub(since) / 10).clamp(least, LOOK_MOST);
+        let look = self.looked.saturating_add(rest);
         Action::Wait(what, look)
     }
 

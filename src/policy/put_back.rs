@@ -136,9 +136,9 @@ impl History {
         self.returned = true;
     }
 
-    /// Leaves these settings as they are: they could not be put back.
+    /// Leaves these settings as they are: they could not be put back. Each name may be followed by why.
     pub fn give_up(&mut self, names: &[String]) {
-        for name in names {
+        for name in names.iter().filter_map(|named| named.split(' ').next()) {
             // As it is now is not known any more; it is not to be changed again.
             self.wanted.remove(name);
             self.last.remove(name);

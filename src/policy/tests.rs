@@ -29,8 +29,10 @@ fn needs_login(situation: &Situation, elsewhere: bool) -> bool {
     match situation {
         Situation::NeedsLogin { .. }
         | Situation::AsksForPerson { .. }
-        | Situation::SettlingNew { trouble: None, .. } => true,
+        | Situation::SettlingNew { trouble: None, .. }
+        | Situation::SettlingNew { error: Some(LoginError::Unknown(_)), .. } => true,
         Situation::Settling { .. }
+        | Situation::SettlingNew { .. }
         | Situation::Offline { .. }
         | Situation::Stopped
         | Situation::NeedsApproval => elsewhere,
