@@ -2,7 +2,7 @@
 //! [`Machine::next`] says what to do. No clock, no I/O: times are counted from the start of the run,
 //! and what is done is for `run` to do.
 //!
-//! `next` is the state table of the README, grouped by what tailscaled shows.
+//! `decide` is the state table of CONTRIBUTING.md, grouped by what tailscaled shows.
 
 mod login;
 mod put_back;
