@@ -128,24 +128,35 @@ impl<'a> Run<'a> {
             if let Some(situation) = self.machine.situation() {
                 log::trace!("{situation:?}, so {action:?}");
             }
-            let event = match action {
-                Action::Finish(connected) => return Some(Ok(connected)),
-                Action::Fail(failure) => return Some(Err(failure)),
-                Action::Stopped => return None,
-                action => self.act(action).await,
+            let outcome = match action {
+                Action::Finish(connected) => Some(Ok(connected)),
+                Action::Fail(failure) => Some(Err(failure)),
+                Action::Stopped => None,
+                action => {
+                    let event = self.act(action).await;
+                    self.take_in(event);
+                    continue;
+                }
             };
-            let now = self.now();
-            self.machine.on(event, now);
-            if let Some(situation) = self.machine.situation()
-                && self.seen.as_ref() != Some(situation)
-            {
-                log::debug!("{situation:?}");
-                self.seen = Some(situation.clone());
-                self.bus.something_changed();
+            if let Some(up) = self.up.take() {
+                up.stop().await;
             }
-            for note in self.machine.notes() {
-                self.say_note(note);
-            }
+            return outcome;
+        }
+    }
+
+    fn take_in(&mut self, event: Event) {
+        let now = self.now();
+        self.machine.on(event, now);
+        if let Some(situation) = self.machine.situation()
+            && self.seen.as_ref() != Some(situation)
+        {
+            log::debug!("{situation:?}");
+            self.seen = Some(situation.clone());
+            self.bus.something_changed();
+        }
+        for note in self.machine.notes() {
+            self.say_note(note);
         }
     }
 
