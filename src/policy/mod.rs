@@ -477,7 +477,13 @@ impl Machine {
             }
             // What was read before the bus was opened may be another profile's.
             if let Some(known) = self.known.as_mut().filter(|_| !gap) {
+                let is_out = !prefs::login_under_way(&prefs) && prefs::login_under_way(&known.prefs);
+                let is_other = prefs.get("Config") != known.prefs.get("Config");
                 known.prefs = prefs;
+                if is_out || is_other {
+                    // It may be another profile's: that is asked for again.
+                    self.known = None;
+                }
             }
             gap = false;
         }
@@ -781,8 +787,8 @@ impl Machine {
         let version = self.version();
         let flags = self.setup.flags.clone();
         let mut history = match &self.history {
-            Some(history) => history.again(known.prefs.clone(), flags, version),
-            None => History::new(known.prefs.clone(), flags, version),
+            Some(history) if self.profile == known.profile => history.again(known.prefs.clone(), flags, version),
+            _ => History::new(known.prefs.clone(), flags, version),
         };
         // What has no flag here is put back after the login.
         let is_known = |flag: &String| {

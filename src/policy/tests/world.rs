@@ -360,7 +360,7 @@ impl World {
         // What a login that has succeeded leaves.
         let asked = if held.ours { asked } else { Vec::new() };
         let mut wanted = profile.wanted.clone();
-        let by_flags = of_up(&asked, &profile.prefs);
+        let by_flags = profile.prefs.clone();
         for name in settings(&by_flags).keys() {
             if prefs::is_set_by(&asked, name) && name != "AdvertiseRoutes" {
                 wanted.insert(name.clone(), by_flags[name].clone());
@@ -641,6 +641,10 @@ impl World {
                 ];
                 let (name, value) = one(&mut rng, &changes);
                 let changes = Prefs::from_iter([(name.to_owned(), value)]);
+                // What is so already is no change to be seen.
+                if !prefs::differences(&changes, &self.profile().prefs).contains_key(name) {
+                    return;
+                }
                 self.profile_mut().wanted.extend(changes.clone());
                 self.change(&changes);
             }
@@ -663,7 +667,7 @@ impl World {
             }
             23 => self.is_odd = !self.is_odd,
             24 => self.kills = true,
-            99 if self.up && self.setup.server.is_some() && rng.bool() => {
+            25 if self.up && self.setup.server.is_some() && rng.bool() => {
                 // A switch to another profile breaks off what the one before was at.
                 self.current = 1 - self.current;
                 self.command
