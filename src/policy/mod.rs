@@ -835,6 +835,8 @@ impl Machine {
     /// 1.80.3, 1.98.10 and 1.102.5).
     fn may_restart(&self, error: Option<&LoginError>, lasted: Duration, now: Time) -> bool {
         let is_cause = match self.situation {
+            // One with a dead key is stranded, which has a back-off of its own.
+            _ if matches!(error, Some(LoginError::Refused(_))) => false,
             Some(Situation::Offline { .. }) => self.version() >= (1, 82),
             // tailscaled goes on by itself where the control server cannot be reached.
             _ => matches!(error, Some(LoginError::Unknown(_))),
