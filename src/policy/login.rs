@@ -590,6 +590,12 @@ impl Machine {
                 true => Some(self.wait(Waiting::LoggingIn, now)),
                 false => None,
             },
+            // Another profile is in use, and the CLI would wait for ever.
+            S::NeedsLogin { error: None }
+                if self.command_runs && has_come && self.is_logged_out() && lasted >= DOUBT =>
+            {
+                Some(Action::StopCommand)
+            }
             // It has the key and does nothing with it: the CLI was ended before it had said so.
             S::NeedsLogin { error: None } | S::SettlingNew { trouble: None, .. }
                 if !self.command_runs && lasted >= TAILSCALEDS_PATIENCE =>

@@ -565,7 +565,13 @@ impl Machine {
             }
             // What was read before the bus was opened may be another profile's.
             if let Some(known) = self.known.as_mut().filter(|_| !gap) {
+                let is_out = !prefs::login_under_way(&prefs) && prefs::login_under_way(&known.prefs);
+                let is_other = prefs.get("Config") != known.prefs.get("Config");
                 known.prefs = prefs;
+                if is_out || is_other {
+                    // It may be another profile's: that is asked for again.
+                    self.known = None;
+                }
             }
             gap = false;
         }
@@ -906,8 +912,8 @@ impl Machine {
         let version = self.version();
         let flags = self.setup.flags.clone();
         let mut history = match &self.history {
-            Some(history) => history.again(known.prefs.clone(), flags, version),
-            None => History::new(known.prefs.clone(), flags, version),
+            Some(history) if self.profile == known.profile => history.again(known.prefs.clone(), flags, version),
+            _ => History::new(known.prefs.clone(), flags, version),
         };
         // What the command has no flag for is put back after the login.
         let is_unknown = |flag: &str| self.unknown_flags.iter().any(|unknown| unknown == flag);
@@ -951,6 +957,8 @@ impl Machine {
     /// 1.80.3, 1.98.10 and 1.102.5).
     fn may_restart(&self, error: Option<&LoginError>, lasted: Duration, now: Time) -> bool {
         let is_cause = match self.situation {
+            // One with a dead key is stranded, which has a back-off of its own.
+            _ if matches!(error, Some(LoginError::Refused(_))) => false,
             Some(Situation::Offline { .. }) => self.version() >= (1, 82),
             // tailscaled goes on by itself where the control server cannot be reached.
             _ => matches!(error, Some(LoginError::Unknown(_))),
