@@ -4,6 +4,7 @@
 use std::fmt;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -125,12 +126,12 @@ pub enum Mistake {
     )]
     Settings(String),
     #[error(
-        "`tailscale up` failed three times in the same way, and nothing of it came to tailscaled: {0}; \
+        "`tailscale up` failed three times with the same message, and tailscaled received nothing: {0}; \
          correct the flags after `--`, or the auth key's parameters"
     )]
     Complaint(String),
     #[error(
-        "tailscaled runs with a locked config file and takes no login; \
+        "tailscaled runs with a locked config file and accepts no login; \
          put the auth key into that file, or unlock it"
     )]
     LockedConfig,
@@ -200,12 +201,31 @@ impl Failure {
     }
 }
 
+/// Why a node key is not renewed, though it is time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Obstacle {
+    #[error("this tailscaled is older than 1.82, and a renewal that fails would cut the node off")]
+    OldVersion,
+    #[error("the clock of this machine is not set")]
+    Clock,
+    #[error("an OAuth client secret makes tagged keys, which would change whose node this is")]
+    OAuthSecret,
+    #[error("the node has tags, and a renewal could change them")]
+    Tags,
+    #[error("tailnet lock has not signed this node")]
+    LockedOut,
+    #[error("the auth key in the file was refused before; put a new one there")]
+    RefusedKey,
+    #[error("the auth key in the file cannot be used")]
+    NoKey,
+}
+
 /// Something worth a line in the log that is neither an end nor a wait.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Note {
-    #[error("the login did not come to an end: {0}")]
+    #[error("the login did not finish: {0}")]
     LoginBroke(String),
-    #[error("nothing comes of `tailscale up`, which was ended")]
+    #[error("`tailscale up` had no effect, and was stopped")]
     NothingCame,
     #[error("tailscaled does not let us restart the login: {0}")]
     CannotRestart(String),
@@ -213,11 +233,11 @@ pub enum Note {
     NotTakenBack(String),
     #[error("the login changed settings that cannot be put back: {}", .0.join(", "))]
     NotPutBack(Vec<String>),
-    #[error("another profile is in use now: the settings of the one that was logged in are left alone")]
+    #[error("another profile is in use now, so the settings of the profile that was logged in are not put back")]
     OtherProfile,
     #[error(
-        "the node is connected to another login server, {own}, than the one asked for, {asked}; \
-         it is left alone. Run `tailscale logout` first if it is to change"
+        "the node is connected to the login server {own}, not to {asked}; it is left alone. \
+         To move it, run `tailscale logout` first"
     )]
     Elsewhere { own: String, asked: String },
     #[error(
@@ -225,8 +245,26 @@ pub enum Note {
          sign it from a trusted node: tailscale lock sign"
     )]
     LockedOut(String),
+    #[error("the node key was renewed; it expires {0}")]
+    Renewed(String),
+    #[error("the node key is not renewed, and expires in {}: {obstacle}", days(*.left))]
+    NotRenewed { obstacle: Obstacle, left: Duration },
+    #[error(
+        "the node key could not be renewed, and expires in {}: {}; the node stays connected until then",
+        days(*.left), .words.as_deref().unwrap_or("there was no answer in time")
+    )]
+    RenewalFailed { words: Option<String>, left: Duration },
     #[error("connected, but the address {0} is not on the interface yet")]
     NoAddress(IpAddr),
+}
+
+/// A length of time in words that fit it.
+fn days(time: Duration) -> String {
+    match time.as_secs() {
+        seconds @ 172_800.. => format!("{} days", seconds / 86_400),
+        seconds @ 7_200.. => format!("{} hours", seconds / 3_600),
+        seconds => format!("{seconds} s"),
+    }
 }
 
 /// What is being waited for. Its words are the STATUS= of the service, and documented.
@@ -244,6 +282,10 @@ pub enum Waiting {
     KeyFile(KeyFileError),
     OtherRun,
     StoppedByOther,
+    /// The node is connected, and we stay. With the date on which its node key expires.
+    Staying(Connected, Option<String>),
+    /// The node needs a login that is not ours to make.
+    LeftAlone,
     NoState(String),
     Unknown(String),
 }
@@ -270,6 +312,13 @@ impl fmt::Display for Waiting {
             }
             Self::StoppedByOther => f.write_str(
                 "someone stopped tailscale while it was connecting; left alone until `tailscale up`",
+            ),
+            Self::Staying(connected, None) => write!(f, "{connected}"),
+            Self::Staying(connected, Some(date)) => {
+                write!(f, "{connected}; node key expires {date}")
+            }
+            Self::LeftAlone => f.write_str(
+                "the node was taken off its tailnet by somebody; left alone until a restart of this service",
             ),
             Self::NoState(words) => write!(f, "waiting for tailscaled to open its state: {words}"),
             Self::Unknown(state) => {

@@ -109,15 +109,10 @@ impl Machine {
                 self.logins += 1;
             }
             // No key was sent.
-            Err(NotStarted::ForNow(words)) => {
-                self.forget_login();
-                self.pause(words, now);
-            }
-            Err(why) => {
-                self.forget_login();
-                let failure = Failure::not_started(&why, &self.setup.program);
-                self.login = failure.map_or(Login::None, Login::Impossible);
-            }
+            Err(why) => self.came_to_nothing(match Failure::not_started(&why, &self.setup.program) {
+                Some(failure) => Then::Impossible(failure),
+                None => Then::Pause(why.words().to_owned()),
+            }, now),
         }
     }
 
@@ -248,7 +243,15 @@ impl Machine {
         let is_connected = situation.is_connected();
         let error = situation.login_error();
         match &self.login {
-            Login::UnderWay { .. } | Login::Doubted { .. } | Login::Broke { .. } if is_connected => {
+            // Whatever was thought of it.
+            Login::UnderWay { .. }
+            | Login::Doubted { .. }
+            | Login::Broke { .. }
+            | Login::Failing { .. }
+            | Login::Pausing { .. }
+            | Login::Found
+                if is_connected && self.history.is_some() =>
+            {
                 self.login = Login::Came;
                 if self.profile.as_ref().is_some_and(|profile| !profile.is_empty()) {
                     // It may be another that is connected.
@@ -374,7 +377,12 @@ impl Machine {
         history.told_after_a_gap(known.prefs.clone());
         // On a node that was logged in before, what has no key yet looks the same.
         let asks = matches!(self.situation, Some(Situation::AsksForPerson { .. }));
-        let is_under_way = prefs::login_under_way(history.last()) && !asks;
+        // With a node key, it may have come to its end, and then it is none to be taken back.
+        let is_settling = matches!(
+            self.situation,
+            Some(Situation::Settling { .. } | Situation::Offline { .. })
+        );
+        let is_under_way = prefs::login_under_way(history.last()) && !asks && !is_settling;
         self.profile = Some(begun.profile.clone());
         self.history = Some(history);
         let Some(situation) = self.situation.clone() else {
@@ -387,7 +395,7 @@ impl Machine {
         let asked = self.setup.server.clone().unwrap_or(begun.server.clone());
         let is_same = is_same_server(&asked, &begun.server) && begun.flags == self.setup.flags;
         if !is_under_way && situation != Situation::NeedsApproval {
-            // It never came to tailscaled, or tailscaled has forgotten it.
+            // It never came to tailscaled, or tailscaled has forgotten it, or a node key says more.
             self.login = Login::None;
         } else if !is_same && situation != Situation::NeedsApproval {
             self.login = Login::Failing { since: now, then: Then::Anew };
@@ -453,11 +461,19 @@ impl Machine {
             }
         };
         // What a CLI has sent that was killed may come a moment later, and is taken back in any case.
-        if has_come || ended == Ended::Killed {
+        match has_come || ended == Ended::Killed {
+            true => self.login = Login::Failing { since: now, then },
+            false => self.came_to_nothing(then, now),
+        }
+    }
+
+    /// A login has changed nothing. One of this run that was lost before it may have.
+    fn came_to_nothing(&mut self, then: Then, now: Time) {
+        if self.history.as_ref().is_some_and(History::is_changed) {
             self.login = Login::Failing { since: now, then };
             return;
         }
-        // It has changed nothing; what changes from now on is somebody else's doing.
+        // What changes from now on is somebody else's doing.
         self.forget_login();
         match then {
             Then::Refused(refusal) => self.refused(refusal, None, now),
@@ -557,11 +573,9 @@ impl Machine {
             // It has been reached since.
             && !matches!(situation, S::AsksForPerson { .. });
         let awaits_others = is_unreachable || *situation == S::NeedsApproval;
-        if awaits_others && matches!(self.key, Key::Ready(_)) {
-            return Some(Action::ReleaseKey);
-        }
-        match situation {
-            S::NeedsApproval => None,
+        let action = match situation {
+            S::NeedsApproval if !self.is_asked_elsewhere() => Some(self.wait(Waiting::Approval, now)),
+            S::NeedsApproval if !self.command_runs && lasted >= TAILSCALEDS_PATIENCE => None,
             S::Stopped if has_come => Some(self.wait(Waiting::StoppedByOther, now)),
             // It has lost the key, by a restart or by somebody else's login.
             S::AsksForPerson { .. } if lasted >= DOUBT => match self.command_runs {
@@ -585,6 +599,12 @@ impl Machine {
                 Some(error) => Waiting::ControlServer(Some(error.words().to_owned())),
                 None => Waiting::LoggingIn,
             }, now)),
+        };
+        match action {
+            Some(Action::Wait(..)) if awaits_others && matches!(self.key, Key::Ready(_)) => {
+                Some(Action::ReleaseKey)
+            }
+            action => action,
         }
     }
 
@@ -681,8 +701,7 @@ impl Machine {
             self.login = Login::Failing { since: now, then: Then::End };
         } else if now >= stopping.since.saturating_add(END_PATIENCE) {
             if self.known.is_some() && !self.has_come(before) {
-                self.forget_login();
-                self.login = Login::None;
+                self.came_to_nothing(Then::End, now);
             } else {
                 self.login = Login::Settled;
             }

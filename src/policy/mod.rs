@@ -2,11 +2,14 @@
 //! [`Machine::next`] says what to do. No clock, no I/O: times are counted from the start of the run,
 //! and what is done is for `run` to do.
 //!
-//! `next` is the state table of the README, grouped by what tailscaled shows.
+//! `decide` is the state table of CONTRIBUTING.md, grouped by what tailscaled shows.
 
 mod login;
 mod put_back;
 mod situation;
+mod stay;
+#[cfg(test)]
+mod attack_tests;
 #[cfg(test)]
 mod tests;
 
@@ -15,11 +18,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use crate::policy::situation::{Situation, locked_out};
+pub use crate::policy::stay::Clock;
 
-use crate::failure::{Connected, Failure, Mistake, Note, Waiting};
+
+use crate::failure::{Connected, Failure, Mistake, Note, Obstacle, Waiting};
 use crate::key::{KeyFileError, KeyKind, NoKey, belongs_to};
 use crate::policy::login::Login;
 use crate::policy::put_back::History;
+use crate::policy::stay::{Renewal, Stay};
 use crate::prefs::{self, Prefs};
 use crate::record::{BegunLogin, Record};
 use crate::server::is_tailscales;
@@ -70,6 +76,10 @@ pub struct Setup {
     pub socket: PathBuf,
     /// The tailscale command.
     pub program: PathBuf,
+    /// Whether to stay when the node is connected.
+    pub stay: bool,
+    /// Whether a node that was deleted is joined anew while we stay.
+    pub rejoin: bool,
 }
 
 /// What to do next.
@@ -99,6 +109,12 @@ pub enum Action {
     PutBack { prefs: Prefs, profile: Option<String> },
     /// Start with these preferences and without a key, if the profile is the one of the login.
     TakeBack { prefs: Prefs, profile: Option<String> },
+    /// Send the key to renew the node key of a node that is online.
+    Renew,
+    /// Put that off.
+    Postpone(Obstacle),
+    /// Ping the peers, so that they hear of a new node key at once.
+    Ping,
     /// Wait for something to happen, but no longer than until then.
     Wait(Waiting, Time),
     Finish(Connected),
@@ -116,6 +132,8 @@ pub enum Why {
     DeadKey(String),
     /// The node has been offline for long.
     Offline,
+    /// A renewal has failed.
+    Renewal,
     /// tailscaled would send the key of its last login when it is brought up.
     BringUp,
 }
@@ -133,7 +151,10 @@ impl Action {
             Self::LogIn(_) => "log_in",
             Self::StopCommand => "abandon_login",
             Self::Restart(Why::BringUp) | Self::BringUp => "bring_up",
+            Self::Restart(Why::Renewal) => "forget_key",
             Self::Restart(_) => "rescue",
+            Self::Renew | Self::Postpone(_) => "renew",
+            Self::Ping => "ping",
             Self::PutBack { .. } => "put_back",
             Self::TakeBack { .. } => "forget_key",
             Self::Wait(..) => "wait",
@@ -151,6 +172,12 @@ pub enum Event {
     /// The answer to a look. `unbound` is the first of the node's addresses that cannot be bound yet;
     /// the preferences are asked for only where a login server is.
     Seen { status: Result<Status, LocalApiError>, unbound: Option<IpAddr>, prefs: Option<Prefs> },
+    /// The time of the wall clock, before a look.
+    Clock(Clock),
+    /// The key of a renewal has gone to tailscaled, or has not.
+    Renewed(Result<(), LocalApiError>),
+    Postponed(Obstacle),
+    Pinged,
     /// The preferences and the ID of their profile. `live`: each change of them will be told.
     Prefs { prefs: Result<Prefs, LocalApiError>, profile: Option<String>, live: bool },
     /// The bus has told something.
@@ -253,6 +280,8 @@ pub struct Machine {
     situation: Option<Situation>,
     kind: std::mem::Discriminant<Situation>,
     since: Time,
+    /// When it was looked at last.
+    looked: Time,
     status: Option<Status>,
     /// tailscaled has answered, whatever it said.
     answered: bool,
@@ -288,18 +317,27 @@ pub struct Machine {
     bring_up: BringUp,
     objection: Option<Objection>,
     stopping: Option<Stopping>,
+    stay: Stay,
+    clock: Clock,
     notes: Vec<Note>,
 }
 
 impl Machine {
     /// At the start of a run. `seed` makes its chances.
     pub fn new(setup: Setup, seed: u64) -> Self {
+        let stay = match setup.stay {
+            true => Stay::Asked,
+            false => Stay::No,
+        };
         Self {
             setup,
+            stay,
+            clock: Clock::ZERO,
             rng: fastrand::Rng::with_seed(seed),
             situation: None,
             kind: std::mem::discriminant(&Situation::NoDaemon),
             since: Time::ZERO,
+            looked: Time::ZERO,
             status: None,
             answered: false,
             known: None,
@@ -379,6 +417,10 @@ impl Machine {
             Event::Seen { status, unbound, prefs } => self.on_seen(status, unbound, prefs, now),
             Event::Prefs { prefs: Ok(prefs), profile, live } => self.on_prefs(prefs, profile, live, now),
             Event::Prefs { prefs: Err(error), .. } => self.objected(&error, now),
+            Event::Clock(clock) => self.on_clock(clock),
+            Event::Renewed(result) => self.on_renewal_sent(result, now),
+            Event::Postponed(obstacle) => self.on_postponed(obstacle),
+            Event::Pinged => self.on_pinged(),
             Event::Told(notice) => self.on_told(notice),
             Event::Key(key) => self.on_key(key, now),
             Event::Released => self.key = Key::Unread,
@@ -398,6 +440,8 @@ impl Machine {
             Event::TookBack(result) => self.on_took_back(result, now),
             Event::Woke => self.stale(),
             Event::Stop => self.stop(None, now),
+            // There is a limit to getting there, not to staying there.
+            Event::TimeUp(_) if matches!(self.stay, Stay::Begun(_)) => {}
             Event::TimeUp(waiting) => {
                 let waiting = waiting.unwrap_or(Waiting::Settling);
                 let failure = Failure::timed_out(waiting, self.answered, &self.setup.socket);
@@ -441,6 +485,7 @@ impl Machine {
             Err(_) => {}
         }
         self.answered |= situation != Situation::NoDaemon;
+        self.looked = now;
         let kind = std::mem::discriminant(&situation);
         if kind != self.kind {
             self.kind = kind;
@@ -459,6 +504,7 @@ impl Machine {
         }
         self.look_for_others_login();
         self.look_at_login(&situation, now);
+        self.look_after(&situation, now);
         self.note_what_is_odd(&situation, now);
         self.situation = Some(situation);
     }
@@ -574,7 +620,11 @@ impl Machine {
         };
         self.situation = None;
         let stopped = self.status.as_ref().is_some_and(|status| status.backend_state == "Stopped");
+        let is_renewal = matches!(self.stay, Stay::Begun(Renewal::Failed { .. }));
         match result {
+            Ok(()) | Err(LocalApiError::Denied(_) | LocalApiError::Locked(_)) if is_renewal => {
+                self.on_renewal_failed();
+            }
             Ok(()) => {
                 self.objection = None;
                 match stopped {
@@ -700,9 +750,21 @@ impl Machine {
             S::AddressPending(address) if lasted < ADDRESS_PATIENCE => {
                 self.wait(Waiting::Address(*address), now)
             }
+            S::Connected | S::AddressPending(_) if let Stay::Begun(renewal) = &self.stay => {
+                self.look_after_connected(renewal, now)
+            }
+            // What a renewal has led to is not somebody else's.
+            _ if matches!(self.stay, Stay::Begun(Renewal::Failed { .. })) => Action::Restart(Why::Renewal),
+            S::Stopped if matches!(self.stay, Stay::Begun(_)) => {
+                self.wait(Waiting::StoppedByOther, now)
+            }
+            S::NeedsLogin { .. } | S::AsksForPerson { .. } if !self.may_log_in_again() => {
+                self.leave_alone(lasted, now)
+            }
             S::ConnectedWithDeadKey(words) if now >= self.stranded.not_before => {
                 Action::Restart(Why::DeadKey(words.clone()))
             }
+            S::ConnectedWithDeadKey(_) if self.stay != Stay::No => self.wait(self.staying(), now),
             S::Connected | S::ConnectedWithDeadKey(_) | S::AddressPending(_) => self.finish(),
 
             // A key that somebody sent was refused, and keeps the node off.
@@ -722,15 +784,21 @@ impl Machine {
                 Some(why) => self.wait(Waiting::ControlServer(Some(why.clone())), now),
                 None => self.wait_until(Waiting::Settling, self.since.saturating_add(SETTLING_PATIENCE), now),
             },
+            S::SettlingNew { trouble: Some(_), .. } if elsewhere => self.log_in(now),
             // Nothing comes of it by itself: a login has failed half-way, as on a disk that was full.
-            S::SettlingNew { trouble: None, .. } if lasted >= SETTLING_PATIENCE => {
+            S::SettlingNew { trouble: None, .. } | S::SettlingNew { error: Some(LoginError::Unknown(_)), .. }
+                if lasted >= SETTLING_PATIENCE =>
+            {
                 self.log_in_unless_others(lasted, now)
             }
             S::SettlingNew { trouble: None, .. } => {
                 self.wait_until(Waiting::Settling, self.since.saturating_add(SETTLING_PATIENCE), now)
             }
             S::SettlingNew { trouble, .. } => self.wait(Waiting::ControlServer(trouble.clone()), now),
-            S::Offline { .. } if elsewhere => self.log_in(now),
+            // A moment after its start it is not online yet.
+            S::Offline { trouble, .. } if elsewhere && (trouble.is_some() || lasted >= SETTLING_PATIENCE) => {
+                self.log_in(now)
+            }
             S::Offline { .. } if self.may_restart(error, lasted, now) => Action::Restart(Why::Offline),
             S::Offline { trouble, .. } => self.wait(Waiting::ControlServer(trouble.clone()), now),
 
@@ -772,10 +840,14 @@ impl Machine {
         }
         let is_others = self.others_login && self.stranded.tries == 0 && !self.is_asked_elsewhere();
         let error = self.situation.as_ref().and_then(Situation::login_error);
-        if is_others && self.logins == 0 && (lasted < OTHERS_PATIENCE || error.is_some()) {
+        // One that is told what nobody here knows may never come to its end.
+        let is_unreachable = matches!(error, Some(LoginError::Unreachable(_)));
+        if is_others && self.logins == 0 && (lasted < OTHERS_PATIENCE || is_unreachable) {
             return match error {
-                Some(error) => self.wait(Waiting::ControlServer(Some(error.words().to_owned())), now),
-                None => self.wait_until(Waiting::LoggingIn, self.since.saturating_add(OTHERS_PATIENCE), now),
+                Some(error) if is_unreachable => {
+                    self.wait(Waiting::ControlServer(Some(error.words().to_owned())), now)
+                }
+                _ => self.wait_until(Waiting::LoggingIn, self.since.saturating_add(OTHERS_PATIENCE), now),
             };
         }
         self.log_in(now)
@@ -849,17 +921,17 @@ impl Machine {
     fn history_of_login(&self, known: &Known) -> History {
         let version = self.version();
         let flags = self.setup.flags.clone();
-        match &self.history {
+        let mut history = match &self.history {
             Some(history) => history.again(known.prefs.clone(), flags, version),
             None => History::new(known.prefs.clone(), flags, version),
-        }
+        };
+        // What the command has no flag for is put back after the login.
+        let is_unknown = |flag: &str| self.unknown_flags.iter().any(|unknown| unknown == flag);
+        history.ours.retain(|flag| !prefs::flag_name(flag).is_some_and(is_unknown));
+        history
     }
 
     fn flags_of_login(&self, history: &History, server: &str, prefs: &Prefs) -> Vec<String> {
-        let is_known = |flag: &&String| {
-            let name = prefs::flag_name(flag).unwrap_or_default();
-            !self.unknown_flags.iter().any(|unknown| unknown == name)
-        };
         let mut flags = Vec::new();
         let is_given = prefs::flag_value(&self.setup.flags, "login-server").is_some();
         if !is_given && (self.setup.server.is_some() || server != TAILSCALES_SERVER) {
@@ -870,7 +942,7 @@ impl Machine {
             // `up` of a running node takes another login server only so.
             flags.push("--force-reauth".to_owned());
         }
-        flags.extend(history.ours.iter().filter(is_known).cloned());
+        flags.extend(history.ours.iter().cloned());
         flags.extend(self.setup.flags.iter().cloned());
         flags
     }
@@ -911,14 +983,15 @@ impl Machine {
         now.saturating_sub(self.since)
     }
 
-    /// Waits until the next look.
+    /// Waits until the next look, which comes whatever is told meanwhile.
     fn wait(&self, what: Waiting, now: Time) -> Action {
         let least = match self.situation {
             Some(Situation::NoDaemon) => LOOK_LEAST_WITHOUT_DAEMON,
             _ => LOOK_LEAST,
         };
         let since = self.since.max(self.login.since());
-        let look = now.saturating_add((now.saturating_sub(since) / 10).clamp(least, LOOK_MOST));
+        let rest = (now.saturating_sub(since) / 10).clamp(least, LOOK_MOST);
+        let look = self.looked.saturating_add(rest);
         Action::Wait(what, look)
     }
 
