@@ -263,6 +263,7 @@ impl<'a> Run<'a> {
         let (store, written) = (self.config.store.clone(), record.clone());
         let result = in_time(move || store.write(&written)).await;
         let result = result.unwrap_or_else(|| Err(io::Error::other(SILENT)));
+        let saved = result.is_ok();
         if let Err(error) = result {
             self.say_trying(
                 Level::Warn,
@@ -271,7 +272,7 @@ impl<'a> Run<'a> {
                 ),
             );
         }
-        Event::Written { asked, written: record }
+        Event::Written { asked, written: record, saved }
     }
 
     async fn log_in(&mut self, flags: &[String]) -> Result<(), NotStarted> {

@@ -668,7 +668,8 @@ impl Machine {
         if self.command_runs {
             return Action::StopCommand;
         }
-        if *record != self.stored {
+        let was_unsaved = self.unsaved.is_some_and(|unsaved| unsaved < stopping.since);
+        if *record != self.stored || was_unsaved {
             return Action::Write(record.clone());
         }
         if self.history.is_none() || matches!(self.login, Login::Settled | Login::Found) {

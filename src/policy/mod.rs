@@ -184,8 +184,8 @@ pub enum Event {
     Told(Notice),
     Key(Result<KeyFacts, NoKey>),
     Released,
-    /// The record that was asked for is so, or can be done without; in it are the times.
-    Written { asked: Record, written: Record },
+    /// The record that was asked for is `saved`, or has to be done without for now; in it are the times.
+    Written { asked: Record, written: Record, saved: bool },
     Started(Result<(), NotStarted>),
     Ended(Ended),
     CommandStopped,
@@ -291,6 +291,8 @@ pub struct Machine {
     /// What earlier runs have left, and what this one leaves. None: unread.
     record: Option<Record>,
     stored: Record,
+    /// When it could not be written.
+    unsaved: Option<Time>,
     key: Key,
     key_wanted_since: Option<Time>,
     login: Login,
@@ -342,6 +344,7 @@ impl Machine {
             server: None,
             record: None,
             stored: Record::default(),
+            unsaved: None,
             key: Key::Unread,
             key_wanted_since: None,
             login: Login::None,
@@ -421,7 +424,8 @@ impl Machine {
             Event::Told(notice) => self.on_told(notice),
             Event::Key(key) => self.on_key(key, now),
             Event::Released => self.key = Key::Unread,
-            Event::Written { asked, written } => {
+            Event::Written { asked, written, saved } => {
+                self.unsaved = (!saved).then_some(now);
                 if self.record.as_ref() == Some(&asked) || asked.login.is_some() {
                     self.record = Some(written.clone());
                 }
@@ -575,9 +579,20 @@ impl Machine {
             }
             gap = false;
         }
+        self.keep_record();
         // While the CLI runs, its end is the news, and each look slows the login.
         if !self.command_runs || notice.running {
             self.stale();
+        }
+    }
+
+    /// The record of a login follows what somebody changes beside it, so that a run after a kill does
+    /// not undo that.
+    fn keep_record(&mut self) {
+        if let (Some(history), Some(record)) = (&self.history, &mut self.record)
+            && let Some(login) = &mut record.login
+        {
+            login.before = history.without_the_login();
         }
     }
 
@@ -717,7 +732,8 @@ impl Machine {
             }
         }
         // What is to be remembered is so before anything else is done.
-        if *record != self.stored {
+        let is_due = |unsaved: Time| now >= unsaved.saturating_add(RETRY_FIRST) && record.login.is_some();
+        if *record != self.stored || self.unsaved.is_some_and(is_due) {
             return Action::Write(record.clone());
         }
         match situation {
