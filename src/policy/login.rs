@@ -235,7 +235,9 @@ impl Machine {
 
     /// Whether anything of the login has come to tailscaled.
     fn has_come(&self, before: &Situation) -> bool {
-        let seen = self.situation.as_ref().is_some_and(|situation| situation != before);
+        // An expired node comes to ask for a person by itself.
+        let asks = matches!(self.situation, Some(Situation::AsksForPerson { .. }));
+        let seen = !asks && self.situation.as_ref().is_some_and(|situation| situation != before);
         seen || self.history.as_ref().is_some_and(History::is_replaced)
     }
 
@@ -267,6 +269,14 @@ impl Machine {
                         let (before, error) = (before.clone(), error.clone());
                         self.login = Login::Doubted { since: now, before, error, told: false };
                     }
+                }
+                // It has lost the key, by a restart or by somebody else's login; or it is to no avail.
+                _ if matches!(situation, Situation::AsksForPerson { .. })
+                    && (self.has_come(before) || !self.command_runs)
+                    && now >= self.since.max(*since).saturating_add(DOUBT) =>
+                {
+                    let why = "the control server asks for a person".to_owned();
+                    self.login = Login::Failing { since: now, then: Then::Pause(why) };
                 }
                 None if matches!(situation, Situation::NeedsLogin { .. }) && self.is_logged_out() => {
                     // A restart that nobody saw.
@@ -564,12 +574,6 @@ impl Machine {
         let action = match situation {
             S::NeedsApproval => Some(self.wait(Waiting::Approval, now)),
             S::Stopped if has_come => Some(self.wait(Waiting::StoppedByOther, now)),
-            // It has lost the key, by a restart or by somebody else's login.
-            S::AsksForPerson { .. } if lasted >= DOUBT => match self.command_runs {
-                true if has_come => Some(Action::StopCommand),
-                true => Some(self.wait(Waiting::LoggingIn, now)),
-                false => None,
-            },
             // It has the key and does nothing with it: the CLI was ended before it had said so.
             S::NeedsLogin { error: None } | S::SettlingNew { trouble: None, .. }
                 if !self.command_runs && lasted >= TAILSCALEDS_PATIENCE =>
