@@ -575,7 +575,10 @@ impl Machine {
             S::NeedsApproval => Some(self.wait(Waiting::Approval, now)),
             S::Stopped if has_come => Some(self.wait(Waiting::StoppedByOther, now)),
             // It has the key and does nothing with it: the CLI was ended before it had said so.
-            S::NeedsLogin { error: None } | S::SettlingNew { trouble: None, .. }
+            // Or it has let the node in, which stays offline.
+            S::NeedsLogin { error: None }
+            | S::SettlingNew { trouble: None, .. }
+            | S::Offline { error: None, trouble: None }
                 if !self.command_runs && lasted >= TAILSCALEDS_PATIENCE =>
             {
                 None
