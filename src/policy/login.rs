@@ -25,6 +25,8 @@ const COMMAND_PATIENCE: Duration = Duration::from_secs(30);
 const EXCHANGE_PATIENCE: Duration = Duration::from_secs(150);
 /// How long a login may take that tailscaled has to itself, without any sign of it.
 const TAILSCALEDS_PATIENCE: Duration = Duration::from_secs(30);
+/// How long a command that was killed may be ahead of tailscaled: up to 15 ms were measured.
+const LATE: Duration = Duration::from_millis(100);
 /// How long a login of which nothing is known is looked at before a run ends beside it.
 const END_PATIENCE: Duration = Duration::from_millis(400);
 /// How often the CLI may complain in the same words before they are believed.
@@ -348,7 +350,7 @@ impl Machine {
     pub(super) fn look_at_prefs(&mut self, now: Time) {
         match &self.login {
             Login::Found if self.history.is_none() => self.look_at_found(now),
-            Login::Broke { before, ended, .. } => {
+            Login::Broke { since, before, ended } if !self.may_be_late(*since, ended, now) => {
                 let (before, ended) = (before.clone(), ended.clone());
                 self.resolve(before, ended, now);
             }
@@ -433,6 +435,19 @@ impl Machine {
         };
     }
 
+    /// Whether something of a command that was killed may still come to tailscaled.
+    fn may_be_late(&self, since: Time, ended: &Ended, now: Time) -> bool {
+        matches!(ended, Ended::Idle | Ended::Killed) && now < since.saturating_add(LATE)
+    }
+
+    /// Reads whether tailscaled has the key, when that can be known.
+    fn broke(&self, since: Time, ended: &Ended, now: Time) -> Action {
+        match self.known.is_some() && self.may_be_late(since, ended, now) {
+            true => self.wait_until(Waiting::LoggingIn, since.saturating_add(LATE), now),
+            false => Action::ReadPrefs,
+        }
+    }
+
     /// The CLI has ended so, and it is known whether tailscaled has the key.
     fn resolve(&mut self, before: Situation, ended: Ended, now: Time) {
         let has_come = self.has_come(&before);
@@ -509,7 +524,7 @@ impl Machine {
             Login::Found if situation.is_connected() => None,
             Login::Found => Some(self.with_key(now, |_| Action::Look)),
             Login::Came => Some(Action::ReadPrefs),
-            Login::Broke { .. } => Some(Action::ReadPrefs),
+            Login::Broke { since, ended, .. } => Some(self.broke(*since, ended, now)),
             Login::Failing { .. } => Some(self.take_back()),
             _ if situation.is_connected() => None,
             Login::Impossible(failure) => Some(Action::Fail(failure.clone())),
@@ -666,6 +681,9 @@ impl Machine {
                 _ if self.known.is_none() => Action::ReadPrefs,
                 _ => match self.put_back() {
                     Some(action) => action,
+                    None if let Login::Broke { since, ended, .. } = &self.login => {
+                        self.broke(*since, ended, now)
+                    }
                     None if matches!(self.login, Login::UnderWay { .. } | Login::Came) => {
                         self.wait_until(Waiting::LoggingIn, stopping.since.saturating_add(END_PATIENCE), now)
                     }
@@ -688,6 +706,8 @@ impl Machine {
             self.login = Login::Settled;
         } else if is_doubted || situation.login_error().is_some() {
             self.login = Login::Failing { since: now, then: Then::End };
+        } else if matches!(self.login, Login::Broke { .. }) {
+            // To be found out.
         } else if self.known.is_some() && !self.has_come(before) {
             self.forget_login();
             self.login = Login::None;
