@@ -24,7 +24,7 @@ use crate::policy::login::Login;
 use crate::policy::put_back::History;
 use crate::prefs::{self, Prefs};
 use crate::record::{BegunLogin, Record};
-use crate::server::is_tailscales;
+use crate::server::{http_url, is_tailscales};
 use crate::tailscaled::{LocalApiError, Notice, Status};
 use crate::up::{Ended, LoginError, NotStarted};
 
@@ -821,7 +821,7 @@ impl Machine {
                 return Action::Fail(Mistake::KeyOfOtherServer { file, problem: problem.to_owned() }.into());
             }
             let refused = self.stored.refused.as_ref();
-            if let Some(refused) = refused.filter(|it| it.digest == facts.digest && it.server == server) {
+            if let Some(refused) = refused.filter(|it| it.digest == facts.digest && is_same_server(&it.server, &server)) {
                 return Action::Fail(Failure::RefusedBefore {
                     file: self.setup.key_file.clone(),
                     words: refused.words.clone(),
@@ -934,6 +934,10 @@ impl Machine {
 
 /// Whether two URLs are of one login server. Tailscale's has two names.
 pub fn is_same_server(one: &str, other: &str) -> bool {
-    let bare = |url: &str| url.trim_end_matches('/').to_ascii_lowercase();
+    // A parsed one has its host in small letters, and no port that goes without saying.
+    let bare = |url: &str| {
+        let parsed = http_url(url).map_or(url.to_owned(), String::from);
+        parsed.trim_end_matches('/').to_owned()
+    };
     bare(one) == bare(other) || (is_tailscales(one) && is_tailscales(other))
 }
