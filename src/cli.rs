@@ -69,6 +69,7 @@ pub struct Options {
         value_name = "STR",
         env = "TAILSCALE_AUTOCONNECT_AUTHKEY_PARAMS",
         value_parser = Parameters::parse,
+        hide_short_help = true,
         hide_env = true
     )]
     pub authkey_params: Option<Parameters>,
@@ -134,6 +135,31 @@ pub struct Options {
         hide_env = true
     )]
     pub ready_after: Duration,
+
+    /// Stay when connected, and renew the node key in time
+    ///
+    /// The process goes on after READY. It renews the node key with the auth key between 70 and 90 % of
+    /// its life, and logs in again when the node key has expired. It leaves alone a node that somebody
+    /// has stopped, logged out, expired or deleted.
+    #[arg(
+        long,
+        env = "TAILSCALE_AUTOCONNECT_STAY",
+        value_parser = FalseyValueParser::new(),
+        hide_env = true
+    )]
+    pub stay: bool,
+
+    /// With --stay: join a deleted node anew
+    ///
+    /// For nodes that may be deleted without meaning it, such as ephemeral ones.
+    #[arg(
+        long,
+        env = "TAILSCALE_AUTOCONNECT_REJOIN",
+        value_parser = FalseyValueParser::new(),
+        hide_short_help = true,
+        hide_env = true
+    )]
+    pub rejoin: bool,
 
     /// Say what is in the way, and change nothing
     ///

@@ -4,6 +4,7 @@
 use std::fmt;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -200,6 +201,25 @@ impl Failure {
     }
 }
 
+/// Why a node key is not renewed, though it is time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Obstacle {
+    #[error("this tailscaled is older than 1.82, and a renewal that fails would cut the node off")]
+    OldVersion,
+    #[error("the clock of this machine is not set")]
+    Clock,
+    #[error("an OAuth client secret makes tagged keys, which would change whose node this is")]
+    OAuthSecret,
+    #[error("the node has tags, and a renewal could change them")]
+    Tags,
+    #[error("tailnet lock has not signed this node")]
+    LockedOut,
+    #[error("the auth key in the file was refused before; put a new one there")]
+    RefusedKey,
+    #[error("the auth key in the file cannot be used")]
+    NoKey,
+}
+
 /// Something worth a line in the log that is neither an end nor a wait.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Note {
@@ -225,8 +245,26 @@ pub enum Note {
          sign it from a trusted node: tailscale lock sign"
     )]
     LockedOut(String),
+    #[error("the node key was renewed; it expires {0}")]
+    Renewed(String),
+    #[error("the node key is not renewed, and expires in {}: {obstacle}", days(*.left))]
+    NotRenewed { obstacle: Obstacle, left: Duration },
+    #[error(
+        "the node key could not be renewed, and expires in {}: {}; the node stays connected until then",
+        days(*.left), .words.as_deref().unwrap_or("there was no answer in time")
+    )]
+    RenewalFailed { words: Option<String>, left: Duration },
     #[error("connected, but the address {0} is not on the interface yet")]
     NoAddress(IpAddr),
+}
+
+/// A length of time in words that fit it.
+fn days(time: Duration) -> String {
+    match time.as_secs() {
+        seconds @ 172_800.. => format!("{} days", seconds / 86_400),
+        seconds @ 7_200.. => format!("{} hours", seconds / 3_600),
+        seconds => format!("{seconds} s"),
+    }
 }
 
 /// What is being waited for. Its words are the STATUS= of the service, and documented.
@@ -244,6 +282,10 @@ pub enum Waiting {
     KeyFile(KeyFileError),
     OtherRun,
     StoppedByOther,
+    /// The node is connected, and we stay. With the date on which its node key expires.
+    Staying(Connected, Option<String>),
+    /// The node needs a login that is not ours to make.
+    LeftAlone,
     NoState(String),
     Unknown(String),
 }
@@ -270,6 +312,13 @@ impl fmt::Display for Waiting {
             }
             Self::StoppedByOther => f.write_str(
                 "someone stopped tailscale while it was connecting; left alone until `tailscale up`",
+            ),
+            Self::Staying(connected, None) => write!(f, "{connected}"),
+            Self::Staying(connected, Some(date)) => {
+                write!(f, "{connected}; node key expires {date}")
+            }
+            Self::LeftAlone => f.write_str(
+                "the node was taken off its tailnet by somebody; left alone until a restart of this service",
             ),
             Self::NoState(words) => write!(f, "waiting for tailscaled to open its state: {words}"),
             Self::Unknown(state) => {

@@ -114,6 +114,8 @@ fn config(options: &Options) -> Config {
             authkey_wait: options.authkey_wait,
             socket: options.socket.clone(),
             program: options.tailscale.clone(),
+            stay: options.stay,
+            rejoin: options.rejoin,
         },
         key: KeySource {
             path: options.authkey_file.clone(),

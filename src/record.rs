@@ -7,6 +7,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
@@ -31,6 +32,19 @@ pub struct Record {
     /// A login that was begun, and of whose end nothing is known.
     pub login: Option<BegunLogin>,
     pub refused: Option<RefusedKey>,
+    /// The node key that was seen last.
+    pub node: Option<NodeKey>,
+}
+
+/// A node key, as far as runs have seen it.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+pub struct NodeKey {
+    /// Its public part.
+    pub key: String,
+    /// When it expires, counted from 1970.
+    pub expiry: Duration,
+    /// How long it lives in all: the longest time before its end at which it was seen.
+    pub life: Duration,
 }
 
 /// A login that was begun.
@@ -117,7 +131,7 @@ impl Store {
         let Some(path) = &self.path else {
             return Err(io::Error::other("there is no state directory"));
         };
-        if record.login.is_none() && record.refused.is_none() {
+        if record.login.is_none() && record.refused.is_none() && record.node.is_none() {
             return match fs::remove_file(path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
                 _ => Ok(()),
@@ -187,7 +201,7 @@ mod tests {
 
     fn record() -> Record {
         let refused = RefusedKey { at: 1, digest: "d".into(), server: "s".into(), words: "w".into() };
-        Record { salt: [7; 16], login: None, refused: Some(refused) }
+        Record { salt: [7; 16], refused: Some(refused), ..Record::default() }
     }
 
     #[test]

@@ -55,6 +55,8 @@ pub struct Run<'a> {
     key: Option<(AuthKey, Lock)>,
     up: Option<Up>,
     waiting: Option<Wait>,
+    /// That the node is connected has been said, by a run that stays.
+    has_connected: bool,
     /// What was seen last.
     seen: Option<Situation>,
     /// What was said last of a change that is being tried.
@@ -83,6 +85,7 @@ impl<'a> Run<'a> {
             key: None,
             up: None,
             waiting: None,
+            has_connected: false,
             seen: None,
             trying: String::new(),
         })
@@ -179,12 +182,24 @@ impl<'a> Run<'a> {
             Action::BringUp => Event::BroughtUp(self.api.edit_prefs(&want_running()).await),
             Action::PutBack { prefs, profile } => Event::PutBack(self.put_back(prefs, profile).await),
             Action::TakeBack { prefs, profile } => Event::TookBack(self.take_back(&prefs, profile).await),
+            Action::Renew => Event::Renewed(self.renew().await),
+            Action::Postpone(obstacle) => {
+                self.key = None;
+                Event::Postponed(obstacle)
+            }
+            Action::Ping => {
+                self.key = None;
+                self.api.ping_peers().await;
+                Event::Pinged
+            }
             Action::Wait(what, until) => self.wait(what, until).await,
             Action::Finish(_) | Action::Fail(_) | Action::Stopped => Event::Woke,
         }
     }
 
     async fn look(&mut self) -> Event {
+        let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.machine.on(Event::Clock(clock), self.now());
         let prefs = async {
             match self.machine.wants_prefs() {
                 true => self.api.prefs().await.ok(),
@@ -256,6 +271,14 @@ impl<'a> Run<'a> {
         log::info!("logging in with the auth key from {path}");
         self.up = Some(self.config.cli.up(key, flags).await?);
         Ok(())
+    }
+
+    async fn renew(&self) -> Result<(), LocalApiError> {
+        let Some((key, _)) = &self.key else {
+            return Err(LocalApiError::NoAnswer);
+        };
+        log::info!("renewing the node key with the auth key from {}", self.config.key.path.display());
+        self.api.renew(key.start_request()).await
     }
 
     /// Whether the profile in use is still this one, which may have been given its ID since. An old
@@ -331,6 +354,14 @@ impl<'a> Run<'a> {
     fn say(&mut self, what: Waiting) {
         let text = what.to_string();
         self.notify.status(&text);
+        if let Waiting::Staying(connected, _) = &what {
+            self.notify.ready();
+            if !self.has_connected {
+                self.has_connected = true;
+                output::result("connected", &connected.to_string(), true);
+                log::info!("{text}; staying");
+            }
+        }
         let (since, mut logged) = match self.waiting.take() {
             Some(wait) if discriminant(&wait.what) == discriminant(&what) => {
                 (wait.since, wait.logged)
@@ -356,6 +387,10 @@ impl<'a> Run<'a> {
                     "an auth key that was sent earlier keeps this node off its tailnet \
                      ({words}); restarting the login without it"
                 ),
+            ),
+            Why::Renewal => self.say_trying(
+                Level::Info,
+                "restarting the login on the old node key, without the auth key".to_owned(),
             ),
             Why::DeadKey(words) => self.say_trying(
                 Level::Warn,
@@ -384,7 +419,11 @@ impl<'a> Run<'a> {
     }
 
     fn say_note(&mut self, note: Note) {
-        self.say_trying(Level::Warn, note.to_string());
+        let level = match note {
+            Note::Renewed(_) => Level::Info,
+            _ => Level::Warn,
+        };
+        self.say_trying(level, note.to_string());
     }
 }
 

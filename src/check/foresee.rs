@@ -101,7 +101,7 @@ pub fn prospect(seen: &Seen) -> Prospect {
 /// would change.
 pub fn foresee(seen: &Seen) -> Foresight {
     // The last of the chances that a machine has does not matter: time passes until it is there.
-    let mut machine = Machine::new(Setup { authkey_wait: seen.setup.authkey_wait, ..seen.setup.clone() }, 0);
+    let mut machine = Machine::new(Setup { stay: false, ..seen.setup.clone() }, 0);
     let mut prefs = seen.prefs.clone();
     let mut now = Time::ZERO;
     let mut steps: Vec<Step> = Vec::new();
@@ -192,6 +192,10 @@ pub fn foresee(seen: &Seen) -> Foresight {
             }
             Action::PutBack { .. } => Event::PutBack(Ok(Some(Vec::new()))),
             Action::StopCommand => Event::CommandStopped,
+            // These are for a run that stays.
+            Action::Renew => Event::Renewed(Ok(())),
+            Action::Postpone(obstacle) => Event::Postponed(obstacle),
+            Action::Ping => Event::Pinged,
             Action::Stopped => return Foresight { steps, end: End::Tries },
         };
         machine.on(event, now);

@@ -267,7 +267,7 @@ fn the_readme_has_every_exit_status() {
 
 /// Each thing that can be waited for, as an example.
 macro_rules! waits {
-    ($($variant:ident $(($example:expr))?;)*) => {
+    ($($variant:ident $(($($example:expr),*))?;)*) => {
         fn waits() -> Vec<Waiting> {
             /// Does not compile as long as one is missing.
             #[allow(unreachable_patterns)]
@@ -276,7 +276,7 @@ macro_rules! waits {
                     $(Waiting::$variant { .. } => {})*
                 }
             }
-            vec![$(Waiting::$variant $(($example))?),*]
+            vec![$(Waiting::$variant $(($($example),*))?),*]
         }
     };
 }
@@ -298,23 +298,29 @@ waits! {
     Address(EXAMPLE_ADDRESS);
     StoppedByOther;
     Answer("REASON".into());
+    LeftAlone;
     NoState("REASON".into());
     Unknown("STATE".into());
+    Staying(connected(), None);
+    Staying(connected(), Some("DATE".into()));
 }
 
 const EXAMPLE_ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(100, 64, 0, 1));
 
 /// The STATUS texts of the service, but for those of failures.
 fn statuses() -> Vec<String> {
-    let connected = Connected {
-        name: "NAME".to_owned(),
-        addresses: vec!["ADDRESSES".to_owned()],
-        logged_in: false,
-    };
     let address = EXAMPLE_ADDRESS.to_string();
     let waits = waits().into_iter();
     let waits = waits.map(|waiting| waiting.to_string().replace(&address, "ADDRESS"));
-    sorted(waits.chain([connected.to_string()]).collect())
+    sorted(waits.collect())
+}
+
+fn connected() -> Connected {
+    Connected {
+        name: "NAME".to_owned(),
+        addresses: vec!["ADDRESSES".to_owned()],
+        logged_in: false,
+    }
 }
 
 #[test]

@@ -186,6 +186,11 @@ impl AuthKey {
         digest(&self.secret, salt)
     }
 
+    /// The body of a request to tailscaled that starts a login with the key, and touches nothing else.
+    pub fn start_request(&self) -> Zeroizing<String> {
+        Zeroizing::new(format!("{{\"AuthKey\":\"{}\"}}", *self.secret))
+    }
+
     /// A memory file with the key in it, for a child process to inherit and to read as
     /// `/proc/self/fd/N`: the key is never in an argument, in the environment or on disk.
     pub fn to_inherited_memfd(&self) -> io::Result<OwnedFd> {

@@ -25,8 +25,6 @@ const COMMAND_PATIENCE: Duration = Duration::from_secs(30);
 const EXCHANGE_PATIENCE: Duration = Duration::from_secs(150);
 /// How long a login may take that tailscaled has to itself, without any sign of it.
 const TAILSCALEDS_PATIENCE: Duration = Duration::from_secs(30);
-/// How long a command that was killed may be ahead of tailscaled: up to 15 ms were measured.
-const LATE: Duration = Duration::from_millis(100);
 /// How long a login of which nothing is known is looked at before a run ends beside it.
 const END_PATIENCE: Duration = Duration::from_millis(400);
 /// How often the CLI may complain in the same words before they are believed.
@@ -111,15 +109,10 @@ impl Machine {
                 self.logins += 1;
             }
             // No key was sent.
-            Err(NotStarted::ForNow(words)) => {
-                self.forget_login();
-                self.pause(words, now);
-            }
-            Err(why) => {
-                self.forget_login();
-                let failure = Failure::not_started(&why, &self.setup.program);
-                self.login = failure.map_or(Login::None, Login::Impossible);
-            }
+            Err(why) => self.came_to_nothing(match Failure::not_started(&why, &self.setup.program) {
+                Some(failure) => Then::Impossible(failure),
+                None => Then::Pause(why.words().to_owned()),
+            }, now),
         }
     }
 
@@ -148,7 +141,10 @@ impl Machine {
         self.situation = None;
         // What it may have done in its last moment is to be read.
         self.known = None;
-        if let Login::UnderWay { before, .. } = &self.login {
+        // At the end of a run, what it has sent may come a moment later.
+        if self.stopping.is_none()
+            && let Login::UnderWay { before, .. } = &self.login
+        {
             let before = before.clone();
             self.login = Login::Broke { since: now, before, ended: Ended::Idle };
         }
@@ -350,7 +346,7 @@ impl Machine {
     pub(super) fn look_at_prefs(&mut self, now: Time) {
         match &self.login {
             Login::Found if self.history.is_none() => self.look_at_found(now),
-            Login::Broke { since, before, ended } if !self.may_be_late(*since, ended, now) => {
+            Login::Broke { before, ended, .. } => {
                 let (before, ended) = (before.clone(), ended.clone());
                 self.resolve(before, ended, now);
             }
@@ -435,19 +431,6 @@ impl Machine {
         };
     }
 
-    /// Whether something of a command that was killed may still come to tailscaled.
-    fn may_be_late(&self, since: Time, ended: &Ended, now: Time) -> bool {
-        matches!(ended, Ended::Idle | Ended::Killed) && now < since.saturating_add(LATE)
-    }
-
-    /// Reads whether tailscaled has the key, when that can be known.
-    fn broke(&self, since: Time, ended: &Ended, now: Time) -> Action {
-        match self.known.is_some() && self.may_be_late(since, ended, now) {
-            true => self.wait_until(Waiting::LoggingIn, since.saturating_add(LATE), now),
-            false => Action::ReadPrefs,
-        }
-    }
-
     /// The CLI has ended so, and it is known whether tailscaled has the key.
     fn resolve(&mut self, before: Situation, ended: Ended, now: Time) {
         let has_come = self.has_come(&before);
@@ -487,11 +470,20 @@ impl Machine {
                 }
             }
         };
-        if has_come {
+        // What a CLI has sent that was killed may come a moment later, and is taken back in any case.
+        match has_come || ended == Ended::Killed {
+            true => self.login = Login::Failing { since: now, then },
+            false => self.came_to_nothing(then, now),
+        }
+    }
+
+    /// A login has changed nothing. One of this run that was lost before it may have.
+    fn came_to_nothing(&mut self, then: Then, now: Time) {
+        if self.history.as_ref().is_some_and(History::is_changed) {
             self.login = Login::Failing { since: now, then };
             return;
         }
-        // It has changed nothing; what changes from now on is somebody else's doing.
+        // What changes from now on is somebody else's doing.
         self.forget_login();
         match then {
             Then::Refused(refusal) => self.refused(refusal, None, now),
@@ -524,7 +516,7 @@ impl Machine {
             Login::Found if situation.is_connected() => None,
             Login::Found => Some(self.with_key(now, |_| Action::Look)),
             Login::Came => Some(Action::ReadPrefs),
-            Login::Broke { since, ended, .. } => Some(self.broke(*since, ended, now)),
+            Login::Broke { .. } => Some(Action::ReadPrefs),
             Login::Failing { .. } => Some(self.take_back()),
             _ if situation.is_connected() => None,
             Login::Impossible(failure) => Some(Action::Fail(failure.clone())),
@@ -586,8 +578,14 @@ impl Machine {
         if is_idle && now >= since.saturating_add(self.command_patience()) {
             return Some(Action::StopCommand);
         }
+        // No key is used while a person or the control server is waited for.
+        let is_unreachable = matches!(situation.login_error(), Some(LoginError::Unreachable(_)))
+            // It has been reached since.
+            && !matches!(situation, S::AsksForPerson { .. });
+        let awaits_others = is_unreachable || *situation == S::NeedsApproval;
         let action = match situation {
-            S::NeedsApproval => Some(self.wait(Waiting::Approval, now)),
+            S::NeedsApproval if !self.is_asked_elsewhere() => Some(self.wait(Waiting::Approval, now)),
+            S::NeedsApproval if !self.command_runs && lasted >= TAILSCALEDS_PATIENCE => None,
             S::Stopped if has_come => Some(self.wait(Waiting::StoppedByOther, now)),
             // It has the key and does nothing with it: the CLI was ended before it had said so.
             // Or it has let the node in, which stays offline.
@@ -609,11 +607,10 @@ impl Machine {
                 None => Waiting::LoggingIn,
             }, now)),
         };
-        // No key is used while a person or the control server is waited for.
-        let is_unreachable = matches!(situation.login_error(), Some(LoginError::Unreachable(_)));
-        let awaits_others = is_unreachable || *situation == S::NeedsApproval;
         match action {
-            Some(_) if awaits_others && matches!(self.key, Key::Ready(_)) => Some(Action::ReleaseKey),
+            Some(Action::Wait(..)) if awaits_others && matches!(self.key, Key::Ready(_)) => {
+                Some(Action::ReleaseKey)
+            }
             action => action,
         }
     }
@@ -681,9 +678,6 @@ impl Machine {
                 _ if self.known.is_none() => Action::ReadPrefs,
                 _ => match self.put_back() {
                     Some(action) => action,
-                    None if let Login::Broke { since, ended, .. } = &self.login => {
-                        self.broke(*since, ended, now)
-                    }
                     None if matches!(self.login, Login::UnderWay { .. } | Login::Came) => {
                         self.wait_until(Waiting::LoggingIn, stopping.since.saturating_add(END_PATIENCE), now)
                     }
@@ -696,6 +690,11 @@ impl Machine {
     /// What becomes of a login beside which the run ends. One that has failed is taken back. One that
     /// may be on its way to the control server is left to end: to break it off could burn its key.
     fn end_beside(&mut self, stopping: &Stopping, situation: &Situation, now: Time) {
+        let is_replaced = self.history.as_ref().is_some_and(History::is_replaced);
+        if matches!(self.login, Login::Pausing { .. }) && is_replaced && !situation.is_connected() {
+            // It was to be tried again before anything would be taken back.
+            self.login = Login::Failing { since: now, then: Then::End };
+        }
         let (Login::UnderWay { before, .. } | Login::Doubted { before, .. } | Login::Broke { before, .. }) =
             &self.login
         else {
@@ -706,13 +705,12 @@ impl Machine {
             self.login = Login::Settled;
         } else if is_doubted || situation.login_error().is_some() {
             self.login = Login::Failing { since: now, then: Then::End };
-        } else if matches!(self.login, Login::Broke { .. }) {
-            // To be found out.
-        } else if self.known.is_some() && !self.has_come(before) {
-            self.forget_login();
-            self.login = Login::None;
         } else if now >= stopping.since.saturating_add(END_PATIENCE) {
-            self.login = Login::Settled;
+            if self.known.is_some() && !self.has_come(before) {
+                self.came_to_nothing(Then::End, now);
+            } else {
+                self.login = Login::Settled;
+            }
         }
     }
 }

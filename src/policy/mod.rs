@@ -7,6 +7,7 @@
 mod login;
 mod put_back;
 mod situation;
+mod stay;
 #[cfg(test)]
 mod attack_tests;
 #[cfg(test)]
@@ -17,11 +18,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use crate::policy::situation::{Situation, locked_out};
+pub use crate::policy::stay::Clock;
 
-use crate::failure::{Connected, Failure, Mistake, Note, Waiting};
+
+use crate::failure::{Connected, Failure, Mistake, Note, Obstacle, Waiting};
 use crate::key::{KeyFileError, KeyKind, NoKey, belongs_to};
 use crate::policy::login::Login;
 use crate::policy::put_back::History;
+use crate::policy::stay::{Renewal, Stay};
 use crate::prefs::{self, Prefs};
 use crate::record::{BegunLogin, Record};
 use crate::server::{http_url, is_tailscales};
@@ -72,6 +76,10 @@ pub struct Setup {
     pub socket: PathBuf,
     /// The tailscale command.
     pub program: PathBuf,
+    /// Whether to stay when the node is connected.
+    pub stay: bool,
+    /// Whether a node that was deleted is joined anew while we stay.
+    pub rejoin: bool,
 }
 
 /// What to do next.
@@ -101,6 +109,12 @@ pub enum Action {
     PutBack { prefs: Prefs, profile: Option<String> },
     /// Start with these preferences and without a key, if the profile is the one of the login.
     TakeBack { prefs: Prefs, profile: Option<String> },
+    /// Send the key to renew the node key of a node that is online.
+    Renew,
+    /// Put that off.
+    Postpone(Obstacle),
+    /// Ping the peers, so that they hear of a new node key at once.
+    Ping,
     /// Wait for something to happen, but no longer than until then.
     Wait(Waiting, Time),
     Finish(Connected),
@@ -118,6 +132,8 @@ pub enum Why {
     DeadKey(String),
     /// The node has been offline for long.
     Offline,
+    /// A renewal has failed.
+    Renewal,
     /// tailscaled would send the key of its last login when it is brought up.
     BringUp,
 }
@@ -135,7 +151,10 @@ impl Action {
             Self::LogIn(_) => "log_in",
             Self::StopCommand => "abandon_login",
             Self::Restart(Why::BringUp) | Self::BringUp => "bring_up",
+            Self::Restart(Why::Renewal) => "forget_key",
             Self::Restart(_) => "rescue",
+            Self::Renew | Self::Postpone(_) => "renew",
+            Self::Ping => "ping",
             Self::PutBack { .. } => "put_back",
             Self::TakeBack { .. } => "forget_key",
             Self::Wait(..) => "wait",
@@ -153,6 +172,12 @@ pub enum Event {
     /// The answer to a look. `unbound` is the first of the node's addresses that cannot be bound yet;
     /// the preferences are asked for only where a login server is.
     Seen { status: Result<Status, LocalApiError>, unbound: Option<IpAddr>, prefs: Option<Prefs> },
+    /// The time of the wall clock, before a look.
+    Clock(Clock),
+    /// The key of a renewal has gone to tailscaled, or has not.
+    Renewed(Result<(), LocalApiError>),
+    Postponed(Obstacle),
+    Pinged,
     /// The preferences and the ID of their profile. `live`: each change of them will be told.
     Prefs { prefs: Result<Prefs, LocalApiError>, profile: Option<String>, live: bool },
     /// The bus has told something.
@@ -290,14 +315,22 @@ pub struct Machine {
     bring_up: BringUp,
     objection: Option<Objection>,
     stopping: Option<Stopping>,
+    stay: Stay,
+    clock: Clock,
     notes: Vec<Note>,
 }
 
 impl Machine {
     /// At the start of a run. `seed` makes its chances.
     pub fn new(setup: Setup, seed: u64) -> Self {
+        let stay = match setup.stay {
+            true => Stay::Asked,
+            false => Stay::No,
+        };
         Self {
             setup,
+            stay,
+            clock: Clock::ZERO,
             rng: fastrand::Rng::with_seed(seed),
             situation: None,
             kind: std::mem::discriminant(&Situation::NoDaemon),
@@ -381,6 +414,10 @@ impl Machine {
             Event::Seen { status, unbound, prefs } => self.on_seen(status, unbound, prefs, now),
             Event::Prefs { prefs: Ok(prefs), profile, live } => self.on_prefs(prefs, profile, live, now),
             Event::Prefs { prefs: Err(error), .. } => self.objected(&error, now),
+            Event::Clock(clock) => self.on_clock(clock),
+            Event::Renewed(result) => self.on_renewal_sent(result, now),
+            Event::Postponed(obstacle) => self.on_postponed(obstacle),
+            Event::Pinged => self.on_pinged(),
             Event::Told(notice) => self.on_told(notice),
             Event::Key(key) => self.on_key(key, now),
             Event::Released => self.key = Key::Unread,
@@ -399,6 +436,8 @@ impl Machine {
             Event::TookBack(result) => self.on_took_back(result, now),
             Event::Woke => self.stale(),
             Event::Stop => self.stop(None, now),
+            // There is a limit to getting there, not to staying there.
+            Event::TimeUp(_) if matches!(self.stay, Stay::Begun(_)) => {}
             Event::TimeUp(waiting) => {
                 let waiting = waiting.unwrap_or(Waiting::Settling);
                 let failure = Failure::timed_out(waiting, self.answered, &self.setup.socket);
@@ -461,6 +500,7 @@ impl Machine {
         }
         self.look_for_others_login();
         self.look_at_login(&situation, now);
+        self.look_after(&situation, now);
         self.note_what_is_odd(&situation, now);
         self.situation = Some(situation);
     }
@@ -565,7 +605,11 @@ impl Machine {
         };
         self.situation = None;
         let stopped = self.status.as_ref().is_some_and(|status| status.backend_state == "Stopped");
+        let is_renewal = matches!(self.stay, Stay::Begun(Renewal::Failed { .. }));
         match result {
+            Ok(()) | Err(LocalApiError::Denied(_) | LocalApiError::Locked(_)) if is_renewal => {
+                self.on_renewal_failed();
+            }
             Ok(()) => {
                 self.objection = None;
                 match stopped {
@@ -690,9 +734,21 @@ impl Machine {
             S::AddressPending(address) if lasted < ADDRESS_PATIENCE => {
                 self.wait(Waiting::Address(*address), now)
             }
+            S::Connected | S::AddressPending(_) if let Stay::Begun(renewal) = &self.stay => {
+                self.look_after_connected(renewal, now)
+            }
+            // What a renewal has led to is not somebody else's.
+            _ if matches!(self.stay, Stay::Begun(Renewal::Failed { .. })) => Action::Restart(Why::Renewal),
+            S::Stopped if matches!(self.stay, Stay::Begun(_)) => {
+                self.wait(Waiting::StoppedByOther, now)
+            }
+            S::NeedsLogin { .. } | S::AsksForPerson { .. } if !self.may_log_in_again() => {
+                self.leave_alone(lasted, now)
+            }
             S::ConnectedWithDeadKey(words) if now >= self.stranded.not_before => {
                 Action::Restart(Why::DeadKey(words.clone()))
             }
+            S::ConnectedWithDeadKey(_) if self.stay != Stay::No => self.wait(self.staying(), now),
             S::Connected | S::ConnectedWithDeadKey(_) | S::AddressPending(_) => self.finish(),
 
             // A key that somebody sent was refused, and keeps the node off.
@@ -853,9 +909,12 @@ impl Machine {
             Some(history) => history.again(known.prefs.clone(), flags, version),
             None => History::new(known.prefs.clone(), flags, version),
         };
-        // What the command has no flag for is put back after the login.
-        let is_unknown = |flag: &str| self.unknown_flags.iter().any(|unknown| unknown == flag);
-        history.ours.retain(|flag| !prefs::flag_name(flag).is_some_and(is_unknown));
+        // What has no flag here is put back after the login.
+        let is_known = |flag: &String| {
+            let name = prefs::flag_name(flag).unwrap_or_default();
+            !self.unknown_flags.iter().any(|unknown| unknown == name)
+        };
+        history.ours.retain(is_known);
         history
     }
 

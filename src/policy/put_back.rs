@@ -54,7 +54,8 @@ impl History {
             // Somebody has changed these.
             let mut changed = prefs::differences(&now, &self.last);
             self.wanted.extend(changed.clone());
-            if self.replaced && self.last.get("WantRunning") != now.get("WantRunning") {
+            let is_off = now.get("WantRunning") == Some(&serde_json::Value::Bool(false));
+            if (self.replaced || is_off) && self.last.get("WantRunning") != now.get("WantRunning") {
                 changed.extend(now.get_key_value("WantRunning").map(|(k, v)| (k.clone(), v.clone())));
             }
             self.original.extend(changed);
@@ -111,6 +112,15 @@ impl History {
         self.replaced
     }
 
+    /// Whether anything is otherwise than before the login, or than before those that this run has
+    /// made earlier.
+    pub fn is_changed(&self) -> bool {
+        let (before, now) = (&self.original, &self.last);
+        let differs = |name: &&str| before.get(*name) != now.get(*name);
+        ["ControlURL", "LoggedOut", "WantRunning"].iter().any(differs)
+            || !prefs::differences(before, now).is_empty()
+    }
+
     /// The settings that have to be put back now.
     pub fn owed(&self) -> Prefs {
         match self.replaced {
@@ -150,13 +160,18 @@ impl History {
     /// Takes the login for the way that the node is to be, since it has succeeded.
     pub fn resume(&mut self, now: &Prefs) {
         let mut resumed = self.wanted.clone();
-        // By which it will not be seen once more.
-        resumed.extend(now.get_key_value("Config").map(|(name, value)| (name.clone(), value.clone())));
-        for name in ["ControlURL", "LoggedOut", "WantRunning"] {
-            let of_login = self.of_login.get_key_value(name);
+        for (name, source) in [
+            ("ControlURL", &self.of_login),
+            ("LoggedOut", &self.of_login),
+            ("WantRunning", &self.of_login),
+            ("Config", now),
+        ] {
+            let of_login = source.get_key_value(name);
             resumed.extend(of_login.map(|(name, value)| (name.clone(), value.clone())));
         }
         self.original = resumed;
+        // What was taken back is nobody's change.
+        self.last = now.clone();
     }
 
     /// How they were told last.

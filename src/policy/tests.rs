@@ -3,6 +3,8 @@
 
 mod arbitrary;
 mod chance;
+mod runs;
+mod world;
 
 use proptest::prelude::*;
 
@@ -16,7 +18,7 @@ fn sequences() -> ProptestConfig {
     ProptestConfig {
         cases,
         failure_persistence: None,
-        max_shrink_iters: 4000,
+        max_shrink_iters: 1000,
         ..ProptestConfig::default()
     }
 }

@@ -65,6 +65,11 @@ impl Status {
 pub struct SelfNode {
     #[serde(default, rename = "DNSName", deserialize_with = "dns_name")]
     pub dns_name: String,
+    /// Its node key, as `nodekey:` and hexadecimal digits.
+    #[serde(default)]
+    pub public_key: String,
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub tags: Vec<String>,
     /// Whether a map poll to the control server is open now.
     #[serde(default)]
     pub online: bool,

@@ -187,6 +187,16 @@ pub enum NotStarted {
     Untrusted(String),
 }
 
+impl NotStarted {
+    /// What stands in the way, as far as it is not known from its kind.
+    pub fn words(&self) -> &str {
+        match self {
+            Self::ForNow(words) | Self::CannotRun(words) | Self::Untrusted(words) => words,
+            Self::NoCommand => "",
+        }
+    }
+}
+
 /// Why the command does not tell its version.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NoVersion {

@@ -176,6 +176,7 @@ pub fn record(rng: &mut Rng) -> Record {
         salt: [rng.bool().into(); 16],
         login,
         refused,
+        node: None,
     }
 }
 
@@ -282,6 +283,9 @@ pub fn outcome(rng: &mut Rng, action: &Action, wants_prefs: bool) -> Event {
         Action::BringUp => Event::BroughtUp(mostly(rng, |_| ())),
         Action::PutBack { .. } => put_back(rng),
         Action::TakeBack { .. } => took_back(rng),
+        Action::Renew => Event::Renewed(mostly(rng, |_| ())),
+        Action::Postpone(obstacle) => Event::Postponed(*obstacle),
+        Action::Ping => Event::Pinged,
         Action::Wait(..) | Action::Finish(_) | Action::Fail(_) | Action::Stopped => Event::Woke,
     }
 }
