@@ -58,6 +58,8 @@ const LOOK_LEAST: Duration = Duration::from_millis(50);
 /// Without a tailscaled nothing can be told, and to look for its socket costs next to nothing.
 const LOOK_LEAST_WITHOUT_DAEMON: Duration = Duration::from_millis(10);
 const LOOK_MOST: Duration = Duration::from_secs(2);
+/// How long a look waits that is overdue.
+const OVERDUE: Duration = Duration::from_millis(1);
 
 /// The time between two tries doubles from the one to the other.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
@@ -978,7 +980,7 @@ impl Machine {
         };
         let since = self.since.max(self.login.since());
         let rest = (now.saturating_sub(since) / 10).clamp(least, LOOK_MOST);
-        let look = self.looked.saturating_add(rest);
+        let look = self.looked.saturating_add(rest).max(now.saturating_add(OVERDUE));
         Action::Wait(what, look)
     }
 
