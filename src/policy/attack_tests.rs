@@ -212,7 +212,7 @@ fn a_node_that_was_logged_in_when_the_power_was_cut_is_not_taken_back_at_the_nex
                 words => with_error(known_node(state), words),
             };
             let mut walk = Walk::new(Some(OWN), seen, of(OWN));
-            walk.record = Record { salt: [1; 16], login: Some(begun(fresh(), "")), refused: None, ..Record::default() };
+            walk.record = Record { salt: [1; 16], login: Some(begun(fresh(), "")), ..Record::default() };
             walk.key = Ok("k2");
             match walk.waits(seconds(25)) {
                 Action::Wait(..) => {}
@@ -230,7 +230,7 @@ fn flags_of_a_login_that_succeeded_when_the_power_was_cut_stay() {
     let mut walk = Walk::new(Some(OWN), known_node("NoState"), after);
     let login = BegunLogin { flags: vec!["--shields-up".to_owned()], ..begun(before, "1") };
     walk.machine.setup.flags = login.flags.clone();
-    walk.record = Record { salt: [1; 16], login: Some(login), refused: None, ..Record::default() };
+    walk.record = Record { salt: [1; 16], login: Some(login), ..Record::default() };
     walk.key = Ok("k2");
     match walk.next() {
         Action::PutBack { prefs, .. } => assert_eq!(prefs, prefs_of(json!({ "RunWebClient": true }))),
@@ -312,7 +312,7 @@ fn what_a_login_changed_is_put_back_whatever_was_thought_of_it_when_it_came() {
     assert_eq!(walk.record.login, None);
 
     let mut walk = Walk::new(Some(OWN), known_node("NeedsLogin"), of(OWN));
-    walk.record = Record { salt: [1; 16], login: Some(begun(before, "1")), refused: None, ..Record::default() };
+    walk.record = Record { salt: [1; 16], login: Some(begun(before, "1")), ..Record::default() };
     walk.key = Err(NoKey::Busy);
     assert!(matches!(walk.next(), Action::Wait(Waiting::OtherRun, _)), "{:?}", walk.next());
     walk.status = online();

@@ -911,12 +911,9 @@ impl Machine {
             Some(history) => history.again(known.prefs.clone(), flags, version),
             None => History::new(known.prefs.clone(), flags, version),
         };
-        // What has no flag here is put back after the login.
-        let is_known = |flag: &String| {
-            let name = prefs::flag_name(flag).unwrap_or_default();
-            !self.unknown_flags.iter().any(|unknown| unknown == name)
-        };
-        history.ours.retain(is_known);
+        // What the command has no flag for is put back after the login.
+        let is_unknown = |flag: &str| self.unknown_flags.iter().any(|unknown| unknown == flag);
+        history.ours.retain(|flag| !prefs::flag_name(flag).is_some_and(is_unknown));
         history
     }
 

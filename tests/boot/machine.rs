@@ -93,10 +93,30 @@ impl Machine {
 
     /// The same without the package.
     pub fn bare(debian: Debian, tailnet: &Tailnet) -> Self {
+        Self::with_options(debian, tailnet, &tailnet.network(), &[])
+    }
+
+    /// A machine with the package, started with further options of systemd-nspawn.
+    pub fn contained(debian: Debian, tailnet: &Tailnet, options: &[&str]) -> Self {
+        let machine = Self::with_options(debian, tailnet, &tailnet.network(), options);
+        machine.install_package();
+        machine
+    }
+
+    /// The same in a user namespace. It cannot enter the tailnet's network, so it has an empty one.
+    pub fn in_user_namespace(debian: Debian, tailnet: &Tailnet, options: &[&str]) -> Self {
+        let options = [&["--private-users=identity"], options].concat();
+        let machine = Self::with_options(debian, tailnet, Path::new("-"), &options);
+        machine.install_package();
+        machine
+    }
+
+    fn with_options(debian: Debian, tailnet: &Tailnet, network: &Path, options: &[&str]) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let name = format!("boot{}x{count}", std::process::id());
-        let mut keeper = keeper(debian, &name, &tailnet.network())
+        let mut keeper = keeper(debian, &name, network)
+            .args(options)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()

@@ -859,6 +859,7 @@ impl World {
                 }
                 Event::TookBack(result.map(|()| Some(self.profile().prefs.clone())))
             }
+            Action::Renew | Action::Postpone(_) | Action::Ping => panic!("nobody asked us to stay"),
             Action::Wait(..) | Action::Finish(_) | Action::Fail(_) | Action::Stopped => Event::Woke,
         }
     }
