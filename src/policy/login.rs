@@ -236,7 +236,9 @@ impl Machine {
 
     /// Whether anything of the login has come to tailscaled.
     fn has_come(&self, before: &Situation) -> bool {
-        let seen = self.situation.as_ref().is_some_and(|situation| situation != before);
+        // An expired node comes to ask for a person by itself.
+        let asks = matches!(self.situation, Some(Situation::AsksForPerson { .. }));
+        let seen = !asks && self.situation.as_ref().is_some_and(|situation| situation != before);
         seen || self.history.as_ref().is_some_and(History::is_replaced)
     }
 
@@ -268,6 +270,14 @@ impl Machine {
                         let (before, error) = (before.clone(), error.clone());
                         self.login = Login::Doubted { since: now, before, error, told: false };
                     }
+                }
+                // It has lost the key, by a restart or by somebody else's login; or it is to no avail.
+                _ if matches!(situation, Situation::AsksForPerson { .. })
+                    && (self.has_come(before) || !self.command_runs)
+                    && now >= self.since.max(*since).saturating_add(DOUBT) =>
+                {
+                    let why = "the control server asks for a person".to_owned();
+                    self.login = Login::Failing { since: now, then: Then::Pause(why) };
                 }
                 None if matches!(situation, Situation::NeedsLogin { .. }) && self.is_logged_out() => {
                     // A restart that nobody saw.
@@ -584,12 +594,6 @@ impl Machine {
             S::NeedsApproval if !self.is_asked_elsewhere() => Some(self.wait(Waiting::Approval, now)),
             S::NeedsApproval if !self.command_runs && lasted >= TAILSCALEDS_PATIENCE => None,
             S::Stopped if has_come => Some(self.wait(Waiting::StoppedByOther, now)),
-            // It has lost the key, by a restart or by somebody else's login.
-            S::AsksForPerson { .. } if lasted >= DOUBT => match self.command_runs {
-                true if has_come => Some(Action::StopCommand),
-                true => Some(self.wait(Waiting::LoggingIn, now)),
-                false => None,
-            },
             // Another profile is in use, and the CLI would wait for ever.
             S::NeedsLogin { error: None }
                 if self.command_runs && has_come && self.is_logged_out() && lasted >= DOUBT =>
@@ -597,7 +601,10 @@ impl Machine {
                 Some(Action::StopCommand)
             }
             // It has the key and does nothing with it: the CLI was ended before it had said so.
-            S::NeedsLogin { error: None } | S::SettlingNew { trouble: None, .. }
+            // Or it has let the node in, which stays offline.
+            S::NeedsLogin { error: None }
+            | S::SettlingNew { trouble: None, .. }
+            | S::Offline { error: None, trouble: None }
                 if !self.command_runs && lasted >= TAILSCALEDS_PATIENCE =>
             {
                 None

@@ -28,7 +28,7 @@ use crate::policy::put_back::History;
 use crate::policy::stay::{Renewal, Stay};
 use crate::prefs::{self, Prefs};
 use crate::record::{BegunLogin, Record};
-use crate::server::is_tailscales;
+use crate::server::{http_url, is_tailscales};
 use crate::tailscaled::{LocalApiError, Notice, Status};
 use crate::up::{Ended, LoginError, NotStarted};
 
@@ -58,6 +58,8 @@ const LOOK_LEAST: Duration = Duration::from_millis(50);
 /// Without a tailscaled nothing can be told, and to look for its socket costs next to nothing.
 const LOOK_LEAST_WITHOUT_DAEMON: Duration = Duration::from_millis(10);
 const LOOK_MOST: Duration = Duration::from_secs(2);
+/// How long a look waits that is overdue.
+const OVERDUE: Duration = Duration::from_millis(1);
 
 /// The time between two tries doubles from the one to the other.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
@@ -899,7 +901,7 @@ impl Machine {
                 return Action::Fail(Mistake::KeyOfOtherServer { file, problem: problem.to_owned() }.into());
             }
             let refused = self.stored.refused.as_ref();
-            if let Some(refused) = refused.filter(|it| it.digest == facts.digest && it.server == server) {
+            if let Some(refused) = refused.filter(|it| it.digest == facts.digest && is_same_server(&it.server, &server)) {
                 return Action::Fail(Failure::RefusedBefore {
                     file: self.setup.key_file.clone(),
                     words: refused.words.clone(),
@@ -999,7 +1001,7 @@ impl Machine {
         };
         let since = self.since.max(self.login.since());
         let rest = (now.saturating_sub(since) / 10).clamp(least, LOOK_MOST);
-        let look = self.looked.saturating_add(rest);
+        let look = self.looked.saturating_add(rest).max(now.saturating_add(OVERDUE));
         Action::Wait(what, look)
     }
 
@@ -1014,6 +1016,10 @@ impl Machine {
 
 /// Whether two URLs are of one login server. Tailscale's has two names.
 pub fn is_same_server(one: &str, other: &str) -> bool {
-    let bare = |url: &str| url.trim_end_matches('/').to_ascii_lowercase();
+    // A parsed one has its host in small letters, and no port that goes without saying.
+    let bare = |url: &str| {
+        let parsed = http_url(url).map_or(url.to_owned(), String::from);
+        parsed.trim_end_matches('/').to_owned()
+    };
     bare(one) == bare(other) || (is_tailscales(one) && is_tailscales(other))
 }

@@ -48,7 +48,13 @@ impl History {
         let is_replacement = |prefs| prefs::are_of_login(prefs, &self.asked, &self.ours);
         let is_again = self.returned || (self.replaced && is_replacement(&self.last));
         if is_replacement(&now) && !is_again {
-            self.wanted = prefs::kept(&self.wanted, &now, &self.asked);
+            let kept = prefs::kept(&self.wanted, &now, &self.asked);
+            let before = std::mem::replace(&mut self.wanted, kept);
+            // Our flags are no news. What they stand for may have been changed since they were given.
+            let is_ours = |name: &str| {
+                prefs::is_given_by(&self.ours, name) && !prefs::is_set_by(&self.asked, name)
+            };
+            self.wanted.extend(before.into_iter().filter(|(name, _)| is_ours(name)));
             self.replaced = true;
             self.of_login = now.clone();
         } else {
