@@ -2,7 +2,7 @@
 
 use tailnet_harness::Tailnet;
 
-use crate::machine::{DAEMON_ENVIRONMENT, Debian, Machine};
+use crate::machine::{DAEMON_ENVIRONMENT, Debian, Machine, UNIT, Unit};
 
 #[test]
 #[ignore = "boots real systemd: run tests/run.sh"]
@@ -53,6 +53,32 @@ fn the_key_can_be_the_secret_of_an_oauth_client() {
     );
     assert!(!state.api_requests.is_empty());
     assert!(machine.is_online());
+}
+
+#[test]
+#[ignore = "boots real systemd: run tests/run.sh"]
+fn what_is_remembered_can_be_kept_in_run() {
+    let tailnet = Tailnet::start_apart();
+    let dead = tailnet.single_use_key();
+    tailnet.revoke_key(&dead);
+    let mut machine = Machine::new(Debian::Trixie, &tailnet);
+    machine.secret(&dead);
+    machine.drop_in(
+        "20-state",
+        "[Service]\nStateDirectory=\nRuntimeDirectory=tailscale-autoconnect\n\
+         RuntimeDirectoryMode=0700\nRuntimeDirectoryPreserve=yes\n",
+    );
+
+    machine.boot();
+    let failed = |unit: &Unit| unit.is("ActiveState", "failed");
+    machine.wait_ours("failed", failed);
+    let sent = tailnet.state().key(&dead).attempts;
+    let _ = machine.try_run(&["systemctl", "restart", UNIT]);
+    machine.wait_ours("failed", failed);
+    machine.wait_exit_shown("77/NOPERM", "was refused in a run before");
+
+    assert_eq!(tailnet.state().key(&dead).attempts, sent);
+    assert!(!machine.inside("var/lib/tailscale-autoconnect").exists());
 }
 
 /// A proxy on loopback that passes all that it is asked for on to one server, and says what that was.
