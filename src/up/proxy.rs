@@ -26,7 +26,10 @@ const VARIABLES: [&str; 6] = [
 
 /// The variables of a proxy that tailscaled has, if we have none ourselves.
 pub fn of_tailscaled() -> Vec<(String, String)> {
-    if VARIABLES.iter().any(|name| std::env::var_os(name).is_some()) {
+    if VARIABLES
+        .iter()
+        .any(|name| std::env::var_os(name).is_some())
+    {
         return Vec::new();
     }
     let text = File::open(FILE).and_then(|file| read_to_string(file.take(MAX_BYTES)));
@@ -67,6 +70,9 @@ mod tests {
             ("no_proxy", "localhost,.example"),
             ("https_proxy", "http://spaced:1"),
         ];
-        assert_eq!(found, expected.map(|(name, value)| (name.to_owned(), value.to_owned())));
+        assert_eq!(
+            found,
+            expected.map(|(name, value)| (name.to_owned(), value.to_owned()))
+        );
     }
 }
