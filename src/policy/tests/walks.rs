@@ -60,6 +60,7 @@ impl Walk {
         for _ in 0..40 {
             let action = self.machine.next(self.now);
             let event = match &action {
+                Action::Renew | Action::Postpone(_) | Action::Ping => panic!("nobody asked us to stay"),
                 Action::ReadRecord => Event::Record(self.store.clone()),
                 Action::Look => Event::Seen {
                     status: Ok(self.status.clone()),
