@@ -132,7 +132,7 @@ impl Walk {
                 Action::ReleaseKey => Event::Released,
                 Action::Write(record) => {
                     self.record = record.clone();
-                    Event::Written { asked: record.clone(), written: record }
+                    Event::Written { asked: record.clone(), written: record, saved: true }
                 }
                 Action::StopCommand => Event::CommandStopped,
                 action => return action,
@@ -432,5 +432,35 @@ fn a_server_is_the_same_however_it_is_written() {
         ("", "https://hs.example.org"),
     ] {
         assert!(!is_same_server(one, other), "{one} {other}");
+    }
+}
+
+/// An admin gives another value to what the login was given as a flag, before the command comes to it.
+#[test]
+fn what_somebody_changes_before_the_command_comes_to_it_is_put_back_although_a_flag_says_otherwise() {
+    for live in [true, false] {
+        let before = with(&of(OWN), json!({ "Hostname": "old", "ShieldsUp": true }));
+        let mut walk = Walk::new(Some(OWN), known_node("NeedsLogin"), before.clone());
+        walk.live = live;
+        assert!(walk.logs_in().contains(&"--hostname=old".to_owned()));
+        let changed = with(&before, json!({ "Hostname": "new", "ShieldsUp": false }));
+        if live {
+            walk.tells(changed);
+            walk.tells(before);
+        } else {
+            walk.prefs = changed;
+            walk.next();
+            walk.on(Event::Woke);
+            walk.next();
+            walk.prefs = before;
+        }
+        walk.on(Event::Ended(Ended::Done));
+        walk.status = online();
+        match walk.next() {
+            Action::PutBack { prefs, .. } => {
+                assert_eq!(prefs, prefs_of(json!({ "Hostname": "new", "ShieldsUp": false })));
+            }
+            action => panic!("{live} {action:?}"),
+        }
     }
 }

@@ -62,6 +62,8 @@ pub enum Login {
 pub enum Then {
     Refused(Refusal),
     Pause(String),
+    /// A longer pause: the control server was reached, and each try costs it some registers.
+    Wait(String),
     Impossible(Failure),
     /// Another login.
     Anew,
@@ -187,7 +189,8 @@ impl Machine {
         self.forget_login();
         match then {
             Then::Refused(refusal) => self.refused(refusal, begun, now),
-            Then::Pause(words) => self.pause(words, now),
+            Then::Pause(words) => self.pause(words, RETRY_FIRST, now),
+            Then::Wait(words) => self.pause(words, 4 * RETRY_FIRST, now),
             Then::Impossible(failure) => self.login = Login::Impossible(failure),
             Then::Anew | Then::End => {}
         }
@@ -211,12 +214,12 @@ impl Machine {
             Login::UnderWay { .. } | Login::Doubted { told: false, .. }
         );
         if is_tailscaleds && !self.command_runs {
-            self.pause(why.to_owned(), now);
+            self.pause(why.to_owned(), RETRY_FIRST, now);
         }
     }
 
-    fn pause(&mut self, words: String, now: Time) {
-        self.failures.next(now, RETRY_FIRST, &mut self.rng);
+    fn pause(&mut self, words: String, first: Duration, now: Time) {
+        self.failures.next(now, first, &mut self.rng);
         let until = self.failures.not_before;
         self.login = Login::Pausing { since: now, words, until };
     }
@@ -233,7 +236,9 @@ impl Machine {
 
     /// Whether anything of the login has come to tailscaled.
     fn has_come(&self, before: &Situation) -> bool {
-        let seen = self.situation.as_ref().is_some_and(|situation| situation != before);
+        // An expired node comes to ask for a person by itself.
+        let asks = matches!(self.situation, Some(Situation::AsksForPerson { .. }));
+        let seen = !asks && self.situation.as_ref().is_some_and(|situation| situation != before);
         seen || self.history.as_ref().is_some_and(History::is_replaced)
     }
 
@@ -265,6 +270,14 @@ impl Machine {
                         let (before, error) = (before.clone(), error.clone());
                         self.login = Login::Doubted { since: now, before, error, told: false };
                     }
+                }
+                // It has lost the key, by a restart or by somebody else's login; or it is to no avail.
+                _ if matches!(situation, Situation::AsksForPerson { .. })
+                    && (self.has_come(before) || !self.command_runs)
+                    && now >= self.since.max(*since).saturating_add(DOUBT) =>
+                {
+                    let why = "the control server asks for a person".to_owned();
+                    self.login = Login::Failing { since: now, then: Then::Pause(why) };
                 }
                 None if matches!(situation, Situation::NeedsLogin { .. }) && self.is_logged_out() => {
                     // A restart that nobody saw.
@@ -310,7 +323,7 @@ impl Machine {
                 Then::Anew
             }
             LoginError::Refused(refusal) => Then::Refused(refusal),
-            error => Then::Pause(error.words().to_owned()),
+            error => Then::Wait(error.words().to_owned()),
         };
         self.login = Login::Failing { since: now, then };
     }
@@ -441,7 +454,10 @@ impl Machine {
             (Some(failure), _) => Then::Impossible(failure),
             (None, Ended::Lost(words)) => {
                 self.notes.push(Note::LoginBroke(words.clone()));
-                return self.pause(words.clone(), now);
+                if has_come {
+                    return self.pause(words.clone(), RETRY_FIRST, now);
+                }
+                Then::Pause(words.clone())
             }
             (None, ended) => {
                 let words = ended.words();
@@ -478,7 +494,8 @@ impl Machine {
         match then {
             Then::Refused(refusal) => self.refused(refusal, None, now),
             Then::Impossible(failure) => self.login = Login::Impossible(failure),
-            Then::Pause(words) => self.pause(words, now),
+            Then::Pause(words) => self.pause(words, RETRY_FIRST, now),
+            Then::Wait(words) => self.pause(words, 4 * RETRY_FIRST, now),
             Then::Anew | Then::End => self.login = Login::None,
         }
     }
@@ -577,14 +594,17 @@ impl Machine {
             S::NeedsApproval if !self.is_asked_elsewhere() => Some(self.wait(Waiting::Approval, now)),
             S::NeedsApproval if !self.command_runs && lasted >= TAILSCALEDS_PATIENCE => None,
             S::Stopped if has_come => Some(self.wait(Waiting::StoppedByOther, now)),
-            // It has lost the key, by a restart or by somebody else's login.
-            S::AsksForPerson { .. } if lasted >= DOUBT => match self.command_runs {
-                true if has_come => Some(Action::StopCommand),
-                true => Some(self.wait(Waiting::LoggingIn, now)),
-                false => None,
-            },
+            // Another profile is in use, and the CLI would wait for ever.
+            S::NeedsLogin { error: None }
+                if self.command_runs && has_come && self.is_logged_out() && lasted >= DOUBT =>
+            {
+                Some(Action::StopCommand)
+            }
             // It has the key and does nothing with it: the CLI was ended before it had said so.
-            S::NeedsLogin { error: None } | S::SettlingNew { trouble: None, .. }
+            // Or it has let the node in, which stays offline.
+            S::NeedsLogin { error: None }
+            | S::SettlingNew { trouble: None, .. }
+            | S::Offline { error: None, trouble: None }
                 if !self.command_runs && lasted >= TAILSCALEDS_PATIENCE =>
             {
                 None
@@ -655,7 +675,8 @@ impl Machine {
         if self.command_runs {
             return Action::StopCommand;
         }
-        if *record != self.stored {
+        let was_unsaved = self.unsaved.is_some_and(|unsaved| unsaved < stopping.since);
+        if *record != self.stored || was_unsaved {
             return Action::Write(record.clone());
         }
         if self.history.is_none() || matches!(self.login, Login::Settled | Login::Found) {
