@@ -44,7 +44,11 @@ impl History {
     pub fn told(&mut self, now: Prefs) {
         let is_replacement = |prefs| prefs::are_of_login(prefs, &self.asked, &self.ours);
         if is_replacement(&now) && !(self.replaced && is_replacement(&self.last)) {
-            self.wanted = prefs::kept(&self.wanted, &now, &self.asked);
+            let mut kept = prefs::kept(&self.wanted, &now, &self.asked);
+            // A flag of ours may be older than what somebody has set.
+            let own = prefs::differences(&self.wanted, &kept).into_iter();
+            kept.extend(own.filter(|(name, _)| !prefs::is_set_by(&self.asked, name)));
+            self.wanted = kept;
             self.replaced = true;
             self.of_login = now.clone();
         } else {

@@ -482,6 +482,23 @@ fn settings_are_put_back_with_what_an_admin_has_set_before_and_after_the_replace
 }
 
 #[test]
+fn a_setting_that_somebody_changes_before_the_replacement_wins_over_our_older_flag() {
+    let mut walk = Walk::new(status("NeedsLogin"));
+    walk.prefs.insert("Hostname".into(), json!("box"));
+    assert_eq!(walk.go(), Action::LogIn(vec!["--hostname=box".to_owned()]));
+    walk.on(Event::Started(Ok(())));
+    let mut set = walk.prefs.clone();
+    set.insert("Hostname".into(), json!("n1"));
+    walk.tell(set.clone());
+    set.extend(prefs_of(json!({
+        "ControlURL": TAILSCALES_SERVER, "WantRunning": true, "LoggedOut": false, "Hostname": "box",
+    })));
+    walk.tell(set);
+    assert!(walk.has_done("put_back"));
+    assert_eq!(walk.prefs["Hostname"], json!("n1"));
+}
+
+#[test]
 fn two_flags_of_one_preference_are_kept_together() {
     let setup = Setup {
         flags: vec!["--advertise-exit-node".into()],
