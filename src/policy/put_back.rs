@@ -22,6 +22,8 @@ pub struct History {
     pub ours: Vec<String>,
     /// `up` has replaced them.
     replaced: bool,
+    /// It has changed nothing, or it was something else that has not.
+    in_vain: bool,
     /// As they were told just then.
     of_login: Prefs,
 }
@@ -31,7 +33,7 @@ impl History {
     pub fn new(before: Prefs, asked: Vec<String>, version: (u32, u32)) -> Self {
         let wanted = prefs::chosen(before.clone(), version);
         let ours = prefs::as_flags(&wanted, &asked, version);
-        Self { last: before.clone(), original: before, wanted, asked, ours, replaced: false, of_login: Prefs::new() }
+        Self { last: before.clone(), original: before, wanted, asked, ours, replaced: false, in_vain: false, of_login: Prefs::new() }
     }
 
     /// The same node, about to be logged in once more, with these preferences `now`: what the first
@@ -43,7 +45,9 @@ impl History {
     /// The next state that they have come to.
     pub fn told(&mut self, now: Prefs) {
         let is_replacement = |prefs| prefs::are_of_login(prefs, &self.asked, &self.ours);
-        if is_replacement(&now) && !(self.replaced && is_replacement(&self.last)) {
+        let is_first = !self.replaced || self.in_vain || !is_replacement(&self.last);
+        if is_replacement(&now) && is_first {
+            self.in_vain = now == self.last;
             let mut kept = prefs::kept(&self.wanted, &now, &self.asked);
             // A flag of ours may be older than what somebody has set.
             let own = prefs::differences(&self.wanted, &kept).into_iter();

@@ -499,6 +499,30 @@ fn a_setting_that_somebody_changes_before_the_replacement_wins_over_our_older_fl
 }
 
 #[test]
+fn a_late_word_of_what_was_taken_back_is_not_taken_for_the_next_login() {
+    let setup = Setup {
+        flags: vec!["--ssh".into()],
+        key_file: "/k".into(),
+        ..Setup::default()
+    };
+    let mut walk = Walk::with(setup, keyed(status("NeedsLogin")));
+    walk.prefs = prefs_of(json!({
+        "ControlURL": TAILSCALES_SERVER, "WantRunning": true, "LoggedOut": false, "RunSSH": false,
+    }));
+    assert!(is_login(&walk.go()));
+    walk.on(Event::Started(Ok(())));
+    walk.tell(walk.prefs.clone());
+    let mut of_login = walk.prefs.clone();
+    of_login.insert("RunSSH".into(), json!(true));
+    walk.tell(of_login);
+    walk.status = with_error(keyed(status("NeedsLogin")), REFUSAL);
+    walk.on(Event::Ended(Ended::LoginError(refusal())));
+    walk.after(Duration::from_secs(2));
+    assert!(walk.has_done("forget_key"));
+    assert_eq!(walk.prefs["RunSSH"], json!(false));
+}
+
+#[test]
 fn two_flags_of_one_preference_are_kept_together() {
     let setup = Setup {
         flags: vec!["--advertise-exit-node".into()],
