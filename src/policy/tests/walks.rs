@@ -77,8 +77,7 @@ impl Walk {
                     self.store = record.clone();
                     Event::Written {
                         asked: record.clone(),
-                        written: record.clone(),
-                    }
+                        written: record.clone(), saved: true }
                 }
                 Action::PutBack { prefs, .. } => {
                     self.prefs.extend(prefs.clone());
@@ -536,8 +535,7 @@ fn a_login_that_comes_to_its_end_while_it_is_taken_back_is_let_be() {
                     walk.machine.on(
                         Event::Written {
                             asked: record.clone(),
-                            written: record,
-                        },
+                            written: record, saved: true },
                         walk.now,
                     );
                 }
