@@ -128,24 +128,35 @@ impl<'a> Run<'a> {
             if let Some(situation) = self.machine.situation() {
                 log::trace!("{situation:?}, so {action:?}");
             }
-            let event = match action {
-                Action::Finish(connected) => return Some(Ok(connected)),
-                Action::Fail(failure) => return Some(Err(failure)),
-                Action::Stopped => return None,
-                action => self.act(action).await,
+            let outcome = match action {
+                Action::Finish(connected) => Some(Ok(connected)),
+                Action::Fail(failure) => Some(Err(failure)),
+                Action::Stopped => None,
+                action => {
+                    let event = self.act(action).await;
+                    self.take_in(event);
+                    continue;
+                }
             };
-            let now = self.now();
-            self.machine.on(event, now);
-            if let Some(situation) = self.machine.situation()
-                && self.seen.as_ref() != Some(situation)
-            {
-                log::debug!("{situation:?}");
-                self.seen = Some(situation.clone());
-                self.bus.something_changed();
+            if let Some(up) = self.up.take() {
+                up.stop().await;
             }
-            for note in self.machine.notes() {
-                self.say_note(note);
-            }
+            return outcome;
+        }
+    }
+
+    fn take_in(&mut self, event: Event) {
+        let now = self.now();
+        self.machine.on(event, now);
+        if let Some(situation) = self.machine.situation()
+            && self.seen.as_ref() != Some(situation)
+        {
+            log::debug!("{situation:?}");
+            self.seen = Some(situation.clone());
+            self.bus.something_changed();
+        }
+        for note in self.machine.notes() {
+            self.say_note(note);
         }
     }
 
@@ -252,6 +263,7 @@ impl<'a> Run<'a> {
         let (store, written) = (self.config.store.clone(), record.clone());
         let result = in_time(move || store.write(&written)).await;
         let result = result.unwrap_or_else(|| Err(io::Error::other(SILENT)));
+        let saved = result.is_ok();
         if let Err(error) = result {
             self.say_trying(
                 Level::Warn,
@@ -260,7 +272,7 @@ impl<'a> Run<'a> {
                 ),
             );
         }
-        Event::Written { asked, written: record }
+        Event::Written { asked, written: record, saved }
     }
 
     async fn log_in(&mut self, flags: &[String]) -> Result<(), NotStarted> {

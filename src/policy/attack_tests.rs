@@ -132,7 +132,7 @@ impl Walk {
                 Action::ReleaseKey => Event::Released,
                 Action::Write(record) => {
                     self.record = record.clone();
-                    Event::Written { asked: record.clone(), written: record }
+                    Event::Written { asked: record.clone(), written: record, saved: true }
                 }
                 Action::StopCommand => Event::CommandStopped,
                 action => return action,

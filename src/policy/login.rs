@@ -62,6 +62,8 @@ pub enum Login {
 pub enum Then {
     Refused(Refusal),
     Pause(String),
+    /// A longer pause: the control server was reached, and each try costs it some registers.
+    Wait(String),
     Impossible(Failure),
     /// Another login.
     Anew,
@@ -187,7 +189,8 @@ impl Machine {
         self.forget_login();
         match then {
             Then::Refused(refusal) => self.refused(refusal, begun, now),
-            Then::Pause(words) => self.pause(words, now),
+            Then::Pause(words) => self.pause(words, RETRY_FIRST, now),
+            Then::Wait(words) => self.pause(words, 4 * RETRY_FIRST, now),
             Then::Impossible(failure) => self.login = Login::Impossible(failure),
             Then::Anew | Then::End => {}
         }
@@ -211,12 +214,12 @@ impl Machine {
             Login::UnderWay { .. } | Login::Doubted { told: false, .. }
         );
         if is_tailscaleds && !self.command_runs {
-            self.pause(why.to_owned(), now);
+            self.pause(why.to_owned(), RETRY_FIRST, now);
         }
     }
 
-    fn pause(&mut self, words: String, now: Time) {
-        self.failures.next(now, RETRY_FIRST, &mut self.rng);
+    fn pause(&mut self, words: String, first: Duration, now: Time) {
+        self.failures.next(now, first, &mut self.rng);
         let until = self.failures.not_before;
         self.login = Login::Pausing { since: now, words, until };
     }
@@ -320,7 +323,7 @@ impl Machine {
                 Then::Anew
             }
             LoginError::Refused(refusal) => Then::Refused(refusal),
-            error => Then::Pause(error.words().to_owned()),
+            error => Then::Wait(error.words().to_owned()),
         };
         self.login = Login::Failing { since: now, then };
     }
@@ -451,7 +454,10 @@ impl Machine {
             (Some(failure), _) => Then::Impossible(failure),
             (None, Ended::Lost(words)) => {
                 self.notes.push(Note::LoginBroke(words.clone()));
-                return self.pause(words.clone(), now);
+                if has_come {
+                    return self.pause(words.clone(), RETRY_FIRST, now);
+                }
+                Then::Pause(words.clone())
             }
             (None, ended) => {
                 let words = ended.words();
@@ -488,7 +494,8 @@ impl Machine {
         match then {
             Then::Refused(refusal) => self.refused(refusal, None, now),
             Then::Impossible(failure) => self.login = Login::Impossible(failure),
-            Then::Pause(words) => self.pause(words, now),
+            Then::Pause(words) => self.pause(words, RETRY_FIRST, now),
+            Then::Wait(words) => self.pause(words, 4 * RETRY_FIRST, now),
             Then::Anew | Then::End => self.login = Login::None,
         }
     }
@@ -587,6 +594,12 @@ impl Machine {
             S::NeedsApproval if !self.is_asked_elsewhere() => Some(self.wait(Waiting::Approval, now)),
             S::NeedsApproval if !self.command_runs && lasted >= TAILSCALEDS_PATIENCE => None,
             S::Stopped if has_come => Some(self.wait(Waiting::StoppedByOther, now)),
+            // Another profile is in use, and the CLI would wait for ever.
+            S::NeedsLogin { error: None }
+                if self.command_runs && has_come && self.is_logged_out() && lasted >= DOUBT =>
+            {
+                Some(Action::StopCommand)
+            }
             // It has the key and does nothing with it: the CLI was ended before it had said so.
             // Or it has let the node in, which stays offline.
             S::NeedsLogin { error: None }
@@ -662,7 +675,8 @@ impl Machine {
         if self.command_runs {
             return Action::StopCommand;
         }
-        if *record != self.stored {
+        let was_unsaved = self.unsaved.is_some_and(|unsaved| unsaved < stopping.since);
+        if *record != self.stored || was_unsaved {
             return Action::Write(record.clone());
         }
         if self.history.is_none() || matches!(self.login, Login::Settled | Login::Found) {

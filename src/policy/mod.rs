@@ -2,7 +2,7 @@
 //! [`Machine::next`] says what to do. No clock, no I/O: times are counted from the start of the run,
 //! and what is done is for `run` to do.
 //!
-//! `next` is the state table of the README, grouped by what tailscaled shows.
+//! `decide` is the state table of CONTRIBUTING.md, grouped by what tailscaled shows.
 
 mod login;
 mod put_back;
@@ -186,8 +186,8 @@ pub enum Event {
     Told(Notice),
     Key(Result<KeyFacts, NoKey>),
     Released,
-    /// The record that was asked for is so, or can be done without; in it are the times.
-    Written { asked: Record, written: Record },
+    /// The record that was asked for is `saved`, or has to be done without for now; in it are the times.
+    Written { asked: Record, written: Record, saved: bool },
     Started(Result<(), NotStarted>),
     Ended(Ended),
     CommandStopped,
@@ -293,6 +293,8 @@ pub struct Machine {
     /// What earlier runs have left, and what this one leaves. None: unread.
     record: Option<Record>,
     stored: Record,
+    /// When it could not be written.
+    unsaved: Option<Time>,
     key: Key,
     key_wanted_since: Option<Time>,
     login: Login,
@@ -344,6 +346,7 @@ impl Machine {
             server: None,
             record: None,
             stored: Record::default(),
+            unsaved: None,
             key: Key::Unread,
             key_wanted_since: None,
             login: Login::None,
@@ -423,7 +426,8 @@ impl Machine {
             Event::Told(notice) => self.on_told(notice),
             Event::Key(key) => self.on_key(key, now),
             Event::Released => self.key = Key::Unread,
-            Event::Written { asked, written } => {
+            Event::Written { asked, written, saved } => {
+                self.unsaved = (!saved).then_some(now);
                 if self.record.as_ref() == Some(&asked) || asked.login.is_some() {
                     self.record = Some(written.clone());
                 }
@@ -567,13 +571,30 @@ impl Machine {
             }
             // What was read before the bus was opened may be another profile's.
             if let Some(known) = self.known.as_mut().filter(|_| !gap) {
+                let is_out = !prefs::login_under_way(&prefs) && prefs::login_under_way(&known.prefs);
+                let is_other = prefs.get("Config") != known.prefs.get("Config");
                 known.prefs = prefs;
+                if is_out || is_other {
+                    // It may be another profile's: that is asked for again.
+                    self.known = None;
+                }
             }
             gap = false;
         }
+        self.keep_record();
         // While the CLI runs, its end is the news, and each look slows the login.
         if !self.command_runs || notice.running {
             self.stale();
+        }
+    }
+
+    /// The record of a login follows what somebody changes beside it, so that a run after a kill does
+    /// not undo that.
+    fn keep_record(&mut self) {
+        if let (Some(history), Some(record)) = (&self.history, &mut self.record)
+            && let Some(login) = &mut record.login
+        {
+            login.before = history.without_the_login();
         }
     }
 
@@ -713,7 +734,8 @@ impl Machine {
             }
         }
         // What is to be remembered is so before anything else is done.
-        if *record != self.stored {
+        let is_due = |unsaved: Time| now >= unsaved.saturating_add(RETRY_FIRST) && record.login.is_some();
+        if *record != self.stored || self.unsaved.is_some_and(is_due) {
             return Action::Write(record.clone());
         }
         match situation {
@@ -908,8 +930,8 @@ impl Machine {
         let version = self.version();
         let flags = self.setup.flags.clone();
         let mut history = match &self.history {
-            Some(history) => history.again(known.prefs.clone(), flags, version),
-            None => History::new(known.prefs.clone(), flags, version),
+            Some(history) if self.profile == known.profile => history.again(known.prefs.clone(), flags, version),
+            _ => History::new(known.prefs.clone(), flags, version),
         };
         // What the command has no flag for is put back after the login.
         let is_unknown = |flag: &str| self.unknown_flags.iter().any(|unknown| unknown == flag);
@@ -953,6 +975,8 @@ impl Machine {
     /// 1.80.3, 1.98.10 and 1.102.5).
     fn may_restart(&self, error: Option<&LoginError>, lasted: Duration, now: Time) -> bool {
         let is_cause = match self.situation {
+            // One with a dead key is stranded, which has a back-off of its own.
+            _ if matches!(error, Some(LoginError::Refused(_))) => false,
             Some(Situation::Offline { .. }) => self.version() >= (1, 82),
             // tailscaled goes on by itself where the control server cannot be reached.
             _ => matches!(error, Some(LoginError::Unknown(_))),

@@ -46,7 +46,8 @@ impl History {
     /// The next state that they have come to.
     pub fn told(&mut self, now: Prefs) {
         let is_replacement = |prefs| prefs::are_of_login(prefs, &self.asked, &self.ours);
-        if is_replacement(&now) && !(self.replaced && is_replacement(&self.last)) {
+        let is_again = self.returned || (self.replaced && is_replacement(&self.last));
+        if is_replacement(&now) && !is_again {
             let kept = prefs::kept(&self.wanted, &now, &self.asked);
             let before = std::mem::replace(&mut self.wanted, kept);
             // Our flags are no news. What they stand for may have been changed since they were given.

@@ -4,6 +4,7 @@
 mod arbitrary;
 mod chance;
 mod runs;
+mod walks;
 mod world;
 
 use proptest::prelude::*;

@@ -1,4 +1,4 @@
-//! The drop-ins that README.md shows.
+//! The drop-ins that units/README.md shows.
 
 use tailnet_harness::Tailnet;
 

@@ -242,6 +242,11 @@ impl World {
         }
     }
 
+    /// Whether each change of the preferences was told, so that nothing had to be guessed.
+    pub fn has_told_all(&self) -> bool {
+        !self.was_disturbed && !self.bus.refused
+    }
+
     pub fn profile(&self) -> &Profile {
         &self.profiles[self.current]
     }
@@ -360,7 +365,7 @@ impl World {
         // What a login that has succeeded leaves.
         let asked = if held.ours { asked } else { Vec::new() };
         let mut wanted = profile.wanted.clone();
-        let by_flags = of_up(&asked, &profile.prefs);
+        let by_flags = profile.prefs.clone();
         for name in settings(&by_flags).keys() {
             if prefs::is_set_by(&asked, name) && name != "AdvertiseRoutes" {
                 wanted.insert(name.clone(), by_flags[name].clone());
@@ -641,6 +646,14 @@ impl World {
                 ];
                 let (name, value) = one(&mut rng, &changes);
                 let changes = Prefs::from_iter([(name.to_owned(), value)]);
+                // What the user's flags set as well looks like the doing of `up`.
+                if prefs::is_set_by(&self.setup.flags, name) {
+                    return;
+                }
+                // What is so already is no change to be seen.
+                if !prefs::differences(&changes, &self.profile().prefs).contains_key(name) {
+                    return;
+                }
                 self.profile_mut().wanted.extend(changes.clone());
                 self.change(&changes);
             }
@@ -663,12 +676,14 @@ impl World {
             }
             23 => self.is_odd = !self.is_odd,
             24 => self.kills = true,
-            99 if self.up && self.setup.server.is_some() && rng.bool() => {
+            // Profiles that were never logged in cannot be told apart.
+            25 if self.up
+                && self.setup.server.is_some()
+                && !self.profiles[0].id.is_empty()
+                && rng.bool() =>
+            {
                 // A switch to another profile breaks off what the one before was at.
                 self.current = 1 - self.current;
-                self.command
-                    .iter_mut()
-                    .for_each(|command| command.has_begun = true);
                 self.start(None);
                 self.tell();
             }
