@@ -157,7 +157,7 @@ fn refused(text: &str) -> Option<Refused> {
         "timeout",
         "overload",
     ];
-    const KEY: [&str; 14] = [
+    const KEY: [&str; 15] = [
         "invalid key",
         "no such key",
         "api key",
@@ -166,6 +166,7 @@ fn refused(text: &str) -> Option<Refused> {
         "preauthkey",
         "preauth key",
         "authkey ",
+        "auth-key ",
         "auth-key:",
         "invalid auth key",
         "auth key expired",

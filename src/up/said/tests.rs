@@ -32,6 +32,8 @@ fn words_that_are_known_to_be_about_the_key_refuse_it() {
         "authkey already used",
         "handling register with auth key: authkey already used",
         "AuthKey not found",
+        "auth-key not found: record not found",
+        "auth-key has already been used",
         "register request: http 401: oops",
         "register request: http 403: database, please retry",
         "register request: http 404: 404 page not found",
