@@ -23,6 +23,11 @@ pub const PATIENCE: Duration = Duration::from_secs(40);
 /// How often what cannot be waited for by an event is looked at.
 const LOOK: Duration = Duration::from_millis(30);
 
+/// The environment of tailscaled, in `/etc/default/tailscaled`.
+pub const DAEMON_ENVIRONMENT: &str = "PORT=0\nFLAGS=\n\
+    TS_NO_LOGS_NO_SUPPORT=true\nTS_DISABLE_PORTMAPPER=true\n\
+    TS_ASSUME_NETWORK_UP_FOR_TEST=true\nTS_USE_CACHED_NETMAP=false\n";
+
 const UNITS: &str = "usr/lib/systemd/system";
 
 /// A release of Debian, for its systemd.
@@ -143,12 +148,7 @@ impl Machine {
         machine.keeper_pid = pid.parse().expect("a process number");
         machine.root = root.to_owned();
 
-        machine.write(
-            "etc/default/tailscaled",
-            "PORT=0\nFLAGS=\n\
-             TS_NO_LOGS_NO_SUPPORT=true\nTS_DISABLE_PORTMAPPER=true\n\
-             TS_ASSUME_NETWORK_UP_FOR_TEST=true\nTS_USE_CACHED_NETMAP=false\n",
-        );
+        machine.write("etc/default/tailscaled", DAEMON_ENVIRONMENT);
         machine.drop_in("10-server", &setting("LOGIN_SERVER", tailnet.url()));
         machine
     }

@@ -60,6 +60,7 @@ impl Walk {
         for _ in 0..40 {
             let action = self.machine.next(self.now);
             let event = match &action {
+                Action::Renew | Action::Postpone(_) | Action::Ping => panic!("nobody asked us to stay"),
                 Action::ReadRecord => Event::Record(self.store.clone()),
                 Action::Look => Event::Seen {
                     status: Ok(self.status.clone()),
@@ -77,8 +78,7 @@ impl Walk {
                     self.store = record.clone();
                     Event::Written {
                         asked: record.clone(),
-                        written: record.clone(),
-                    }
+                        written: record.clone(), saved: true }
                 }
                 Action::PutBack { prefs, .. } => {
                     self.prefs.extend(prefs.clone());
@@ -536,8 +536,7 @@ fn a_login_that_comes_to_its_end_while_it_is_taken_back_is_let_be() {
                     walk.machine.on(
                         Event::Written {
                             asked: record.clone(),
-                            written: record,
-                        },
+                            written: record, saved: true },
                         walk.now,
                     );
                 }

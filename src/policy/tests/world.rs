@@ -809,8 +809,7 @@ impl World {
                 self.store = record.clone();
                 Event::Written {
                     asked: record.clone(),
-                    written: record.clone(),
-                }
+                    written: record.clone(), saved: true }
             }
             Action::LogIn(flags) => {
                 let begun = self.store.login.as_ref().expect("a record");
