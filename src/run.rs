@@ -383,6 +383,7 @@ impl<'a> Run<'a> {
             if !self.is_staying.replace(true) {
                 output::result("connected", &connected.to_string(), true);
                 log::info!("{text}; staying");
+                self.waiting = Some(Wait { what: what.clone(), since: Instant::now(), logged: Some(what.clone()) });
             }
         }
         let (since, mut logged) = match self.waiting.take() {
@@ -442,11 +443,11 @@ impl<'a> Run<'a> {
     }
 
     fn say_note(&mut self, note: Note) {
-        let level = match note {
-            Note::Renewed(_) => Level::Info,
-            _ => Level::Warn,
-        };
-        self.say_trying(level, note.to_string());
+        match note {
+            Note::Renewed(_) => log::info!("{note}"),
+            Note::RenewalFailed { .. } => log::warn!("{note}"),
+            _ => self.say_trying(Level::Warn, note.to_string()),
+        }
     }
 }
 

@@ -35,7 +35,7 @@ const QUIET: Duration = Duration::from_secs(60);
 /// How long a node may need a login for before that is taken for somebody's will.
 const DOUBT: Duration = Duration::from_secs(2);
 /// How long a person may take at the login page before it is taken from them.
-const AT_THE_PAGE: Duration = Duration::from_secs(600);
+const AT_THE_PAGE: Duration = Duration::from_secs(300);
 /// A clock before this is not set: 2024.
 const SANE: Clock = Duration::from_secs(1_704_067_200);
 /// The first version that keeps its network when a renewal fails.
@@ -62,6 +62,9 @@ pub enum Keeping {
     Sent { since: Time, before: String },
     /// The renewal has failed, and tailscaled is to forget the auth key.
     Failed { words: String, refused: bool },
+    /// tailscaled has forgotten it, but the control server may have accepted it unheard. Until then, what
+    /// becomes of the node is our own doing.
+    Unheard { until: Time },
     /// There is a new node key, and the peers are to hear of it.
     Came,
     /// The node has left its tailnet without anybody's will, and is logged in as at a boot.
@@ -105,7 +108,9 @@ impl Machine {
         match (keeping, situation) {
             (Keeping::Sent { since, before }, _) => self.outcome(situation, *since, before, now),
             (Keeping::Lost | Keeping::LeftAlone, _) if situation.is_connected() => Some(RESTED),
-            (Keeping::Resting { .. }, S::Stopped) => Some(Keeping::LeftAlone),
+            (Keeping::Unheard { until }, _) if situation.is_connected() && now >= *until => Some(RESTED),
+            (Keeping::Unheard { .. }, S::NeedsLogin { .. } | S::AsksForPerson { .. }) => Some(Keeping::Lost),
+            (Keeping::Resting { .. } | Keeping::Unheard { .. }, S::Stopped) => Some(Keeping::LeftAlone),
             (Keeping::Resting { .. }, S::NeedsLogin { .. } | S::AsksForPerson { .. } | S::SettlingNew { .. }) => {
                 let asks = matches!(situation, S::AsksForPerson { .. });
                 let expired = self.status.as_ref().is_some_and(|status| status.node.expired);
@@ -234,7 +239,10 @@ impl Machine {
                 Some(self.wait(Waiting::Settling, now))
             }
             (_, S::Connected | S::AddressPending(_)) if self.is_time(keeping, now) => Some(self.renew(now)),
-            (Keeping::Resting { until, .. }, S::Connected | S::AddressPending(_)) => {
+            (
+                Keeping::Resting { until, .. } | Keeping::Unheard { until },
+                S::Connected | S::AddressPending(_),
+            ) => {
                 let due = self.renew_at().map_or(QUIET, |at| at.saturating_sub(self.clock));
                 let rest = due.max(until.saturating_sub(now)).min(QUIET);
                 Some(Action::Wait(self.staying(), now.saturating_add(rest)))
@@ -288,10 +296,10 @@ impl Machine {
     /// its login, which tailscaled does not do by itself.
     fn leave_alone(&self, situation: &Situation, now: Time) -> Action {
         let has_node_key = self.status.as_ref().is_some_and(|status| status.have_node_key);
-        let patience = match situation {
+        let patience = self.part_of_life(BETWEEN_TRIES, match situation {
             Situation::NeedsLogin { .. } => OFFLINE_PATIENCE,
             _ => AT_THE_PAGE,
-        };
+        });
         let is_asking = matches!(situation, Situation::NeedsLogin { .. } | Situation::AsksForPerson { .. });
         let look = self.since.saturating_add(patience).max(self.offline.not_before);
         match is_asking && has_node_key {
@@ -344,7 +352,10 @@ impl Machine {
         }
         self.notes.push(Note::RenewalFailed { words, left: self.left() });
         let until = now.saturating_add(self.part_of_life(BETWEEN_TRIES, Duration::MAX));
-        self.stay = Stay::Begun(Keeping::Resting { until, obstacle: None });
+        self.stay = Stay::Begun(match refused {
+            true => Keeping::Resting { until, obstacle: None },
+            false => Keeping::Unheard { until },
+        });
     }
 
     /// The peers have heard of the new node key.
