@@ -57,6 +57,8 @@ struct Open {
     line: Vec<u8>,
     /// The line was too long to be kept; it is passed over.
     overlong: bool,
+    /// What has come and is not told yet.
+    untold: Notice,
     has_told: bool,
     has_told_prefs: bool,
     ended: bool,
@@ -133,26 +135,27 @@ impl Bus {
 
 impl Open {
     fn new(response: Response) -> Self {
-        Self { response, line: Vec::new(), overlong: false, has_told: false, has_told_prefs: false, ended: false }
+        Self { response, line: Vec::new(), overlong: false, untold: Notice::default(), has_told: false, has_told_prefs: false, ended: false }
     }
 
     /// Waits until something arrives, or until a bus that has told something ends: tailscaled may be
     /// restarting then. The end of one that never did is no news, and waits for ever.
+    /// Nothing is lost if this is dropped.
     async fn told(&mut self) -> Notice {
-        let mut notice = Notice::default();
-        if !self.ended {
+        if !self.ended && self.untold == Notice::default() {
             let chunk = self.response.chunk().await;
-            self.take(chunk, &mut notice);
-        }
-        if self.ended && !self.has_told {
-            return pending().await;
+            self.take(chunk);
         }
         // What has arrived together is told together. Bounded, for a bus that never falls silent.
         for _ in 0..64 {
             match timeout(Duration::ZERO, self.response.chunk()).await {
-                Ok(chunk) if !self.ended => self.take(chunk, &mut notice),
+                Ok(chunk) if !self.ended => self.take(chunk),
                 _ => break,
             }
+        }
+        let mut notice = std::mem::take(&mut self.untold);
+        if self.ended && !self.has_told && notice == Notice::default() {
+            return pending().await;
         }
         notice.after_a_gap = !self.has_told_prefs;
         self.has_told_prefs |= !notice.prefs.is_empty();
@@ -160,7 +163,7 @@ impl Open {
         notice
     }
 
-    fn take<B: AsRef<[u8]>>(&mut self, chunk: reqwest::Result<Option<B>>, notice: &mut Notice) {
+    fn take<B: AsRef<[u8]>>(&mut self, chunk: reqwest::Result<Option<B>>) {
         let Ok(Some(chunk)) = chunk else {
             self.ended = true;
             return;
@@ -172,7 +175,7 @@ impl Open {
             }
             if part.ends_with(b"\n") {
                 if !self.overlong {
-                    read(&self.line, notice);
+                    read(&self.line, &mut self.untold);
                 }
                 self.overlong = false;
                 self.line = Vec::new();
