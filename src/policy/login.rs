@@ -553,7 +553,7 @@ impl Machine {
             },
             // Another profile is in use, and the CLI would wait for ever.
             S::NeedsLogin { error: None }
-                if self.command_runs && has_come && self.is_logged_out() && lasted >= DOUBT =>
+                if self.command_runs && has_come && self.is_nobodys() && lasted >= self.switch_patience() =>
             {
                 Some(Action::StopCommand)
             }
@@ -579,6 +579,19 @@ impl Machine {
                 Some(Action::ReleaseKey)
             }
             action => action,
+        }
+    }
+
+    /// Going by the preferences, nobody is logged in or about to be.
+    fn is_nobodys(&self) -> bool {
+        self.history.as_ref().is_some_and(|history| !prefs::login_under_way(history.last()))
+    }
+
+    /// A command that has not come to the preferences may still be on its way there.
+    fn switch_patience(&self) -> Duration {
+        match self.history.as_ref().is_some_and(History::is_replaced) {
+            true => DOUBT,
+            false => self.command_patience(),
         }
     }
 

@@ -158,7 +158,11 @@ impl Play {
     fn judge_login(&mut self, now: Time) -> Result<(), TestCaseError> {
         let world = &self.world;
         let begun = world.store.login.as_ref().expect("a record before a login");
-        let own = prefs::text(&world.profile().prefs, "ControlURL");
+        let known = world
+            .known
+            .as_ref()
+            .expect("the preferences before a login");
+        let own = prefs::text(known, "ControlURL");
         let asked = world.setup.server.as_deref();
         let is_elsewhere =
             asked.is_some_and(|asked| !own.is_empty() && !is_same_server(asked, own));
@@ -197,7 +201,10 @@ impl Play {
             && prefs::text(&profile.wanted, "ControlURL")
                 == prefs::text(&profile.prefs, "ControlURL");
         prop_assert!(
-            is_as_before || self.world.store.login.is_some() || !self.world.up,
+            is_as_before
+                || self.world.store.login.is_some()
+                || !self.world.up
+                || self.world.was_switched,
             "a failed login leaves {:?}",
             prefs::differences(&profile.prefs, &profile.wanted)
         );

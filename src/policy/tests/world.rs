@@ -108,6 +108,11 @@ pub struct World {
     nodes: u32,
     /// What somebody has done that may be in the way, or made it impossible to keep all settings.
     pub was_stopped: bool,
+    was_known: bool,
+    /// As they were told last to the program.
+    pub known: Option<Prefs>,
+    /// A login that was about to come to one profile may have come to another.
+    pub was_switched: bool,
     pub was_disturbed: bool,
     pub seen: Option<Situation>,
     pub kills: bool,
@@ -235,6 +240,9 @@ impl World {
             is_odd: false,
             nodes: 0,
             was_stopped: false,
+            was_known: is_known,
+            known: None,
+            was_switched: false,
             was_disturbed: false,
             seen: None,
             kills: false,
@@ -244,7 +252,7 @@ impl World {
 
     /// Whether each change of the preferences was told, so that nothing had to be guessed.
     pub fn has_told_all(&self) -> bool {
-        !self.was_disturbed && !self.bus.refused
+        !self.was_disturbed && !self.was_switched && !self.bus.refused
     }
 
     pub fn profile(&self) -> &Profile {
@@ -676,14 +684,11 @@ impl World {
             }
             23 => self.is_odd = !self.is_odd,
             24 => self.kills = true,
-            // Profiles that were never logged in cannot be told apart.
-            25 if self.up
-                && self.setup.server.is_some()
-                && !self.profiles[0].id.is_empty()
-                && rng.bool() =>
-            {
+            // A login on a profile that has no ID yet cannot be told from one on another.
+            25 if self.up && self.setup.server.is_some() && self.was_known && rng.bool() => {
                 // A switch to another profile breaks off what the one before was at.
                 self.current = 1 - self.current;
+                self.was_switched = true;
                 self.start(None);
                 self.tell();
             }
@@ -780,6 +785,7 @@ impl World {
                     self.bus.open &= self.up;
                 }
                 let prefs = (wants_prefs && status.is_ok()).then(|| self.profile().prefs.clone());
+                self.known = prefs.clone().or(self.known.take());
                 Event::Seen {
                     status,
                     unbound: None,
@@ -789,6 +795,7 @@ impl World {
             Action::ReadPrefs => {
                 self.open_bus();
                 let prefs = self.mostly().map(|()| self.profile().prefs.clone());
+                self.known = prefs.clone().ok().or(self.known.take());
                 let profile = Some(self.profile().id.clone());
                 Event::Prefs {
                     prefs,
@@ -886,6 +893,7 @@ impl World {
         self.pass(until, happenings, true);
         if self.has_news() {
             let prefs = std::mem::take(&mut self.bus.queue);
+            self.known = prefs.last().cloned().or(self.known.take());
             let after_a_gap = !self.bus.has_told;
             let running = std::mem::take(&mut self.bus.running);
             self.bus.rings = false;
