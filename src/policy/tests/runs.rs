@@ -255,7 +255,9 @@ impl Play {
                     prop_assert!(self.world.online, "it says that it is connected");
                     return self.judge_settings();
                 }
-                Some(End::Waits(Waiting::StoppedByOther)) if self.world.was_stopped => {
+                Some(End::Waits(Waiting::StoppedByOther))
+                    if self.world.was_stopped || self.world.was_switched =>
+                {
                     return Ok(());
                 }
                 Some(End::Waits(waiting)) => prop_assert!(false, "it waits for ever: {waiting}"),
