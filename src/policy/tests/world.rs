@@ -1,5 +1,6 @@
 //! A small world that answers the actions of a machine: tailscaled, two control servers, the
-//! `tailscale` command, the key file, an admin and faults, as far as they matter to the policy.
+//! `tailscale` command, the key file, an admin and faults, as far as they matter to the policy. Nobody
+//! switches to another profile here.
 
 use fastrand::Rng;
 use serde_json::{Value, json};
@@ -108,11 +109,8 @@ pub struct World {
     nodes: u32,
     /// What somebody has done that may be in the way, or made it impossible to keep all settings.
     pub was_stopped: bool,
-    was_known: bool,
     /// As they were told last to the program.
     pub known: Option<Prefs>,
-    /// A login that was about to come to one profile may have come to another.
-    pub was_switched: bool,
     pub was_disturbed: bool,
     pub seen: Option<Situation>,
     pub kills: bool,
@@ -240,9 +238,7 @@ impl World {
             is_odd: false,
             nodes: 0,
             was_stopped: false,
-            was_known: is_known,
             known: None,
-            was_switched: false,
             was_disturbed: false,
             seen: None,
             kills: false,
@@ -252,7 +248,7 @@ impl World {
 
     /// Whether each change of the preferences was told, so that nothing had to be guessed.
     pub fn has_told_all(&self) -> bool {
-        !self.was_disturbed && !self.was_switched && !self.bus.refused
+        !self.was_disturbed && !self.bus.refused
     }
 
     pub fn profile(&self) -> &Profile {
@@ -596,7 +592,7 @@ impl World {
     fn happen(&mut self, chance: u64) {
         let mut rng = Rng::with_seed(chance);
         let server = rng.usize(..2);
-        match rng.u8(..26) {
+        match rng.u8(..25) {
             0 | 1 => {
                 self.servers[server].up = false;
                 if self.server().is_some_and(|server| !server.up) {
@@ -684,14 +680,6 @@ impl World {
             }
             23 => self.is_odd = !self.is_odd,
             24 => self.kills = true,
-            // A login on a profile that has no ID yet cannot be told from one on another.
-            25 if self.up && self.setup.server.is_some() && self.was_known && rng.bool() => {
-                // A switch to another profile breaks off what the one before was at.
-                self.current = 1 - self.current;
-                self.was_switched = true;
-                self.start(None);
-                self.tell();
-            }
             _ => {}
         }
     }
