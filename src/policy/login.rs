@@ -239,7 +239,7 @@ impl Machine {
         // An expired node comes to ask for a person by itself.
         let asks = matches!(self.situation, Some(Situation::AsksForPerson { .. }));
         let seen = !asks && self.situation.as_ref().is_some_and(|situation| situation != before);
-        seen || self.history.as_ref().is_some_and(History::is_replaced)
+        seen || self.is_replaced()
     }
 
     // ---- what is seen of it
@@ -522,6 +522,8 @@ impl Machine {
             Login::Found if self.history.is_none() => Some(Action::ReadPrefs),
             Login::Found if situation.is_connected() => None,
             Login::Found => Some(self.with_key(now, |_| Action::Look)),
+            // The node came up without it. It may still be on its way to the preferences.
+            Login::Came if self.command_runs && !self.is_replaced() => Some(Action::StopCommand),
             Login::Came => Some(Action::ReadPrefs),
             Login::Broke { .. } => Some(Action::ReadPrefs),
             Login::Failing { .. } => Some(self.take_back()),
@@ -581,22 +583,22 @@ impl Machine {
         use Situation as S;
         let has_come = self.has_come(before);
         let lasted = now.saturating_sub(since.max(self.since));
-        let is_idle = !has_come && self.command_runs;
-        if is_idle && now >= since.saturating_add(self.command_patience()) {
-            return Some(Action::StopCommand);
-        }
         // No key is used while a person or the control server is waited for.
         let is_unreachable = matches!(situation.login_error(), Some(LoginError::Unreachable(_)))
             // It has been reached since.
             && !matches!(situation, S::AsksForPerson { .. });
         let awaits_others = is_unreachable || *situation == S::NeedsApproval;
+        let is_idle = self.command_runs && !self.is_replaced() && !awaits_others;
+        if is_idle && lasted >= self.command_patience() {
+            return Some(Action::StopCommand);
+        }
         let action = match situation {
             S::NeedsApproval if !self.is_asked_elsewhere() => Some(self.wait(Waiting::Approval, now)),
             S::NeedsApproval if !self.command_runs && lasted >= TAILSCALEDS_PATIENCE => None,
             S::Stopped if has_come => Some(self.wait(Waiting::StoppedByOther, now)),
             // Another profile is in use, and the CLI would wait for ever.
             S::NeedsLogin { error: None }
-                if self.command_runs && has_come && self.is_logged_out() && lasted >= DOUBT =>
+                if self.command_runs && has_come && self.is_nobodys() && lasted >= self.switch_patience() =>
             {
                 Some(Action::StopCommand)
             }
@@ -625,6 +627,23 @@ impl Machine {
                 Some(Action::ReleaseKey)
             }
             action => action,
+        }
+    }
+
+    fn is_replaced(&self) -> bool {
+        self.history.as_ref().is_some_and(History::is_replaced)
+    }
+
+    /// Going by the preferences, nobody is logged in or about to be.
+    fn is_nobodys(&self) -> bool {
+        self.history.as_ref().is_some_and(|history| !prefs::login_under_way(history.last()))
+    }
+
+    /// A command that has not come to the preferences may still be on its way there.
+    fn switch_patience(&self) -> Duration {
+        match self.is_replaced() {
+            true => DOUBT,
+            false => self.command_patience(),
         }
     }
 

@@ -931,7 +931,11 @@ impl Machine {
         let version = self.version();
         let flags = self.setup.flags.clone();
         let mut history = match &self.history {
-            Some(history) if self.profile == known.profile => history.again(known.prefs.clone(), flags, version),
+            Some(history)
+                if self.profile == known.profile && !history.has_succeeded(&known.prefs) =>
+            {
+                history.again(known.prefs.clone(), flags, version)
+            }
             _ => History::new(known.prefs.clone(), flags, version),
         };
         // What the command has no flag for is put back after the login.

@@ -133,12 +133,13 @@ impl History {
     }
 
     /// Whether anything is otherwise than before the login, or than before those that this run has
-    /// made earlier.
+    /// made earlier, and none of them has succeeded.
     pub fn is_changed(&self) -> bool {
         let (before, now) = (&self.original, &self.last);
         let differs = |name: &&str| before.get(*name) != now.get(*name);
-        ["ControlURL", "LoggedOut", "WantRunning"].iter().any(differs)
-            || !prefs::differences(before, now).is_empty()
+        let is_other = ["ControlURL", "LoggedOut", "WantRunning"].iter().any(differs)
+            || !prefs::differences(before, now).is_empty();
+        is_other && !self.has_succeeded(now)
     }
 
     /// The settings that have to be put back now.

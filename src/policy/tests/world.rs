@@ -1,5 +1,6 @@
 //! A small world that answers the actions of a machine: tailscaled, two control servers, the
-//! `tailscale` command, the key file, an admin and faults, as far as they matter to the policy.
+//! `tailscale` command, the key file, an admin and faults, as far as they matter to the policy. Nobody
+//! switches to another profile here.
 
 use fastrand::Rng;
 use serde_json::{Value, json};
@@ -108,6 +109,8 @@ pub struct World {
     nodes: u32,
     /// What somebody has done that may be in the way, or made it impossible to keep all settings.
     pub was_stopped: bool,
+    /// As they were told last to the program.
+    pub known: Option<Prefs>,
     pub was_disturbed: bool,
     pub seen: Option<Situation>,
     pub kills: bool,
@@ -235,6 +238,7 @@ impl World {
             is_odd: false,
             nodes: 0,
             was_stopped: false,
+            known: None,
             was_disturbed: false,
             seen: None,
             kills: false,
@@ -588,7 +592,7 @@ impl World {
     fn happen(&mut self, chance: u64) {
         let mut rng = Rng::with_seed(chance);
         let server = rng.usize(..2);
-        match rng.u8(..26) {
+        match rng.u8(..25) {
             0 | 1 => {
                 self.servers[server].up = false;
                 if self.server().is_some_and(|server| !server.up) {
@@ -676,17 +680,6 @@ impl World {
             }
             23 => self.is_odd = !self.is_odd,
             24 => self.kills = true,
-            // Profiles that were never logged in cannot be told apart.
-            25 if self.up
-                && self.setup.server.is_some()
-                && !self.profiles[0].id.is_empty()
-                && rng.bool() =>
-            {
-                // A switch to another profile breaks off what the one before was at.
-                self.current = 1 - self.current;
-                self.start(None);
-                self.tell();
-            }
             _ => {}
         }
     }
@@ -780,6 +773,7 @@ impl World {
                     self.bus.open &= self.up;
                 }
                 let prefs = (wants_prefs && status.is_ok()).then(|| self.profile().prefs.clone());
+                self.known = prefs.clone().or(self.known.take());
                 Event::Seen {
                     status,
                     unbound: None,
@@ -789,6 +783,7 @@ impl World {
             Action::ReadPrefs => {
                 self.open_bus();
                 let prefs = self.mostly().map(|()| self.profile().prefs.clone());
+                self.known = prefs.clone().ok().or(self.known.take());
                 let profile = Some(self.profile().id.clone());
                 Event::Prefs {
                     prefs,
@@ -886,6 +881,7 @@ impl World {
         self.pass(until, happenings, true);
         if self.has_news() {
             let prefs = std::mem::take(&mut self.bus.queue);
+            self.known = prefs.last().cloned().or(self.known.take());
             let after_a_gap = !self.bus.has_told;
             let running = std::mem::take(&mut self.bus.running);
             self.bus.rings = false;
