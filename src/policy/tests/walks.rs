@@ -176,6 +176,7 @@ fn new_login() -> Walk {
             "look",
             "read_key",
             "read_prefs",
+            "look",
             "write_record"
         ]
     );
