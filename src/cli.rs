@@ -140,9 +140,9 @@ pub struct Options {
 
     /// Stay when connected, and renew the node key in time
     ///
-    /// The process goes on after READY. It renews the node key with the auth key between 70 and 90 % of
-    /// its life, and logs in again when the node key has expired. It leaves alone a node that somebody
-    /// has stopped, logged out, expired or deleted.
+    /// The process continues after READY. It renews the node key with the auth key at 70 to 90 % of
+    /// its life, and logs in again when the node key has expired. It leaves a node alone that
+    /// somebody has stopped, logged out, expired or deleted.
     #[arg(
         long,
         env = "TAILSCALE_AUTOCONNECT_STAY",
@@ -151,9 +151,9 @@ pub struct Options {
     )]
     pub stay: bool,
 
-    /// With --stay: join a deleted node anew
+    /// With --stay: join again when deleted
     ///
-    /// For nodes that may be deleted without meaning it, such as ephemeral ones.
+    /// For nodes that are deleted automatically, such as ephemeral ones.
     #[arg(
         long,
         env = "TAILSCALE_AUTOCONNECT_REJOIN",

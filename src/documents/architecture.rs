@@ -28,7 +28,7 @@ fn files(folder: &Path) -> Vec<PathBuf> {
         let path = entry.expect("an entry of it").path();
         let stem = path.file_stem().and_then(|stem| stem.to_str()).expect("a name");
         match stem {
-            "tests" => {}
+            _ if stem == "tests" || stem.ends_with("_tests") => {}
             _ if path.is_dir() => found.extend(files(&path)),
             _ => found.push(path),
         }

@@ -3,6 +3,7 @@
 //!
 //! Every test has its own tailnet and its own nodes.
 
+mod attack;
 mod check;
 mod control_server;
 mod daemon;
@@ -19,6 +20,7 @@ mod renewal;
 mod secrecy;
 mod server;
 mod settings;
+mod stay;
 mod stranded;
 mod terminal;
 mod trust;

@@ -7,7 +7,7 @@ complete -c tailscale-autoconnect -l tailscale -d 'The tailscale command' -r -F
 complete -c tailscale-autoconnect -l timeout -d 'Give up after this time [default: never]' -r -f
 complete -c tailscale-autoconnect -l ready-after -d 'Tell systemd READY by then' -r -f
 complete -c tailscale-autoconnect -l stay -d 'Stay when connected, and renew the node key in time'
-complete -c tailscale-autoconnect -l rejoin -d 'With --stay: join a deleted node anew'
+complete -c tailscale-autoconnect -l rejoin -d 'With --stay: join again when deleted'
 complete -c tailscale-autoconnect -l check -d 'Say what is wrong, and change nothing'
 complete -c tailscale-autoconnect -l json -d 'Print the result as one JSON object'
 complete -c tailscale-autoconnect -s v -l verbose -d 'Say more (-vv: all)'
