@@ -316,9 +316,11 @@ impl Machine {
 
     /// The login has failed.
     fn believe(&mut self, error: LoginError, told: bool, now: Time) {
+        // The CLI tells whatever login fails.
+        let is_touched = self.history.as_ref().is_some_and(History::is_touched);
         let then = match error {
             // It may be of a key that somebody else has sent meanwhile. Ours is sent once more.
-            LoginError::Refused(_) if !told && self.secondhand == 0 => {
+            LoginError::Refused(_) if (!told || is_touched) && self.secondhand == 0 => {
                 self.secondhand += 1;
                 Then::Anew
             }

@@ -542,6 +542,11 @@ impl Machine {
         if let Some(history) = &mut self.history {
             history.told_after_a_gap(prefs.clone());
         }
+        let has_profile = profile.as_ref().is_some_and(|profile| !profile.is_empty());
+        if self.history.is_none() && self.login != Login::Found && has_profile {
+            // What was looked at before may be of another profile.
+            self.situation = None;
+        }
         self.known = Some(Known { prefs, profile, live });
         self.look_for_others_login();
         self.look_at_prefs(now);

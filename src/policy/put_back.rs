@@ -29,6 +29,11 @@ pub struct History {
     of_login: Prefs,
     /// They were put back. What changes from then on is not the doing of `up`.
     returned: bool,
+    /// That will be told, too.
+    return_untold: bool,
+    /// Since the login came, somebody has changed something, or has begun a login of their own:
+    /// tailscaled tells the preferences at each start, once, also if they are the same (seen on 1.98).
+    touched: bool,
 }
 
 impl History {
@@ -46,6 +51,8 @@ impl History {
             in_vain: false,
             of_login: Prefs::new(),
             returned: false,
+            return_untold: false,
+            touched: false,
         }
     }
 
@@ -57,6 +64,12 @@ impl History {
 
     /// The next state that they have come to.
     pub fn told(&mut self, now: Prefs) {
+        let is_news = self.replaced && now.get("Config") == self.last.get("Config");
+        let is_same = prefs::differences(&now, &self.last).is_empty();
+        match is_same && std::mem::take(&mut self.return_untold) {
+            true => {}
+            false => self.touched |= is_news,
+        }
         let is_replacement = |prefs| prefs::are_of_login(prefs, &self.asked, &self.ours);
         let is_first = !self.replaced || self.in_vain || !is_replacement(&self.last);
         if is_replacement(&now) && is_first && !self.returned {
@@ -155,6 +168,12 @@ impl History {
         let owed = self.owed();
         self.last.extend(owed);
         self.returned = true;
+        self.return_untold = true;
+    }
+
+    /// Whether the last login that tailscaled was asked for may be somebody else's.
+    pub fn is_touched(&self) -> bool {
+        self.touched
     }
 
     /// Leaves these settings as they are: they could not be put back. Each name may be followed by why.
