@@ -48,6 +48,8 @@ pub struct Bus {
     /// After it was refused or has ended, it's not asked for again until then.
     reopen_at: Option<Instant>,
     in_vain: u32,
+    /// A bus that is never silent is not listened to before then.
+    rests_until: Option<Instant>,
 }
 
 /// A bus that is open.
@@ -119,17 +121,19 @@ impl Bus {
         let Some(open) = &mut self.open else {
             return pending().await;
         };
-        if self.in_vain >= MOST_IN_VAIN {
-            sleep(REST).await;
+        if let Some(until) = self.rests_until {
+            sleep(until.saturating_duration_since(Instant::now())).await;
         }
         let notice = open.told().await;
         self.in_vain += 1;
+        self.rests_until = (self.in_vain >= MOST_IN_VAIN).then(|| Instant::now() + REST);
         notice
     }
 
     /// The notices were not in vain: something has changed.
     pub fn something_changed(&mut self) {
         self.in_vain = 0;
+        self.rests_until = None;
     }
 }
 
