@@ -210,8 +210,12 @@ pub enum Obstacle {
     Clock,
     #[error("an OAuth client secret makes tagged keys, which would change whose node this is")]
     OAuthSecret,
-    #[error("the node has tags, and a renewal could change them")]
+    #[error("the node has tags that its settings do not ask for, and a renewal could change them")]
     Tags,
+    #[error("the node is connected to another login server than the one that is asked for")]
+    Elsewhere,
+    #[error("tailscaled has trouble with the control server")]
+    Trouble,
     #[error("tailnet lock has not signed this node")]
     LockedOut,
     #[error("the auth key in the file was refused before; put a new one there")]
@@ -245,15 +249,15 @@ pub enum Note {
          sign it from a trusted node: tailscale lock sign"
     )]
     LockedOut(String),
-    #[error("the node key was renewed; it expires {0}")]
-    Renewed(String),
+    #[error("the node key was renewed{}", .0.as_ref().map(|date| format!("; it expires {date}")).unwrap_or_default())]
+    Renewed(Option<String>),
     #[error("the node key is not renewed, and expires in {}: {obstacle}", days(*.left))]
     NotRenewed { obstacle: Obstacle, left: Duration },
     #[error(
-        "the node key could not be renewed, and expires in {}: {}; the node stays connected until then",
-        days(*.left), .words.as_deref().unwrap_or("there was no answer in time")
+        "the node key could not be renewed, and expires in {}: {words}; the node stays connected until then",
+        days(*.left)
     )]
-    RenewalFailed { words: Option<String>, left: Duration },
+    RenewalFailed { words: String, left: Duration },
     #[error("connected, but the address {0} is not on the interface yet")]
     NoAddress(IpAddr),
 }
@@ -263,6 +267,7 @@ fn days(time: Duration) -> String {
     match time.as_secs() {
         seconds @ 172_800.. => format!("{} days", seconds / 86_400),
         seconds @ 7_200.. => format!("{} hours", seconds / 3_600),
+        seconds @ 120.. => format!("{} minutes", seconds / 60),
         seconds => format!("{seconds} s"),
     }
 }
@@ -282,8 +287,9 @@ pub enum Waiting {
     KeyFile(KeyFileError),
     OtherRun,
     StoppedByOther,
-    /// The node is connected, and we stay. With the date on which its node key expires.
-    Staying(Connected, Option<String>),
+    /// The node is connected, and we stay. With the date on which its node key expires, and why it is
+    /// not renewed though it's time.
+    Staying(Connected, Option<String>, Option<Obstacle>),
     /// The node needs a login that is not ours to make.
     LeftAlone,
     NoState(String),
@@ -313,9 +319,10 @@ impl fmt::Display for Waiting {
             Self::StoppedByOther => f.write_str(
                 "someone stopped tailscale while it was connecting; left alone until `tailscale up`",
             ),
-            Self::Staying(connected, None) => write!(f, "{connected}"),
-            Self::Staying(connected, Some(date)) => {
-                write!(f, "{connected}; node key expires {date}")
+            Self::Staying(connected, None, _) => write!(f, "{connected}"),
+            Self::Staying(connected, Some(date), None) => write!(f, "{connected}; node key expires {date}"),
+            Self::Staying(connected, Some(date), Some(obstacle)) => {
+                write!(f, "{connected}; node key expires {date} and is not renewed: {obstacle}")
             }
             Self::LeftAlone => f.write_str(
                 "the node was taken off its tailnet by somebody; left alone until a restart of this service",

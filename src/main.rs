@@ -38,7 +38,7 @@ use crate::output::notify::Notify;
 use crate::policy::Setup;
 use crate::record::Store;
 use crate::redact::{one_line, redact};
-use crate::run::{Config, Over, Run};
+use crate::run::{Config, Run};
 use crate::up::Cli;
 
 /// The shortest time limit of a run.
@@ -138,19 +138,14 @@ async fn run(options: &Options) -> End {
     };
     // Which signal it was.
     let mut number = SignalKind::terminate().as_raw_value();
-    let over = async {
-        tokio::select! {
-            signal = stop_signal() => {
-                number = signal;
-                notify.stopping();
-                Over::Signal
-            }
-            // Who is connected is found out by one look, however little time there is.
-            () = sleep(options.timeout.unwrap_or(Duration::MAX).max(SHORTEST_RUN)) => Over::TimeLimit,
-        }
+    let signal = async {
+        number = stop_signal().await;
+        notify.stopping();
     };
+    // Who is connected is found out by one look, however little time there is.
+    let limit = sleep(options.timeout.unwrap_or(Duration::MAX).max(SHORTEST_RUN));
     let outcome = tokio::select! {
-        outcome = run.run(over) => outcome,
+        outcome = run.run(signal, limit) => outcome,
         never = notify.grace(options.ready_after) => match never {},
         never = output::live_line() => match never {},
     };

@@ -1,8 +1,11 @@
 //! The shell around the policy: does one action at a time, and tells what came of it.
 
+use std::cell::Cell;
+use std::future::pending;
 use std::io;
 use std::mem::discriminant;
 use std::net::{IpAddr, Ipv6Addr, UdpSocket};
+use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use log::Level;
@@ -55,8 +58,10 @@ pub struct Run<'a> {
     key: Option<(AuthKey, Lock)>,
     up: Option<Up>,
     waiting: Option<Wait>,
-    /// That the node is connected has been said, by a run that stays.
-    has_connected: bool,
+    /// The node has been connected, and we stay.
+    is_staying: Rc<Cell<bool>>,
+    /// The key of a renewal is on its way to tailscaled.
+    is_renewing: bool,
     /// What was seen last.
     seen: Option<Situation>,
     /// What was said last of a change that is being tried.
@@ -85,27 +90,38 @@ impl<'a> Run<'a> {
             key: None,
             up: None,
             waiting: None,
-            has_connected: false,
+            is_staying: Rc::default(),
+            is_renewing: false,
             seen: None,
             trying: String::new(),
         })
     }
 
-    /// Runs until the node is connected or cannot be, or until `over`: by a signal, or by the time
-    /// limit of the run. None: by a signal.
-    pub async fn run(&mut self, over: impl Future<Output = Over>) -> Outcome {
-        tokio::pin!(over);
-        let how = tokio::select! {
-            outcome = self.go_on() => return outcome,
-            how = &mut over => how,
-        };
-        let event = match how {
-            Over::Signal => Event::Stop,
-            Over::TimeLimit => {
-                Event::TimeUp(self.waiting.as_ref().map(|waiting| waiting.what.clone()))
+    /// Runs until the node is connected or cannot be, or until a signal or the time limit of the run.
+    /// None: by a signal.
+    pub async fn run(&mut self, signal: impl Future<Output = ()>, limit: impl Future<Output = ()>) -> Outcome {
+        let is_staying = Rc::clone(&self.is_staying);
+        let limit = async {
+            limit.await;
+            // There is a limit to getting there, not to staying there.
+            if is_staying.get() {
+                pending().await
             }
         };
+        let is_signal = tokio::select! {
+            outcome = self.go_on() => return outcome,
+            () = signal => true,
+            () = limit => false,
+        };
+        let event = match is_signal {
+            true => Event::Stop,
+            false => Event::TimeUp(self.waiting.as_ref().map(|waiting| waiting.what.clone())),
+        };
         let now = self.now();
+        if std::mem::take(&mut self.is_renewing) {
+            // It was broken off, and what has become of it is to be seen.
+            self.machine.on(Event::Renewed(Ok(())), now);
+        }
         self.machine.on(event, now);
         // What was broken off is begun again.
         if let Ok(outcome) = timeout(END_LIMIT, self.go_on()).await {
@@ -193,7 +209,12 @@ impl<'a> Run<'a> {
             Action::BringUp => Event::BroughtUp(self.api.edit_prefs(&want_running()).await),
             Action::PutBack { prefs, profile } => Event::PutBack(self.put_back(prefs, profile).await),
             Action::TakeBack { prefs, profile } => Event::TookBack(self.take_back(&prefs, profile).await),
-            Action::Renew => Event::Renewed(self.renew().await),
+            Action::Renew => {
+                self.is_renewing = true;
+                let result = self.renew().await;
+                self.is_renewing = false;
+                Event::Renewed(result)
+            }
             Action::Postpone(obstacle) => {
                 self.key = None;
                 Event::Postponed(obstacle)
@@ -289,6 +310,10 @@ impl<'a> Run<'a> {
         let Some((key, _)) = &self.key else {
             return Err(LocalApiError::NoAnswer);
         };
+        match self.config.cli.trust_socket().await {
+            Err(NotStarted::Untrusted(why) | NotStarted::ForNow(why)) => return Err(LocalApiError::Denied(why)),
+            _ => {}
+        }
         log::info!("renewing the node key with the auth key from {}", self.config.key.path.display());
         self.api.renew(key.start_request()).await
     }
@@ -366,12 +391,12 @@ impl<'a> Run<'a> {
     fn say(&mut self, what: Waiting) {
         let text = what.to_string();
         self.notify.status(&text);
-        if let Waiting::Staying(connected, _) = &what {
+        if let Waiting::Staying(connected, ..) = &what {
             self.notify.ready();
-            if !self.has_connected {
-                self.has_connected = true;
+            if !self.is_staying.replace(true) {
                 output::result("connected", &connected.to_string(), true);
                 log::info!("{text}; staying");
+                self.waiting = Some(Wait { what: what.clone(), since: Instant::now(), logged: Some(what.clone()) });
             }
         }
         let (since, mut logged) = match self.waiting.take() {
@@ -431,26 +456,19 @@ impl<'a> Run<'a> {
     }
 
     fn say_note(&mut self, note: Note) {
-        let level = match note {
-            Note::Renewed(_) => Level::Info,
-            _ => Level::Warn,
-        };
-        self.say_trying(level, note.to_string());
+        match note {
+            Note::Renewed(_) => log::info!("{note}"),
+            Note::RenewalFailed { .. } => log::warn!("{note}"),
+            _ => self.say_trying(Level::Warn, note.to_string()),
+        }
     }
-}
-
-/// How a run is ended from outside.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Over {
-    Signal,
-    TimeLimit,
 }
 
 /// The end of the CLI, if it runs.
 async fn ended(up: &mut Option<Up>) {
     match up {
         Some(up) => up.ended().await,
-        None => std::future::pending().await,
+        None => pending().await,
     }
 }
 

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use clap::{Arg, Command, CommandFactory};
 
 use crate::cli::Options;
-use crate::failure::{Connected, EXITS, Waiting};
+use crate::failure::{Connected, EXITS, Obstacle, Waiting};
 use crate::flags::REFUSED_FLAGS;
 use crate::key::KeyFileError;
 use crate::key::trust::NOT_PASSED_ON;
@@ -301,8 +301,9 @@ waits! {
     LeftAlone;
     NoState("REASON".into());
     Unknown("STATE".into());
-    Staying(connected(), None);
-    Staying(connected(), Some("DATE".into()));
+    Staying(connected(), None, None);
+    Staying(connected(), Some("DATE".into()), None);
+    Staying(connected(), Some("DATE".into()), Some(Obstacle::NoKey));
 }
 
 const EXAMPLE_ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(100, 64, 0, 1));
@@ -312,6 +313,8 @@ fn statuses() -> Vec<String> {
     let address = EXAMPLE_ADDRESS.to_string();
     let waits = waits().into_iter();
     let waits = waits.map(|waiting| waiting.to_string().replace(&address, "ADDRESS"));
+    let obstacle = Obstacle::NoKey.to_string();
+    let waits = waits.map(|text| text.replace(&obstacle, "REASON"));
     sorted(waits.collect())
 }
 

@@ -26,7 +26,7 @@ const EXCHANGE_PATIENCE: Duration = Duration::from_secs(150);
 /// How long a login may take that tailscaled has to itself, without any sign of it.
 const TAILSCALEDS_PATIENCE: Duration = Duration::from_secs(30);
 /// How long a login of which nothing is known is looked at before a run ends beside it.
-const END_PATIENCE: Duration = Duration::from_millis(400);
+pub(super) const END_PATIENCE: Duration = Duration::from_millis(400);
 /// How often the CLI may complain in the same words before they are believed.
 const COMPLAINTS: u32 = 3;
 
@@ -678,6 +678,9 @@ impl Machine {
         let was_unsaved = self.unsaved.is_some_and(|unsaved| unsaved < stopping.since);
         if *record != self.stored || was_unsaved {
             return Action::Write(record.clone());
+        }
+        if let Some(action) = self.wind_up_renewal(stopping.since, now) {
+            return action;
         }
         if self.history.is_none() || matches!(self.login, Login::Settled | Login::Found) {
             return end;

@@ -25,7 +25,7 @@ use crate::failure::{Connected, Failure, Mistake, Note, Obstacle, Waiting};
 use crate::key::{KeyFileError, KeyKind, NoKey, belongs_to};
 use crate::policy::login::Login;
 use crate::policy::put_back::History;
-use crate::policy::stay::{Renewal, Stay};
+use crate::policy::stay::{Keeping, Stay};
 use crate::prefs::{self, Prefs};
 use crate::record::{BegunLogin, Record};
 use crate::server::{http_url, is_tailscales};
@@ -249,6 +249,10 @@ struct Backoff {
 impl Backoff {
     /// The next try comes `first` or less after this one, and later each time.
     fn next(&mut self, now: Time, first: Duration, rng: &mut fastrand::Rng) {
+        if now >= self.not_before.saturating_add(RETRY_LONGEST) {
+            // What was tried so long ago has nothing to do with it.
+            self.tries = 0;
+        }
         let longest = first.saturating_mul(2u32.pow(self.tries.min(16))).min(RETRY_LONGEST);
         self.tries = self.tries.saturating_add(1);
         // Half of it by chance, so that many machines don't come back at once.
@@ -419,9 +423,9 @@ impl Machine {
             Event::Seen { status, unbound, prefs } => self.on_seen(status, unbound, prefs, now),
             Event::Prefs { prefs: Ok(prefs), profile, live } => self.on_prefs(prefs, profile, live, now),
             Event::Prefs { prefs: Err(error), .. } => self.objected(&error, now),
-            Event::Clock(clock) => self.on_clock(clock),
+            Event::Clock(clock) => self.clock = clock,
             Event::Renewed(result) => self.on_renewal_sent(result, now),
-            Event::Postponed(obstacle) => self.on_postponed(obstacle),
+            Event::Postponed(obstacle) => self.on_postponed(obstacle, now),
             Event::Pinged => self.on_pinged(),
             Event::Told(notice) => self.on_told(notice),
             Event::Key(key) => self.on_key(key, now),
@@ -442,8 +446,6 @@ impl Machine {
             Event::TookBack(result) => self.on_took_back(result, now),
             Event::Woke => self.stale(),
             Event::Stop => self.stop(None, now),
-            // There is a limit to getting there, not to staying there.
-            Event::TimeUp(_) if matches!(self.stay, Stay::Begun(_)) => {}
             Event::TimeUp(waiting) => {
                 let waiting = waiting.unwrap_or(Waiting::Settling);
                 let failure = Failure::timed_out(waiting, self.answered, &self.setup.socket);
@@ -628,10 +630,11 @@ impl Machine {
         };
         self.situation = None;
         let stopped = self.status.as_ref().is_some_and(|status| status.backend_state == "Stopped");
-        let is_renewal = matches!(self.stay, Stay::Begun(Renewal::Failed { .. }));
         match result {
-            Ok(()) | Err(LocalApiError::Denied(_) | LocalApiError::Locked(_)) if is_renewal => {
-                self.on_renewal_failed();
+            Ok(()) | Err(LocalApiError::Denied(_) | LocalApiError::Locked(_))
+                if let Stay::Begun(Keeping::Failed { words, refused }) = self.stay.clone() =>
+            {
+                self.on_renewal_failed(words, refused, now);
             }
             Ok(()) => {
                 self.objection = None;
@@ -753,26 +756,24 @@ impl Machine {
         let lasted = self.lasted(now);
         let error = situation.login_error();
         // The control server that this node has is not the one that is asked for.
-        let elsewhere = self.is_asked_elsewhere();
+        let elsewhere = self.is_asked_elsewhere() && !self.is_staying();
         match situation {
             S::AddressPending(address) if lasted < ADDRESS_PATIENCE => {
                 self.wait(Waiting::Address(*address), now)
             }
-            S::Connected | S::AddressPending(_) if let Stay::Begun(renewal) = &self.stay => {
-                self.look_after_connected(renewal, now)
-            }
-            // What a renewal has led to is not somebody else's.
-            _ if matches!(self.stay, Stay::Begun(Renewal::Failed { .. })) => Action::Restart(Why::Renewal),
-            S::Stopped if matches!(self.stay, Stay::Begun(_)) => {
-                self.wait(Waiting::StoppedByOther, now)
-            }
-            S::NeedsLogin { .. } | S::AsksForPerson { .. } if !self.may_log_in_again() => {
-                self.leave_alone(lasted, now)
+            _ if let Stay::Begun(keeping) = &self.stay
+                && let Some(action) = self.keep(keeping, situation, now) =>
+            {
+                action
             }
             S::ConnectedWithDeadKey(words) if now >= self.stranded.not_before => {
                 Action::Restart(Why::DeadKey(words.clone()))
             }
-            S::ConnectedWithDeadKey(_) if self.stay != Stay::No => self.wait(self.staying(), now),
+            S::ConnectedWithDeadKey(_) if self.is_staying() => self.wait(self.staying(), now),
+            // The login has just come to its end.
+            S::Connected | S::ConnectedWithDeadKey(_) | S::AddressPending(_) if self.stay == Stay::Asked => {
+                Action::Look
+            }
             S::Connected | S::ConnectedWithDeadKey(_) | S::AddressPending(_) => self.finish(),
 
             // A key that somebody sent was refused, and keeps the node off.

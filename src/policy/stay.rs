@@ -4,17 +4,19 @@
 //! one of 20 seconds. How a renewal goes was measured on 1.66, 1.98 and 1.102.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, UNIX_EPOCH};
 
 use humantime::{format_rfc3339_seconds, parse_rfc3339_weak};
+use serde_json::Value;
 
 use crate::failure::{Connected, Note, Obstacle, Waiting};
-use crate::key::KeyKind;
-use crate::policy::login::Login;
-use crate::policy::{Action, Key, Machine, Situation, Time, Why, locked_out};
+use crate::key::belongs_to;
+use crate::policy::login::{END_PATIENCE, Login};
+use crate::policy::{Action, Backoff, Key, Machine, OFFLINE_PATIENCE, Situation, Time, Why, locked_out};
+use crate::prefs;
 use crate::record::{NodeKey, RefusedKey};
 use crate::tailscaled::{LocalApiError, Status};
-use crate::up::{LoginError, Refusal};
+use crate::up::{LoginError, trouble};
 
 /// A time of the wall clock, counted from 1970.
 pub type Clock = Duration;
@@ -23,14 +25,21 @@ pub type Clock = Duration;
 const RENEW_FROM: f64 = 0.7;
 /// … to this one.
 const RENEW_BY: f64 = 0.9;
-/// Between two tries lies this part of its life at least.
+/// Between two tries lies this part of its life at least. As exact are clocks taken to be.
 const BETWEEN_TRIES: u32 = 100;
-/// The longest that a renewal may take.
+/// The longest that a renewal may take, which is no more than this part of the life.
 const RENEWAL_PATIENCE: Duration = Duration::from_secs(10);
+const RENEWAL_PART: u32 = 10;
 /// How long nothing is looked at while nothing is told.
 const QUIET: Duration = Duration::from_secs(60);
+/// How long a node may need a login for before that is taken for somebody's will.
+const DOUBT: Duration = Duration::from_secs(2);
+/// How long a person may take at the login page before it is taken from them.
+const AT_THE_PAGE: Duration = Duration::from_secs(300);
 /// A clock before this is not set: 2024.
 const SANE: Clock = Duration::from_secs(1_704_067_200);
+/// The first version that keeps its network when a renewal fails.
+const KEEPS_ITS_MAP: (u32, u32) = (1, 82);
 
 /// Whether the process goes on when the node is connected.
 #[derive(Clone, Debug, PartialEq)]
@@ -39,82 +48,123 @@ pub enum Stay {
     No,
     /// It goes on, once the node has been connected.
     Asked,
-    /// The node has been connected, and is renewed in time.
-    Begun(Renewal),
+    /// The node has been connected, and is kept so.
+    Begun(Keeping),
 }
 
-/// How the renewal of the node key stands.
+/// How a node that has been connected is kept.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Renewal {
-    /// None is under way; the next may come then.
-    Resting { until: Clock },
+pub enum Keeping {
+    /// Nothing is under way, and nothing is to be before then. The last renewal that was due was put
+    /// off for this reason.
+    Resting { until: Time, obstacle: Option<Obstacle> },
     /// tailscaled has the auth key, and had this node key before.
     Sent { since: Time, before: String },
-    /// It has failed; tailscaled is to forget the auth key.
-    Failed { refusal: Option<Refusal> },
+    /// The renewal has failed, and tailscaled is to forget the auth key.
+    Failed { words: String, refused: bool },
+    /// tailscaled has forgotten it, but the control server may have accepted it unheard. Until then, what
+    /// becomes of the node is our own doing.
+    Unheard { until: Time },
     /// There is a new node key, and the peers are to hear of it.
     Came,
+    /// The node has left its tailnet without anybody's will, and is logged in as at a boot.
+    Lost,
+    /// Somebody has taken it off its tailnet.
+    LeftAlone,
 }
 
+const RESTED: Keeping = Keeping::Resting { until: Time::ZERO, obstacle: None };
+
 impl Machine {
-    /// The time of the wall clock at the next look.
-    pub(super) fn on_clock(&mut self, clock: Clock) {
-        self.clock = clock;
+    /// Whether the node has been connected, and the process stays.
+    pub fn is_staying(&self) -> bool {
+        matches!(self.stay, Stay::Begun(_))
     }
+
+    // ---- what is seen
 
     /// What was seen of a node that we stay with.
     pub(super) fn look_after(&mut self, situation: &Situation, now: Time) {
-        if situation.is_connected() && self.stay == Stay::Asked && self.is_settled() {
-            self.stay = Stay::Begun(Renewal::Resting { until: Clock::ZERO });
+        let is_connected = situation.is_connected();
+        if is_connected && self.stay == Stay::Asked && self.login != Login::Came {
+            self.stay = Stay::Begun(RESTED);
         }
-        let Stay::Begun(renewal) = &self.stay else {
+        let Stay::Begun(keeping) = &self.stay else {
             return;
         };
-        let key = self.node_key();
-        let next = match (renewal, situation.login_error()) {
-            (Renewal::Sent { before, .. }, _) if situation.is_connected() && key.as_ref() != Some(before) => {
-                Some(Renewal::Came)
+        if let Some(next) = self.next_keeping(keeping, situation, now) {
+            if next == Keeping::Lost {
+                self.forget_the_way();
             }
-            (Renewal::Sent { .. }, Some(LoginError::Refused(refusal))) => {
-                Some(Renewal::Failed { refusal: Some(refusal.clone()) })
-            }
-            (Renewal::Sent { .. }, _) if let Situation::ConnectedWithDeadKey(words) = situation => {
-                let refusal = Refusal { what: crate::up::Refused::Key, words: words.clone() };
-                Some(Renewal::Failed { refusal: Some(refusal) })
-            }
-            (Renewal::Sent { since, .. }, _) if now >= since.saturating_add(self.renewal_patience()) => {
-                Some(Renewal::Failed { refusal: None })
-            }
-            _ => None,
-        };
-        if let Some(next) = next {
             self.stay = Stay::Begun(next);
         }
-        if situation.is_connected() {
+        if is_connected {
             self.remember_node_key();
         }
     }
 
-    fn is_settled(&self) -> bool {
-        !matches!(self.login, Login::Came | Login::Found)
+    fn next_keeping(&self, keeping: &Keeping, situation: &Situation, now: Time) -> Option<Keeping> {
+        use Situation as S;
+        match (keeping, situation) {
+            (Keeping::Sent { since, before }, _) => self.outcome(situation, *since, before, now),
+            (Keeping::Lost | Keeping::LeftAlone, _) if situation.is_connected() => Some(RESTED),
+            (Keeping::Unheard { until }, _) if situation.is_connected() && now >= *until => Some(RESTED),
+            (Keeping::Unheard { .. }, S::NeedsLogin { .. } | S::AsksForPerson { .. }) => Some(Keeping::Lost),
+            (Keeping::Resting { .. } | Keeping::Unheard { .. }, S::Stopped) => Some(Keeping::LeftAlone),
+            (Keeping::Resting { .. }, S::NeedsLogin { .. } | S::AsksForPerson { .. } | S::SettlingNew { .. }) => {
+                let asks = matches!(situation, S::AsksForPerson { .. });
+                let expired = self.status.as_ref().is_some_and(|status| status.node.expired);
+                match asks && !expired && self.setup.rejoin {
+                    _ if self.is_over() => Some(Keeping::Lost),
+                    // Deleted: the control server does not know the node, whose node key has not expired.
+                    true => Some(Keeping::Lost),
+                    false if asks || self.lasted(now) >= DOUBT => Some(Keeping::LeftAlone),
+                    false => None,
+                }
+            }
+            _ => None,
+        }
     }
 
-    /// Keeps in the record since when the node has its node key, and how long that lives.
+    /// What a renewal has come to.
+    fn outcome(&self, situation: &Situation, since: Time, before: &str, now: Time) -> Option<Keeping> {
+        let refused = |words: &str| Some(Keeping::Failed { words: words.to_owned(), refused: true });
+        match (situation, situation.login_error()) {
+            (Situation::ConnectedWithDeadKey(words), _) => refused(words),
+            (_, Some(LoginError::Refused(refusal))) => refused(&refusal.words),
+            _ if situation.is_connected() && self.node_key().is_some_and(|key| key != before) => {
+                Some(Keeping::Came)
+            }
+            (_, error) if now >= since.saturating_add(self.renewal_patience()) => {
+                let words = error.map_or("there was no answer in time", LoginError::words).to_owned();
+                Some(Keeping::Failed { words, refused: false })
+            }
+            _ => None,
+        }
+    }
+
+    /// A login that begins now has nothing to do with those that went before it.
+    fn forget_the_way(&mut self) {
+        (self.logins, self.secondhand, self.complaint) = (0, 0, Default::default());
+        (self.failures, self.key_wanted_since) = (Backoff::default(), None);
+    }
+
+    // ---- the life of a node key
+
+    /// Keeps in the record how long the node key lives.
     fn remember_node_key(&mut self) {
-        let (Some(key), Some(expiry), clock) = (self.node_key(), self.expiry(), self.clock) else {
-            return;
-        };
-        let left = expiry.saturating_sub(clock);
-        let Some(record) = self.record.as_mut().filter(|_| clock >= SANE) else {
+        let (key, expiry, clock) = (self.node_key(), self.expiry(), self.clock);
+        let (Some(key), Some(record)) = (key, self.record.as_mut().filter(|_| clock >= SANE)) else {
             return;
         };
         let known = record.node.take().filter(|node| node.key == key);
-        record.node = Some(match known {
+        record.node = expiry.map(|expiry| match known {
             Some(node) if node.expiry == expiry => node,
             // The longest life that was seen, since its start is not known.
             known => {
-                let longest = known.map_or(Duration::ZERO, |node| node.life).max(left);
-                NodeKey { key, expiry, life: longest }
+                let left = expiry.saturating_sub(clock);
+                let life = known.map_or(Duration::ZERO, |node| node.life).max(left);
+                NodeKey { key, expiry, life }
             }
         });
     }
@@ -130,161 +180,202 @@ impl Machine {
         parse_rfc3339_weak(expiry).ok()?.duration_since(UNIX_EPOCH).ok()
     }
 
-    fn life(&self) -> Option<(Clock, Duration)> {
-        let node = self.record.as_ref()?.node.as_ref()?;
-        Some((node.expiry, node.life))
+    /// How much is left of the node key's life, as far as it was seen while the node was connected.
+    fn left(&self) -> Duration {
+        self.known_node_key().map_or(Duration::ZERO, |node| node.expiry.saturating_sub(self.clock))
+    }
+
+    fn known_node_key(&self) -> Option<&NodeKey> {
+        self.record.as_ref()?.node.as_ref()
+    }
+
+    /// This part of the node key's life, but no more than that.
+    fn part_of_life(&self, part: u32, most: Duration) -> Duration {
+        self.known_node_key().map_or(most, |node| (node.life / part).min(most))
     }
 
     fn renewal_patience(&self) -> Duration {
-        let life = self.life().map_or(RENEWAL_PATIENCE, |(_, life)| life);
-        (life / 10).min(RENEWAL_PATIENCE)
+        self.part_of_life(RENEWAL_PART, RENEWAL_PATIENCE)
+    }
+
+    /// Whether the node key has come to its end by itself.
+    fn is_over(&self) -> bool {
+        self.known_node_key().is_some() && self.left() <= self.part_of_life(BETWEEN_TRIES, Duration::MAX)
     }
 
     /// When the node key is to be renewed: at a part of its life that is fixed for node and node key.
     fn renew_at(&self) -> Option<Clock> {
-        let (expiry, life) = self.life()?;
+        let node = self.known_node_key()?;
         let mut hasher = DefaultHasher::new();
-        self.node_key()?.hash(&mut hasher);
+        node.key.hash(&mut hasher);
         let part = RENEW_FROM + (RENEW_BY - RENEW_FROM) * fastrand::Rng::with_seed(hasher.finish()).f64();
-        Some(expiry.saturating_sub(life.mul_f64(1.0 - part)))
+        Some(node.expiry.saturating_sub(node.life.mul_f64(1.0 - part)))
     }
 
-    /// What to do for a node that is connected and that we stay with.
-    pub(super) fn look_after_connected(&self, renewal: &Renewal, now: Time) -> Action {
-        match renewal {
-            Renewal::Failed { .. } => Action::Restart(Why::Renewal),
-            Renewal::Came => Action::Ping,
-            Renewal::Sent { since, .. } => {
-                self.wait_until(self.staying(), since.saturating_add(self.renewal_patience()), now)
+    // ---- what to do
+
+    /// What to do for a node that we stay with; none if it's what a run does, too.
+    pub(super) fn keep(&self, keeping: &Keeping, situation: &Situation, now: Time) -> Option<Action> {
+        use Situation as S;
+        match (keeping, situation) {
+            (Keeping::Failed { .. }, _) => Some(Action::Restart(Why::Renewal)),
+            (Keeping::Came, _) => Some(Action::Ping),
+            (Keeping::Sent { since, .. }, _) => {
+                let limit = since.saturating_add(self.renewal_patience());
+                let look = now.saturating_add((now.saturating_sub(*since) / 10).max(super::LOOK_LEAST));
+                Some(Action::Wait(self.staying(), look.min(limit)))
             }
-            Renewal::Resting { until } => {
-                let due = self.renew_at().map(|at| at.max(*until));
-                match due {
-                    Some(due) if self.clock >= due => self.renew(now),
-                    due => {
-                        let left = due.map_or(QUIET, |due| due.saturating_sub(self.clock));
-                        Action::Wait(self.staying(), now.saturating_add(left.min(QUIET)))
-                    }
-                }
+            (Keeping::Lost, S::Stopped) => Some(Action::Wait(Waiting::LeftAlone, now.saturating_add(QUIET))),
+            (Keeping::Lost, _) => None,
+            // Only where the node key has come to its end is it ours to log the node in.
+            (_, S::Stopped | S::NeedsLogin { .. } | S::AsksForPerson { .. } | S::SettlingNew { .. })
+            | (_, S::Connected | S::AddressPending(_))
+                if matches!(self.key, Key::Ready(_)) && !self.is_time(keeping, now) =>
+            {
+                Some(Action::ReleaseKey)
             }
+            (Keeping::LeftAlone, _) => Some(self.leave_alone(situation, now)),
+            (_, S::Stopped | S::NeedsLogin { .. } | S::AsksForPerson { .. } | S::SettlingNew { .. }) => {
+                Some(self.wait(Waiting::Settling, now))
+            }
+            (_, S::Connected | S::AddressPending(_)) if self.is_time(keeping, now) => Some(self.renew(now)),
+            (
+                Keeping::Resting { until, .. } | Keeping::Unheard { until },
+                S::Connected | S::AddressPending(_),
+            ) => {
+                let due = self.renew_at().map_or(QUIET, |at| at.saturating_sub(self.clock));
+                let rest = due.max(until.saturating_sub(now)).min(QUIET);
+                Some(Action::Wait(self.staying(), now.saturating_add(rest)))
+            }
+            _ => None,
         }
+    }
+
+    fn is_time(&self, keeping: &Keeping, now: Time) -> bool {
+        let is_rested = matches!(keeping, Keeping::Resting { until, .. } if now >= *until);
+        let is_connected = self.situation.as_ref().is_some_and(Situation::is_connected);
+        is_rested && is_connected && self.renew_at().is_some_and(|at| self.clock >= at)
     }
 
     /// It is time.
     fn renew(&self, now: Time) -> Action {
-        let is_tagged = self.status.as_ref().is_some_and(|status| !status.node.tags.is_empty());
-        let facts = match &self.key {
-            Key::Unread => return Action::ReadKey,
-            Key::Ready(facts) => Some(facts),
-            Key::Busy => return self.wait(self.staying(), now),
-            Key::Wanting(_) => None,
+        // What the server and the tags of the node are.
+        let (Some(known), Some(status)) = (&self.known, &self.status) else {
+            return Action::ReadPrefs;
         };
+        let server = prefs::text(&known.prefs, "ControlURL");
+        let asked = known.prefs.get("AdvertiseTags").and_then(Value::as_array);
+        let is_asked = |tag: &String| asked.is_some_and(|asked| asked.iter().any(|asked| asked == tag.as_str()));
+        let obstacle = match () {
+            () if self.version() < KEEPS_ITS_MAP => Some(Obstacle::OldVersion),
+            () if self.clock < SANE => Some(Obstacle::Clock),
+            () if locked_out(status).is_some() => Some(Obstacle::LockedOut),
+            () if trouble(&status.health).is_some() => Some(Obstacle::Trouble),
+            () if self.is_asked_elsewhere() => Some(Obstacle::Elsewhere),
+            () if !status.node.tags.iter().all(is_asked) => Some(Obstacle::Tags),
+            () => None,
+        };
+        if let Some(obstacle) = obstacle {
+            return Action::Postpone(obstacle);
+        }
         let refused = self.stored.refused.as_ref();
-        let obstacle = match facts {
-            _ if self.version() < (1, 82) => Some(Obstacle::OldVersion),
-            _ if self.clock < SANE => Some(Obstacle::Clock),
-            _ if self.status.as_ref().and_then(locked_out).is_some() => Some(Obstacle::LockedOut),
-            _ if is_tagged => Some(Obstacle::Tags),
-            None => Some(Obstacle::NoKey),
-            Some(facts) => match facts.kind {
-                KeyKind::OAuthSecret { .. } => Some(Obstacle::OAuthSecret),
-                _ if refused.is_some_and(|refused| refused.digest == facts.digest) => {
-                    Some(Obstacle::RefusedKey)
-                }
-                _ => None,
-            },
-        };
-        match obstacle {
-            Some(obstacle) => Action::Postpone(obstacle),
-            None => Action::Renew,
-        }
-    }
-
-    /// The renewal is put off: it's thought of again after a part of the life.
-    pub(super) fn on_postponed(&mut self, obstacle: Obstacle) {
-        let left = self.expiry().map_or(Duration::ZERO, |expiry| expiry.saturating_sub(self.clock));
-        self.notes.push(Note::NotRenewed { obstacle, left });
-        self.key = Key::Unread;
-        self.rest();
-    }
-
-    fn rest(&mut self) {
-        let life = self.life().map_or(QUIET, |(_, life)| life);
-        self.stay = Stay::Begun(Renewal::Resting { until: self.clock.saturating_add(life / BETWEEN_TRIES) });
-    }
-
-    pub(super) fn on_renewal_sent(&mut self, result: Result<(), LocalApiError>, now: Time) {
-        self.situation = None;
-        match result {
-            Ok(()) => {
-                let before = self.node_key().unwrap_or_default();
-                self.stay = Stay::Begun(Renewal::Sent { since: now, before });
+        match &self.key {
+            Key::Unread => Action::ReadKey,
+            Key::Busy => self.wait(self.staying(), now),
+            Key::Wanting(_) => Action::Postpone(Obstacle::NoKey),
+            Key::Ready(facts) if belongs_to(facts.kind, server).is_err() => Action::Postpone(Obstacle::NoKey),
+            Key::Ready(facts) if facts.kind.is_oauth_secret() => Action::Postpone(Obstacle::OAuthSecret),
+            Key::Ready(facts) if refused.is_some_and(|it| it.digest == facts.digest && it.server == server) => {
+                Action::Postpone(Obstacle::RefusedKey)
             }
-            // It may have come to tailscaled all the same.
-            Err(_) => self.stay = Stay::Begun(Renewal::Failed { refusal: None }),
+            Key::Ready(_) => Action::Renew,
         }
     }
 
-    /// tailscaled has been made to forget the key of a renewal.
-    pub(super) fn on_renewal_failed(&mut self) {
-        let Stay::Begun(Renewal::Failed { refusal }) = self.stay.clone() else {
-            return;
-        };
-        let left = self.expiry().map_or(Duration::ZERO, |expiry| expiry.saturating_sub(self.clock));
-        let words = refusal.as_ref().map(|refusal| refusal.words.clone());
-        if let (Some(refusal), Key::Ready(facts), Some(record)) = (refusal, &self.key, &mut self.record) {
-            let (digest, server) = (facts.digest.clone(), self.server.clone().unwrap_or_default());
-            record.refused = Some(RefusedKey { at: 0, digest, server, words: refusal.words });
+    /// A node that is left alone. One whose expiry an admin has taken back comes up with a restart of
+    /// its login, which tailscaled does not do by itself.
+    fn leave_alone(&self, situation: &Situation, now: Time) -> Action {
+        let has_node_key = self.status.as_ref().is_some_and(|status| status.have_node_key);
+        let patience = self.part_of_life(BETWEEN_TRIES, match situation {
+            Situation::NeedsLogin { .. } => OFFLINE_PATIENCE,
+            _ => AT_THE_PAGE,
+        });
+        let is_asking = matches!(situation, Situation::NeedsLogin { .. } | Situation::AsksForPerson { .. });
+        let look = self.since.saturating_add(patience).max(self.offline.not_before);
+        match is_asking && has_node_key {
+            true if now >= look => Action::Restart(Why::Offline),
+            true => Action::Wait(Waiting::LeftAlone, look.min(now.saturating_add(QUIET))),
+            false => Action::Wait(Waiting::LeftAlone, now.saturating_add(QUIET)),
         }
-        self.notes.push(Note::RenewalFailed { words, left });
-        self.key = Key::Unread;
-        self.rest();
-    }
-
-    /// The peers have heard of the new node key.
-    pub(super) fn on_pinged(&mut self) {
-        self.situation = None;
-        self.key = Key::Unread;
-        self.notes.push(Note::Renewed(self.date_of_expiry().unwrap_or_default()));
-        self.stay = Stay::Begun(Renewal::Resting { until: Clock::ZERO });
     }
 
     /// The words for a node that is connected.
     pub(super) fn staying(&self) -> Waiting {
         let none = Status::default();
         let connected = Connected::of(self.status.as_ref().unwrap_or(&none), self.logins > 0);
-        Waiting::Staying(connected, self.date_of_expiry())
+        let obstacle = match self.stay {
+            Stay::Begun(Keeping::Resting { obstacle, .. }) => obstacle,
+            _ => None,
+        };
+        Waiting::Staying(connected, self.date_of_expiry(), obstacle)
     }
 
     fn date_of_expiry(&self) -> Option<String> {
-        let date = format_rfc3339_seconds(SystemTime::UNIX_EPOCH + self.expiry()?).to_string();
+        let date = format_rfc3339_seconds(UNIX_EPOCH.checked_add(self.expiry()?)?).to_string();
         Some(date.split('T').next().unwrap_or_default().to_owned())
     }
 
-    /// What to do for a node that has been connected, and that needs a login now. Only where its node
-    /// key has come to its end is it ours to log it in; anything else was somebody's will.
-    pub(super) fn may_log_in_again(&self) -> bool {
-        let Stay::Begun(_) = self.stay else {
-            return true;
-        };
-        let known = self.life().map(|(expiry, _)| expiry);
-        known.is_some_and(|expiry| self.clock >= expiry) || (self.setup.rejoin && self.was_deleted())
+    // ---- what has come of it
+
+    /// The renewal is put off: it's thought of again after a part of the life.
+    pub(super) fn on_postponed(&mut self, obstacle: Obstacle, now: Time) {
+        self.notes.push(Note::NotRenewed { obstacle, left: self.left() });
+        self.key = Key::Unread;
+        let until = now.saturating_add(self.part_of_life(BETWEEN_TRIES, QUIET));
+        self.stay = Stay::Begun(Keeping::Resting { until, obstacle: Some(obstacle) });
     }
 
-    /// Whether the control server no longer knows the node, whose node key has not expired.
-    fn was_deleted(&self) -> bool {
-        let is_over = self.expiry().is_some_and(|expiry| expiry <= self.clock);
-        let expired = self.status.as_ref().is_some_and(|status| status.node.expired);
-        !is_over && !expired && matches!(self.situation, Some(Situation::AsksForPerson { .. }))
+    pub(super) fn on_renewal_sent(&mut self, result: Result<(), LocalApiError>, now: Time) {
+        self.situation = None;
+        self.stay = Stay::Begun(match result {
+            Ok(()) => Keeping::Sent { since: now, before: self.node_key().unwrap_or_default() },
+            // It may have come to tailscaled all the same.
+            Err(error) => Keeping::Failed { words: error.to_string(), refused: false },
+        });
     }
 
-    /// A node that is left alone. One whose expiry an admin has taken back comes up with a restart of
-    /// its login, which tailscaled does not do by itself.
-    pub(super) fn leave_alone(&self, lasted: Duration, now: Time) -> Action {
-        let has_node_key = self.status.as_ref().is_some_and(|status| status.have_node_key);
-        if has_node_key && lasted >= super::OFFLINE_PATIENCE && now >= self.offline.not_before {
-            return Action::Restart(Why::Offline);
+    /// tailscaled has been made to forget the key of a renewal.
+    pub(super) fn on_renewal_failed(&mut self, words: String, refused: bool, now: Time) {
+        if let (true, Key::Ready(facts), Some(record)) = (refused, &self.key, &mut self.record) {
+            let (digest, server) = (facts.digest.clone(), self.server.clone().unwrap_or_default());
+            record.refused = Some(RefusedKey { at: 0, digest, server, words: words.clone() });
         }
-        Action::Wait(Waiting::LeftAlone, now.saturating_add(QUIET))
+        self.notes.push(Note::RenewalFailed { words, left: self.left() });
+        let until = now.saturating_add(self.part_of_life(BETWEEN_TRIES, Duration::MAX));
+        self.stay = Stay::Begun(match refused {
+            true => Keeping::Resting { until, obstacle: None },
+            false => Keeping::Unheard { until },
+        });
+    }
+
+    /// The peers have heard of the new node key.
+    pub(super) fn on_pinged(&mut self) {
+        self.situation = None;
+        self.key = Key::Unread;
+        self.notes.push(Note::Renewed(self.date_of_expiry()));
+        self.stay = Stay::Begun(RESTED);
+    }
+
+    /// What is still to be done about a renewal before the run ends.
+    pub(super) fn wind_up_renewal(&self, stopping: Time, now: Time) -> Option<Action> {
+        match &self.stay {
+            Stay::Begun(Keeping::Failed { .. }) => Some(Action::Restart(Why::Renewal)),
+            Stay::Begun(Keeping::Sent { .. }) if self.situation.is_none() => Some(Action::Look),
+            // To break it off could burn its key.
+            Stay::Begun(Keeping::Sent { .. }) if now < stopping.saturating_add(END_PATIENCE) => {
+                Some(self.wait(self.staying(), now))
+            }
+            _ => None,
+        }
     }
 }

@@ -20,6 +20,7 @@ mod renewal;
 mod secrecy;
 mod server;
 mod settings;
+mod stay;
 mod stranded;
 mod terminal;
 mod trust;

@@ -112,6 +112,8 @@ pub struct Device {
     pub online: bool,
     pub approved: bool,
     pub expired: bool,
+    /// None: never.
+    pub expires_in_s: Option<f64>,
     pub tags: Vec<String>,
     pub routes: Vec<String>,
     pub ephemeral: bool,
@@ -324,6 +326,17 @@ impl Tailnet {
     /// Takes that back.
     pub fn unexpire(&self, id: u64) {
         self.post_to_node(id, "unexpire");
+    }
+
+    /// Lets a device's node key expire by itself, in this time from now; none: never.
+    pub fn expires_in(&self, id: u64, time: Option<Duration>) {
+        let time = time.map(|time| time.as_secs_f64());
+        self.post(&format!("/nodes/{id}/expiry"), &json!({ "in_s": time }));
+    }
+
+    /// How long node keys live from now on, each from when it is admitted.
+    pub fn node_keys_live(&self, time: Duration) {
+        self.policy(json!({ "node_expiry_s": time.as_secs_f64() }));
     }
 
     /// Deletes a device.

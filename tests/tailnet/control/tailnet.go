@@ -4,6 +4,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -23,7 +24,7 @@ const (
 	domain         = "example.test"
 	magicDNSSuffix = "tail0000.ts.net"
 
-	keyLifetime = 180 * 24 * time.Hour // of a user's node; tagged nodes never expire
+	keyLifetime = 180 * 24 * time.Hour // of a user's node, unless the policy says otherwise
 )
 
 // The owners of nodes: the user, and the stand-in owner of tagged nodes.
@@ -36,7 +37,8 @@ var (
 // certificates do.
 type policy struct {
 	approval           bool
-	acceptDeadIfValid  bool // valid_node_with_dead_key: "accept"
+	nodeExpiry         time.Duration // from when a node key is admitted; 0: keyLifetime
+	acceptDeadIfValid  bool          // valid_node_with_dead_key: "accept"
 	registerDelay      time.Duration
 	mapDelay           time.Duration
 	rateLimited        int // registers still to be answered with 429
@@ -214,8 +216,8 @@ func (t *tailnet) admitLocked(machine key.MachinePublic, req *tailcfg.RegisterRe
 		n.tags = slices.Clone(req.Hostinfo.RequestTags) // the user owns every tag
 	}
 	n.expiredByAdmin, n.expiry = time.Time{}, time.Time{}
-	if len(n.tags) == 0 {
-		n.expiry = time.Now().Add(keyLifetime)
+	if len(n.tags) == 0 { // tagged nodes never expire
+		n.expiry = time.Now().Add(cmp.Or(t.policy.nodeExpiry, keyLifetime))
 	}
 	t.noteHostinfoLocked(n, req.Hostinfo)
 	for _, a := range t.authURLs {
