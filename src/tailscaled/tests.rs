@@ -164,6 +164,37 @@ fn the_bus_tells_each_state_of_the_preferences_in_order_and_that_the_first_comes
 }
 
 #[test]
+fn nothing_that_the_bus_tells_is_lost_with_a_wait_that_is_broken_off() {
+    let line = |name: &str| {
+        let line = format!("{{\"Prefs\":{{\"Hostname\":\"{name}\"}}}}\n");
+        format!("{:x}\r\n{line}\r\n", line.len())
+    };
+    let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n".to_owned();
+    let answer = head + &line("a") + &line("b") + "0\r\n\r\n";
+    let fake = FakeTailscaled::start(move |_| Response::raw(answer.as_bytes()));
+    let api = LocalApi::new(fake.socket()).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let names = runtime.block_on(async {
+        let mut bus = Bus::default();
+        bus.open(&api, Duration::from_secs(1));
+        bus.opened().await;
+        let mut names = Vec::new();
+        for _ in 0..200 {
+            tokio::select! {
+                biased;
+                notice = bus.told() => names.extend(notice.prefs.iter().map(|prefs| prefs["Hostname"].clone())),
+                () = std::future::ready(()) => tokio::time::sleep(Duration::from_millis(2)).await,
+            }
+        }
+        names
+    });
+    assert_eq!(names, ["a", "b"]);
+}
+
+#[test]
 fn a_line_of_the_bus_that_is_too_long_is_passed_over() {
     let long = format!(
         "{{\"Prefs\":{{\"Hostname\":\"{}\"}}}}\n",
