@@ -20,6 +20,7 @@ rustPlatform.buildRustPackage (finalAttrs: {
     fileset = lib.fileset.unions [
       ../Cargo.lock
       ../Cargo.toml
+      ../CONTRIBUTING.md
       ../README.md
       ../SECURITY.md
       ../src

@@ -18,9 +18,9 @@ use crate::server::{self, http_url};
 
 /// Join this machine to its tailnet with an auth key from a file
 ///
-/// Waits until tailscaled settles, is done if the node is connected, and otherwise runs
-/// `tailscale up` with the auth key. A node with a valid node key never needs the auth key,
-/// which then need not even exist.
+/// Waits until tailscaled has settled. If the node is connected, it is done. Otherwise it runs
+/// `tailscale up` with the auth key. A node with a valid node key never needs the auth key, and
+/// the key file need not even exist.
 #[derive(Debug, Parser)]
 #[command(
     version,
@@ -33,7 +33,7 @@ use crate::server::{self, http_url};
 pub struct Options {
     /// File with the auth key or OAuth client secret
     ///
-    /// It is read when it is needed, once, and is waited for if it isn't there yet.
+    /// The program reads it when it needs the key. If it does not exist yet, the program waits.
     /// [default: /run/agenix/tailscale-token]
     #[arg(
         long,
@@ -47,8 +47,8 @@ pub struct Options {
 
     /// How long to wait for that file
     ///
-    /// Counted from when the key is first needed. Then the run ends with 66, and systemd
-    /// starts the next one.
+    /// The time starts when the key is first needed. At its end, the run ends with 66, and
+    /// systemd starts the next one.
     #[arg(
         long,
         value_name = "TIME",
@@ -62,8 +62,8 @@ pub struct Options {
     /// ephemeral=…&preauthorized=… for an OAuth secret
     ///
     /// Appended to an OAuth client secret (tskey-client-…): ephemeral=true|false,
-    /// preauthorized=true|false and baseURL=URL, joined by `&`. Each wins over one of the same
-    /// name in the file. An auth key takes none.
+    /// preauthorized=true|false and baseURL=URL, joined by `&`. Each takes precedence over one of
+    /// the same name in the file. An auth key accepts none.
     #[arg(
         long,
         value_name = "STR",
@@ -74,7 +74,7 @@ pub struct Options {
     )]
     pub authkey_params: Option<Parameters>,
 
-    /// Control server, if it isn't Tailscale's
+    /// Control server, if it is not Tailscale's
     ///
     /// May also stand after `--`, but not in both places.
     #[arg(
@@ -101,7 +101,7 @@ pub struct Options {
 
     /// The tailscale command
     ///
-    /// A path, or a name that is looked for in PATH.
+    /// A path, or a name to look for in PATH.
     #[arg(
         long,
         value_name = "PATH",
@@ -113,7 +113,8 @@ pub struct Options {
 
     /// Give up after this time [default: never]
     ///
-    /// Without it, the program keeps trying until the node is connected or cannot be.
+    /// Without it, the program keeps trying until the node is connected or cannot connect. Half a
+    /// second is the least: it is enough to see that the node is connected.
     #[arg(
         long,
         value_name = "TIME",
@@ -125,7 +126,8 @@ pub struct Options {
 
     /// Tell systemd READY by then
     ///
-    /// A boot is not held up longer; the work goes on. `infinity`: only when connected.
+    /// The boot goes on then, and so does the work. With `infinity`, systemd is told only when the
+    /// node is connected.
     #[arg(
         long,
         value_name = "TIME",
@@ -138,9 +140,9 @@ pub struct Options {
 
     /// Stay when connected, and renew the node key in time
     ///
-    /// The process goes on after READY. It renews the node key with the auth key between 70 and 90 % of
-    /// its life, and logs in again when the node key has expired. It leaves alone a node that somebody
-    /// has stopped, logged out, expired or deleted.
+    /// The process continues after READY. It renews the node key with the auth key at 70 to 90 % of
+    /// its life, and logs in again when the node key has expired. It leaves a node alone that
+    /// somebody has stopped, logged out, expired or deleted.
     #[arg(
         long,
         env = "TAILSCALE_AUTOCONNECT_STAY",
@@ -149,9 +151,9 @@ pub struct Options {
     )]
     pub stay: bool,
 
-    /// With --stay: join a deleted node anew
+    /// With --stay: join again when deleted
     ///
-    /// For nodes that may be deleted without meaning it, such as ephemeral ones.
+    /// For nodes that are deleted automatically, such as ephemeral ones.
     #[arg(
         long,
         env = "TAILSCALE_AUTOCONNECT_REJOIN",
@@ -161,11 +163,12 @@ pub struct Options {
     )]
     pub rejoin: bool,
 
-    /// Say what is in the way, and change nothing
+    /// Say what is wrong, and change nothing
     ///
-    /// Prints what it sees, what a run would do, and one thing to do next; it sends no key. The
-    /// exit status is that of a run as things stand: 0 only if the node is connected now; where a
-    /// run would wait or try, 75, or 69 without tailscaled. Give it the run's other options too.
+    /// Prints what it sees, what a run would do, and one thing to do next. It sends no key. The
+    /// exit status is the one that a run would end with as things stand: 0 only if the node is
+    /// connected now, and 75, or 69 without tailscaled, where a run would wait or try. Give it the
+    /// other options of the run too.
     #[arg(
         long = "check",
         env = "TAILSCALE_AUTOCONNECT_CHECK",
@@ -185,14 +188,14 @@ pub struct Options {
 
     /// Say more (-vv: all)
     ///
-    /// -v shows each state of tailscaled, what is waited for, and what `tailscale up` said.
-    /// -vv also shows every single look at tailscaled and what it led to.
+    /// -v shows each state of tailscaled, what the program waits for, and what `tailscale up` said.
+    /// -vv also shows every look at tailscaled and what it led to.
     #[arg(short, long, action = ArgAction::Count, env = "TAILSCALE_AUTOCONNECT_VERBOSE", hide_env = true)]
     pub verbose: u8,
 
     /// Say warnings and errors only
     ///
-    /// And no live line on a terminal.
+    /// There is no live line on a terminal either.
     #[arg(
         short,
         long,
@@ -208,8 +211,8 @@ pub struct Options {
 }
 
 /// How times are written, for the help.
-const TIMES: &str = "Times are written as systemd and people do: 90s, 5min, 1h 30min, \
-    infinity; a bare number is seconds.";
+const TIMES: &str = "Times are written as for systemd: 90s, 5min, 1h 30min, infinity. \
+    A bare number is seconds.";
 
 /// What becomes of the flags after `--`, for the same.
 const FLAGS: &str = "Flags after `--` go to `tailscale up` as they are.";
@@ -217,7 +220,7 @@ const FLAGS: &str = "Flags after `--` go to `tailscale up` as they are.";
 /// How options are given by the environment, for the same.
 const VARIABLES: &str = "Each option can also be given by an environment variable: \
     TAILSCALE_AUTOCONNECT_ and its name in capitals, such as TAILSCALE_AUTOCONNECT_READY_AFTER. \
-    The command line wins; an empty variable is none.";
+    The command line takes precedence, and an empty variable counts as unset.";
 
 /// The exit statuses, for -h.
 fn exits_in_brief() -> String {

@@ -1,9 +1,8 @@
 //! What the project's documents say, for tests that compare it with the program.
 
+mod architecture;
 mod completions;
-mod manual;
-
-pub const README: &str = include_str!("../README.md");
+pub mod manual;
 
 /// The cells of the table of `document` that begins with this header.
 pub fn table<'a>(document: &'a str, header: &str) -> Vec<Vec<&'a str>> {

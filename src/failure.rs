@@ -126,12 +126,12 @@ pub enum Mistake {
     )]
     Settings(String),
     #[error(
-        "`tailscale up` failed three times in the same way, and nothing of it came to tailscaled: {0}; \
+        "`tailscale up` failed three times with the same message, and tailscaled received nothing: {0}; \
          correct the flags after `--`, or the auth key's parameters"
     )]
     Complaint(String),
     #[error(
-        "tailscaled runs with a locked config file and takes no login; \
+        "tailscaled runs with a locked config file and accepts no login; \
          put the auth key into that file, or unlock it"
     )]
     LockedConfig,
@@ -227,9 +227,9 @@ pub enum Obstacle {
 /// Something worth a line in the log that is neither an end nor a wait.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Note {
-    #[error("the login did not come to an end: {0}")]
+    #[error("the login did not finish: {0}")]
     LoginBroke(String),
-    #[error("nothing comes of `tailscale up`, which was ended")]
+    #[error("`tailscale up` had no effect, and was stopped")]
     NothingCame,
     #[error("tailscaled does not let us restart the login: {0}")]
     CannotRestart(String),
@@ -237,11 +237,11 @@ pub enum Note {
     NotTakenBack(String),
     #[error("the login changed settings that cannot be put back: {}", .0.join(", "))]
     NotPutBack(Vec<String>),
-    #[error("another profile is in use now: the settings of the one that was logged in are left alone")]
+    #[error("another profile is in use now, so the settings of the profile that was logged in are not put back")]
     OtherProfile,
     #[error(
-        "the node is connected to another login server, {own}, than the one asked for, {asked}; \
-         it is left alone. Run `tailscale logout` first if it is to change"
+        "the node is connected to the login server {own}, not to {asked}; it is left alone. \
+         To move it, run `tailscale logout` first"
     )]
     Elsewhere { own: String, asked: String },
     #[error(

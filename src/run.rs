@@ -144,24 +144,35 @@ impl<'a> Run<'a> {
             if let Some(situation) = self.machine.situation() {
                 log::trace!("{situation:?}, so {action:?}");
             }
-            let event = match action {
-                Action::Finish(connected) => return Some(Ok(connected)),
-                Action::Fail(failure) => return Some(Err(failure)),
-                Action::Stopped => return None,
-                action => self.act(action).await,
+            let outcome = match action {
+                Action::Finish(connected) => Some(Ok(connected)),
+                Action::Fail(failure) => Some(Err(failure)),
+                Action::Stopped => None,
+                action => {
+                    let event = self.act(action).await;
+                    self.take_in(event);
+                    continue;
+                }
             };
-            let now = self.now();
-            self.machine.on(event, now);
-            if let Some(situation) = self.machine.situation()
-                && self.seen.as_ref() != Some(situation)
-            {
-                log::debug!("{situation:?}");
-                self.seen = Some(situation.clone());
-                self.bus.something_changed();
+            if let Some(up) = self.up.take() {
+                up.stop().await;
             }
-            for note in self.machine.notes() {
-                self.say_note(note);
-            }
+            return outcome;
+        }
+    }
+
+    fn take_in(&mut self, event: Event) {
+        let now = self.now();
+        self.machine.on(event, now);
+        if let Some(situation) = self.machine.situation()
+            && self.seen.as_ref() != Some(situation)
+        {
+            log::debug!("{situation:?}");
+            self.seen = Some(situation.clone());
+            self.bus.something_changed();
+        }
+        for note in self.machine.notes() {
+            self.say_note(note);
         }
     }
 
@@ -273,6 +284,7 @@ impl<'a> Run<'a> {
         let (store, written) = (self.config.store.clone(), record.clone());
         let result = in_time(move || store.write(&written)).await;
         let result = result.unwrap_or_else(|| Err(io::Error::other(SILENT)));
+        let saved = result.is_ok();
         if let Err(error) = result {
             self.say_trying(
                 Level::Warn,
@@ -281,7 +293,7 @@ impl<'a> Run<'a> {
                 ),
             );
         }
-        Event::Written { asked, written: record }
+        Event::Written { asked, written: record, saved }
     }
 
     async fn log_in(&mut self, flags: &[String]) -> Result<(), NotStarted> {
@@ -306,10 +318,10 @@ impl<'a> Run<'a> {
         self.api.renew(key.start_request()).await
     }
 
-    /// Whether the profile in use is still this one. An old tailscaled, which has no answer, has but
-    /// one.
-    async fn is_profile(&self, profile: Option<String>) -> Result<bool, LocalApiError> {
-        let Some(profile) = profile.filter(|profile| !profile.is_empty()) else {
+    /// Whether the profile in use is still this one, which may have been given its ID since. An old
+    /// tailscaled, which has no answer, has but one.
+    async fn is_profile(&self, profile: Option<String>, or_new: bool) -> Result<bool, LocalApiError> {
+        let Some(profile) = profile.filter(|profile| !(or_new && profile.is_empty())) else {
             return Ok(true);
         };
         match self.api.profile().await {
@@ -320,7 +332,7 @@ impl<'a> Run<'a> {
     }
 
     async fn put_back(&self, prefs: Prefs, profile: Option<String>) -> Result<Option<Vec<String>>, LocalApiError> {
-        if !self.is_profile(profile).await? {
+        if !self.is_profile(profile, true).await? {
             return Ok(None);
         }
         let names: Vec<&str> = prefs.keys().map(String::as_str).collect();
@@ -343,9 +355,10 @@ impl<'a> Run<'a> {
         Ok(Some(not_taken))
     }
 
-    /// Also tells the preferences afterwards, which show whether it was too late.
+    /// Also tells the preferences afterwards, which show whether it was too late. A profile that has an
+    /// ID by now was logged in, or is another.
     async fn take_back(&self, prefs: &Prefs, profile: Option<String>) -> Result<Option<Prefs>, LocalApiError> {
-        if !self.is_profile(profile).await? {
+        if !self.is_profile(profile, false).await? {
             return Ok(None);
         }
         self.api.start(Some(prefs)).await?;

@@ -105,7 +105,7 @@ fish_completes() {
 main() {
     mkdir "$place"
     touch "$place/secret file" "$place/other"
-    printf '%s\n' NAME SYNOPSIS DESCRIPTION OPTIONS 'EXIT STATUS' 'STATUS TEXTS' 'JOURNAL FIELDS' DIAGNOSIS FILES ENVIRONMENT \
+    printf '%s\n' NAME SYNOPSIS DESCRIPTION OPTIONS BEHAVIOR 'AUTH KEY' LOGIN STAYING 'EXIT STATUS' 'STATUS TEXTS' 'JOURNAL FIELDS' DIAGNOSIS VERDICTS JSON FILES ENVIRONMENT \
         EXAMPLES 'SEE ALSO' >"$dir/80.sections"
     manual
     lint

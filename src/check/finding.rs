@@ -1,5 +1,5 @@
 //! The verdict of `--check`: one sentence that says what is wrong and the one thing to do next. The
-//! sentences are documented in README.md, and a test compares the two.
+//! sentences are documented in the manual page, and a test compares the two.
 
 use crate::check::foresee::{End, Foresight, Step};
 use crate::check::seen::Seen;
@@ -47,66 +47,66 @@ kinds! {
         "WHO, but tailnet lock keeps the node from its peers (REASON); sign it from a trusted node: \
          tailscale lock sign NODE-KEY";
     NoState "no-state"
-        "tailscaled cannot open its state (REASON); see its log (journalctl -u tailscaled), and whether \
-         its disk, its TPM and its --state are in order";
+        "tailscaled cannot open its state (REASON); check its log (journalctl -u tailscaled), its disk, \
+         its TPM and its --state";
     NoTailscaled "no-tailscaled"
         "tailscaled is not running (REASON); start it (systemctl start tailscaled), or name its \
          socket with --socket";
     MuteTailscaled "mute-tailscaled"
-        "tailscaled does not answer; see what it is at (journalctl -u tailscaled), and restart it";
+        "tailscaled does not answer; check its log (journalctl -u tailscaled), and restart it";
     NotUnderstood "not-understood"
-        "what answers on the socket is not understood (REASON); see that --socket names the socket \
+        "the answer on the socket is not understood (REASON); check that --socket names the socket \
          of tailscaled";
     Settling "settling"
-        "tailscaled is still starting; look again in a minute, and then at journalctl -u \
-         tailscaled";
+        "tailscaled is still starting; check again in a minute, and if it still is, check its log \
+         (journalctl -u tailscaled)";
     UnknownState "unknown-state"
-        "tailscaled is in the unknown state STATE; see what `tailscale status` says";
+        "tailscaled is in the unknown state STATE; check what `tailscale status` says";
     Unreachable "unreachable"
-        "the control server cannot be reached (REASON); look at this machine's network and \
-         firewall, and whether the server is up";
+        "the control server cannot be reached (REASON); check this machine's network and firewall, \
+         and whether the server is up";
     NoNetwork "no-network"
-        "this machine has no way to the control server (REASON); look at its network: ip address, \
+        "this machine has no route to the control server (REASON); check its network: ip address, \
          ip route";
     Dns "dns"
-        "the name of the control server cannot be resolved (REASON); look at this machine's DNS: \
+        "the name of the control server cannot be resolved (REASON); check this machine's DNS: \
          /etc/resolv.conf";
     ServerError "server-error"
-        "the control server has trouble of its own (REASON); wait, or ask whoever runs it";
+        "the control server reports an error of its own (REASON); wait, or ask its operator";
     Clock "clock"
         "the control server's certificate is not valid at the time of this machine's clock, CLOCK; \
-         set the clock if it is wrong, and else have the certificate renewed";
+         set the clock if it is wrong; if it is right, the server needs a new certificate";
     Certificate "certificate"
-        "the control server's certificate is not trusted (REASON); look for a mistake in its URL, \
-         for a proxy, or for a missing root certificate";
+        "the control server's certificate is not trusted (REASON); check its URL, the proxy, and \
+         the root certificates of this machine";
     Offline "offline"
-        "the node runs on the last network map it knew, without its control server; look at this \
-         machine's network, its DNS and its firewall, and in the tailnet's admin console whether it \
-         was deleted";
+        "the node uses its last network map and has no connection to its control server; check this \
+         machine's network, DNS and firewall, and check in the admin console whether the node was \
+         deleted";
     Stranded "stranded"
-        "an auth key that was sent earlier was refused (REASON) and keeps this node off; start a \
+        "an auth key that was sent earlier was refused (REASON) and keeps this node offline; start a \
          run, which restarts the login without a key: systemctl restart tailscale-autoconnect";
     Refused "refused"
-        "the control server refused the auth key that was sent last (REASON); put a new one into \
-         FILE, unless it holds another by now, and start a run: systemctl restart \
+        "the control server refused the auth key that was sent last (REASON); put a new key into \
+         FILE if it still holds that one, and start a run: systemctl restart \
          tailscale-autoconnect";
     Stopped "stopped"
-        "tailscale was stopped on this machine; start a run, which brings it up without a key: \
+        "this node was stopped with `tailscale down`; start a run, which brings it up without a key: \
          systemctl restart tailscale-autoconnect";
     NeedsLogin "needs-login"
-        "this node needs a login (CAUSE), and nothing is known to stand in its way; start a run: \
+        "this node needs a login (CAUSE), and no obstacle was found; start a run: \
          systemctl restart tailscale-autoconnect";
     UnderWay "under-way"
-        "a login seems to be under way; look again in a minute, and if it still does, start a run: \
+        "a login seems to be under way; check again in a minute, and if it still is, start a run: \
          systemctl restart tailscale-autoconnect";
     OtherRun "other-run"
-        "another run is at work with the auth key; look again in a minute, or see what it waits \
-         for: systemctl status tailscale-autoconnect";
+        "another run is using the auth key; check again in a minute, or check what it waits for: \
+         systemctl status tailscale-autoconnect";
     MuteCommand "mute-command"
         "this node needs a login (CAUSE), but the tailscale command COMMAND does not answer; \
          repair it, or name another with --tailscale";
-    Approval "approval" "an admin has to approve this device; that is done at PAGE";
-    Waits "waits" "a run would be WAITING; look again in a minute";
+    Approval "approval" "this device is not approved yet; an admin has to approve it at PAGE";
+    Waits "waits" "a run would be WAITING; check again in a minute";
     // What a run would end with, in its own words.
     Failure "failure" "FAILURE";
 }

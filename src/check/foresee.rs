@@ -136,7 +136,7 @@ pub fn foresee(seen: &Seen) -> Foresight {
             },
             Action::ReadKey => Event::Key(key(seen)),
             Action::ReleaseKey => Event::Released,
-            Action::Write(record) => Event::Written { asked: record.clone(), written: record },
+            Action::Write(record) => Event::Written { asked: record.clone(), written: record, saved: true },
             Action::Wait(waiting, until) => {
                 let is_same = waited.as_ref() == Some(&waiting);
                 if now >= FOREVER {

@@ -116,7 +116,7 @@ impl Report {
         text
     }
 
-    /// For programs; documented in README.md.
+    /// For programs; documented in the manual page.
     pub fn to_json(&self) -> Value {
         let (outcome, code) = self.finding.exit;
         let seen = &self.seen;
@@ -525,7 +525,7 @@ impl<'a> Lines<'a> {
 
     fn other_run(&mut self) {
         match self.seen.key.locked {
-            true => self.put("other run", Mark::Note, "one is at work with the auth key"),
+            true => self.put("other run", Mark::Note, "one is using the auth key"),
             false => self.put("other run", Mark::Ok, "none holds the auth key"),
         }
     }

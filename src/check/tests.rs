@@ -8,8 +8,8 @@ use crate::check::finding::{Finding, Kind, conclude};
 use crate::check::foresee::{End, Step, foresee};
 use crate::check::report::{Mark, Report};
 use crate::check::seen::{Access, CliSeen, Owned, Seen};
-use crate::documents::README;
-use crate::failure::Waiting;
+use crate::documents::manual::terms;
+use crate::failure::{Connected, Waiting, to_json};
 use crate::key::{FileFacts, KeyFileError, KeyKind, Look};
 use crate::policy::{Setup, Situation, TAILSCALES_SERVER};
 use crate::prefs::Prefs;
@@ -347,7 +347,7 @@ fn the_verdicts_one_by_one() {
             error("NeedsLogin", REFUSAL),
             Kind::Refused,
             77,
-            "put a new one into /k",
+            "put a new key into /k",
         ),
         (
             error("NeedsLogin", DOWN),
@@ -586,17 +586,53 @@ fn a_new_node_has_no_settings_whatever_its_version() {
     assert_eq!(settings("1.80.3", "https://hs.example.org"), some);
 }
 
-/// As they stand in README.md, in the table of what `--check` says.
 #[test]
-fn the_sentences_are_those_of_the_readme() {
-    for kind in Kind::ALL {
-        let (name, sentence) = (kind.name(), kind.sentence());
-        let row = README
-            .lines()
-            .find(|line| line.starts_with(&format!("| `{name}` |")));
-        let said = row.is_some_and(|row| row.contains(&format!("| {sentence} |")));
-        assert!(said, "README.md does not have: | `{name}` | {sentence} |");
+fn the_manual_page_has_every_verdict_and_no_other() {
+    let documented: Vec<_> = terms("VERDICTS")
+        .into_iter()
+        .map(|entry| {
+            let (name, _) = entry.term.split_once(" (").expect("the exit status");
+            (name.to_owned(), entry.text.trim().to_owned())
+        })
+        .collect();
+    let said = Kind::ALL.iter().map(|kind| (kind.name().to_owned(), kind.sentence().to_owned()));
+    for (documented, said) in documented.iter().zip(said) {
+        // It may say more.
+        assert!(documented.0 == said.0 && documented.1.starts_with(&said.1), "{documented:?}: {said:?}");
     }
+    assert_eq!(documented.len(), Kind::ALL.len());
+}
+
+#[test]
+fn the_manual_page_has_every_field_of_the_json() {
+    let entries = terms("JSON");
+    let (of_run, of_check) = entries.split_at(entries.iter().position(|entry| entry.term == "schema").unwrap());
+    let connected = Connected::of(&online(status("Running")), false);
+    let fields = |object: &serde_json::Value| -> Vec<String> {
+        object.as_object().unwrap().keys().cloned().collect()
+    };
+    let documented: Vec<_> = of_run.iter().map(|entry| entry.term.clone()).collect();
+    assert_eq!(sorted(documented), sorted(fields(&to_json(&Ok(connected)))));
+
+    let json = Report::new(seen(Ok(status("NeedsLogin")))).to_json();
+    let mut said: Vec<_> = fields(&json).into_iter().filter(|name| name != "seen").collect();
+    said.extend(fields(&json["seen"]).into_iter().map(|name| format!("seen.{name}")));
+    let documented = of_check.iter().flat_map(|entry| entry.term.split(", ").map(str::to_owned));
+    assert_eq!(sorted(documented.collect()), sorted(said));
+    for entry in of_check.iter().filter(|entry| entry.term.starts_with("seen.")) {
+        let name = entry.term.trim_start_matches("seen.");
+        if let Some(object) = json["seen"][name].as_object() {
+            for field in object.keys() {
+                let mut words = entry.text.split([' ', ',']);
+                assert!(words.any(|word| word == field), "{}: {field}", entry.term);
+            }
+        }
+    }
+}
+
+fn sorted(mut names: Vec<String>) -> Vec<String> {
+    names.sort();
+    names
 }
 
 #[test]

@@ -1,10 +1,9 @@
-//! What the manual page says of the program, and the README with it, is true and complete.
+//! What the manual page says of the program is true and complete.
 
 use std::net::{IpAddr, Ipv4Addr};
 
 use clap::{Arg, Command, CommandFactory};
 
-use super::{README, table};
 use crate::cli::Options;
 use crate::failure::{Connected, EXITS, Obstacle, Waiting};
 use crate::flags::REFUSED_FLAGS;
@@ -17,10 +16,12 @@ const PAGE: &str = include_str!("../../units/tailscale-autoconnect.8");
 
 /// A paragraph of the page, or a term with what is said of it.
 #[derive(Default)]
-struct Entry {
+pub struct Entry {
     /// Empty for a paragraph.
-    term: String,
-    text: String,
+    pub term: String,
+    pub text: String,
+    /// The text with its marks.
+    source: String,
 }
 
 /// What a section is made of, without the marks of man(7).
@@ -33,15 +34,19 @@ fn section(name: &str) -> Vec<Entry> {
         .take_while(|line| !line.starts_with(".SH"));
     let mut entries = vec![Entry::default()];
     while let Some(line) = lines.next() {
-        let text = &mut entries.last_mut().expect("there is one").text;
+        let Entry { text, source, .. } = entries.last_mut().expect("there is one");
         match line {
             ".PP" => entries.push(Entry::default()),
             ".TP" => entries.push(Entry {
                 term: plain(lines.next().expect("a term after .TP")),
-                text: String::new(),
+                ..Entry::default()
             }),
             ".br" => text.push('\n'),
-            _ => text.push_str(&(plain(line) + " ")),
+            _ if line.starts_with(".SS ") => entries.push(Entry::default()),
+            _ => {
+                text.push_str(&(plain(line) + " "));
+                source.push_str(&(line.to_owned() + "\n"));
+            }
         }
     }
     entries.retain(|entry| !(entry.term.is_empty() && entry.text.is_empty()));
@@ -50,7 +55,7 @@ fn section(name: &str) -> Vec<Entry> {
 }
 
 /// The entries of a section that have a term.
-fn terms(section_name: &str) -> Vec<Entry> {
+pub fn terms(section_name: &str) -> Vec<Entry> {
     let mut entries = section(section_name);
     entries.retain(|entry| !entry.term.is_empty());
     for entry in &entries {
@@ -70,6 +75,19 @@ fn plain(line: &str) -> String {
     [("\\-", "-"), ("\\(aq", "'"), ("\\(ga", "`"), ("\\&", "")]
         .iter()
         .fold(text, |text, (mark, sign)| text.replace(mark, sign))
+}
+
+/// What a text in this source has in bold.
+fn in_bold(source: &str) -> Vec<String> {
+    let lines = source.lines().filter(|line| line.starts_with(".B ") || line.starts_with(".BR "));
+    let words = lines.filter_map(|line| {
+        let bold = match line.split_once(' ')? {
+            (".B", words) => words,
+            (_, words) => arguments(words)[0],
+        };
+        Some(plain(bold))
+    });
+    words.collect()
 }
 
 /// The arguments of a macro, of which some stand in double quotes.
@@ -146,7 +164,7 @@ fn the_page_has_every_option_with_its_value_its_default_and_its_variable() {
 
     let documented: Vec<_> = terms("OPTIONS")
         .into_iter()
-        .map(|Entry { term, text }| {
+        .map(|Entry { term, text, .. }| {
             let line = |beginning| {
                 let mut lines = text.lines().map(str::trim);
                 lines.find(|line| line.starts_with(beginning))
@@ -245,24 +263,6 @@ fn the_page_has_every_exit_status() {
     }
 }
 
-#[test]
-fn the_readme_has_every_exit_status() {
-    let documented = table(README, "| code | name | when | systemd starts it again |");
-    assert_eq!(documented.len(), EXITS.len());
-    for (row, exit) in documented.iter().zip(EXITS) {
-        let again = match (exit.code, exit.again) {
-            (0, _) => "",
-            (_, true) => "yes",
-            (_, false) => "no",
-        };
-        let code = exit.code.to_string();
-        assert_eq!([row[0], row[1], row[3]], [&code, exit.name, again]);
-        // It may say more.
-        let (documented, said) = (row[2].replace('`', ""), exit.when.replace('`', ""));
-        assert!(documented.starts_with(&said), "{documented}: {said}");
-    }
-}
-
 // ---- what is waited for
 
 /// Each thing that can be waited for, as an example.
@@ -332,19 +332,10 @@ fn the_page_has_every_status_text_and_no_other() {
     assert_eq!(sorted(documented.collect()), statuses());
 }
 
-#[test]
-fn the_readme_has_every_status_text_and_no_other() {
-    let code = |cell: &str| cell.trim_matches(['`', ' ']).to_owned();
-    let rows = table(README, "| STATUS | |");
-    let documented = rows.iter().map(|row| code(row[0])).collect();
-    let said = statuses().iter().map(|text| code(text)).collect();
-    assert_eq!(sorted::<String>(documented), sorted(said));
-}
-
 // ---- the journal
 
 #[test]
-fn the_page_and_the_readme_have_the_fields_of_the_journal() {
+fn the_page_has_the_fields_of_the_journal() {
     let code = include_str!("../output/journal.rs");
     let sent: Vec<_> = code
         .split('"')
@@ -360,15 +351,28 @@ fn the_page_and_the_readme_have_the_fields_of_the_journal() {
     let documented = entries.iter().map(|entry| entry.term.as_str()).collect();
     assert_eq!(sorted::<&str>(documented), sent);
 
-    let rows = table(README, "| field of the journal | |");
-    let documented = rows.iter().map(|row| row[0].trim_matches('`')).collect();
-    assert_eq!(sorted::<&str>(documented), sent);
-
     let ids: Vec<_> = code.split('"').filter(|word| is_an_id(word)).collect();
     assert_eq!(ids.len(), 2);
     for id in ids {
-        assert!(PAGE.contains(id) && README.contains(id), "{id}");
+        assert!(PAGE.contains(id), "{id}");
     }
+}
+
+#[test]
+fn the_page_has_the_names_of_all_actions() {
+    let code = include_str!("../policy/mod.rs");
+    let (_, code) = code.split_once("pub fn name(&self) -> &'static str {").expect("the names");
+    let (code, _) = code.split_once("\n    }\n").expect("their end");
+    let mut named: Vec<String> = code.split('"').skip(1).step_by(2).map(Into::into).collect();
+    named.sort();
+    named.dedup();
+    let entries = terms("JOURNAL FIELDS");
+    let entry = entries.iter().find(|entry| entry.term == "TAILSCALE_AUTOCONNECT_ACTION");
+    let documented: Vec<_> = in_bold(&entry.expect("the entry").source)
+        .into_iter()
+        .filter(|word| !word.contains(' '))
+        .collect();
+    assert_eq!(sorted(documented), named);
 }
 
 /// A MESSAGE_ID.

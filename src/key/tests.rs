@@ -29,10 +29,11 @@ fn what_other_users_can_do_to_the_file_is_named() {
         owner,
         mode,
         in_shared_directory: false,
+        on_mount_of_overflow: false,
     };
     let root = Process {
         user: 0,
-        in_namespace: false,
+        users: trust::Users::All,
     };
     let said = |owner, directory, mode| {
         let parts = [

@@ -15,7 +15,7 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{Access, access};
+use rustix::fs::{Access, AtFlags, CWD, StatxAttributes, StatxFlags, access, statx};
 use rustix::io::Errno;
 
 const ROOT: u32 = 0;
@@ -33,9 +33,33 @@ const USUAL_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Process {
     pub user: u32,
-    /// What belongs to users outside of our user namespace looks as if it were [`OVERFLOW`]'s,
-    /// and nobody inside has that number.
-    pub in_namespace: bool,
+    pub users: Users,
+}
+
+/// Who has a number in the user namespace of a process. What belongs to users outside of it looks as
+/// if it were [`OVERFLOW`]'s.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Users {
+    /// Everybody: there is no outside.
+    All,
+    /// Some, and one of them may be [`OVERFLOW`] himself, as in most containers.
+    Some,
+    /// Some, and [`OVERFLOW`] is none of them.
+    SomeWithoutOverflow,
+}
+
+impl Users {
+    /// By the `uid_map` of a process.
+    fn of(uid_map: &str) -> Self {
+        let is_all = |map: &str| map.split_whitespace().eq(["0", "0", "4294967295"]);
+        match uid_map {
+            // There are no user namespaces.
+            "" => Self::All,
+            map if is_all(map) => Self::All,
+            map if is_mapped(map, OVERFLOW) => Self::Some,
+            _ => Self::SomeWithoutOverflow,
+        }
+    }
 }
 
 impl Process {
@@ -43,7 +67,7 @@ impl Process {
         let users = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
         Self {
             user: rustix::process::geteuid().as_raw(),
-            in_namespace: !users.is_empty() && !is_mapped(&users, OVERFLOW),
+            users: Users::of(&users),
         }
     }
 
@@ -54,6 +78,13 @@ impl Process {
 
     fn trusts(self, user: u32) -> bool {
         user == ROOT || user == self.user
+    }
+
+    /// Whether a part was brought in by whoever made our container: it is, or is on, a mount from
+    /// outside. Only the container's own root, or one further out, can mount anything that root can
+    /// look into (and, if root has allowed it, whoever uses FUSE).
+    fn was_given(self, part: &PathPart) -> bool {
+        self.users != Users::All && part.owner == OVERFLOW && part.on_mount_of_overflow
     }
 }
 
@@ -79,6 +110,8 @@ pub struct PathPart {
     pub mode: u32,
     /// It stands in a directory in which everybody can put things, such as /tmp.
     pub in_shared_directory: bool,
+    /// What was mounted there, or above it last, belongs to [`OVERFLOW`].
+    pub on_mount_of_overflow: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,17 +126,20 @@ pub enum FileKind {
 pub fn path_parts(path: &Path) -> io::Result<Vec<PathPart>> {
     let mut left: VecDeque<OsString> = names(&std::path::absolute(path)?);
     let mut here = PathBuf::from("/");
-    let mut is_shared = false;
+    let mut parts = vec![part(&here, None)?];
+    // The directory that we are in; and those above it.
+    let mut within = parts.clone();
     let mut links = 0;
-    let mut parts = vec![part(&here, false)?];
     while let Some(name) = left.pop_front() {
         if name == ".." {
-            here.pop();
-            is_shared = is_world_writable(fs::symlink_metadata(&here)?.mode());
+            if within.len() > 1 {
+                within.pop();
+                here.pop();
+            }
             continue;
         }
         let next = here.join(&name);
-        let part = part(&next, is_shared)?;
+        let part = part(&next, within.last())?;
         if part.kind == FileKind::Link {
             links += 1;
             if links > MOST_LINKS {
@@ -112,13 +148,13 @@ pub fn path_parts(path: &Path) -> io::Result<Vec<PathPart>> {
             let target = fs::read_link(&next)?;
             if target.is_absolute() {
                 here = PathBuf::from("/");
-                is_shared = false;
+                within.truncate(1);
             }
             for name in names(&target).into_iter().rev() {
                 left.push_front(name);
             }
         } else {
-            is_shared = is_world_writable(part.mode);
+            within.push(part.clone());
             here = next;
         }
         parts.push(part);
@@ -133,9 +169,13 @@ fn names(path: &Path) -> VecDeque<OsString> {
         .collect()
 }
 
-fn part(path: &Path, in_shared_directory: bool) -> io::Result<PathPart> {
+fn part(path: &Path, directory: Option<&PathPart>) -> io::Result<PathPart> {
     let metadata = fs::symlink_metadata(path)?;
     let kind = metadata.file_type();
+    let on_mount_of_overflow = match is_mount(path) {
+        true => metadata.uid() == OVERFLOW,
+        false => directory.is_some_and(|directory| directory.on_mount_of_overflow),
+    };
     Ok(PathPart {
         path: path.to_owned(),
         kind: match kind {
@@ -146,8 +186,15 @@ fn part(path: &Path, in_shared_directory: bool) -> io::Result<PathPart> {
         },
         owner: metadata.uid(),
         mode: metadata.mode(),
-        in_shared_directory,
+        in_shared_directory: directory.is_some_and(|directory| is_world_writable(directory.mode)),
+        on_mount_of_overflow,
     })
+}
+
+/// Whether something is mounted there. Linux before 5.8 does not tell.
+fn is_mount(path: &Path) -> bool {
+    let stat = statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::empty());
+    stat.is_ok_and(|stat| stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
 }
 
 fn is_world_writable(mode: u32) -> bool {
@@ -183,7 +230,7 @@ pub fn parts_of_other_users(
                 ));
             }
             // What the namespace stands on was there before us.
-            _ if process.in_namespace && owner == OVERFLOW => {}
+            _ if process.users == Users::SomeWithoutOverflow && owner == OVERFLOW => {}
             _ => of_others.push(part),
         }
     }
@@ -216,7 +263,8 @@ pub fn may_have_key(
 /// Whether `program`, to which `parts` lead, may run with our rights.
 ///
 /// Who is not root can only harm himself. A command that root names by its path is the one meant,
-/// unless anybody can have put it there; one that was found in PATH must be root's, too.
+/// unless anybody can have put it there; one that was found in PATH must be root's, too, or was given
+/// to the container that we are in.
 pub fn may_run(
     program: &Path,
     named: Named,
@@ -229,7 +277,8 @@ pub fn may_run(
     let program = program.display();
     let of_others = parts_of_other_users(parts, process)
         .map_err(|why| format!("the tailscale command {program} is not run as root: {why}"))?;
-    match (named, of_others.first()) {
+    let of_other = of_others.into_iter().find(|part| !process.was_given(part));
+    match (named, of_other) {
         (Named::InPath, Some(part)) => Err(format!(
             "the tailscale command {program}, found in PATH, is not run as root: {} belongs to \
              user {}; if it is meant, name it with --tailscale",
@@ -296,11 +345,11 @@ mod tests {
 
     const ROOTS: Process = Process {
         user: ROOT,
-        in_namespace: false,
+        users: Users::All,
     };
     const ALICES: Process = Process {
         user: 1000,
-        in_namespace: false,
+        users: Users::All,
     };
     const MALLORY: u32 = 1001;
     const SERVICE: u32 = 997;
@@ -328,6 +377,7 @@ mod tests {
                 owner,
                 mode,
                 in_shared_directory,
+                on_mount_of_overflow: false,
             };
             in_shared_directory = is_world_writable(mode);
             part
@@ -476,7 +526,7 @@ mod tests {
         ];
         let inside = Process {
             user: ROOT,
-            in_namespace: true,
+            users: Users::SomeWithoutOverflow,
         };
         assert_eq!(to_socket(ROOT, &parts, inside), Ok(()));
         assert!(to_socket(OVERFLOW, &parts, inside).is_err());
@@ -496,6 +546,47 @@ mod tests {
         assert!(is_mapped("0 1000 1\n1 100000 65536\n", OVERFLOW));
         assert!(!is_mapped("0 1000 1\n1 100000 65533\n", OVERFLOW));
         assert!(!is_mapped("", OVERFLOW));
+
+        assert_eq!(Users::of(all), Users::All);
+        assert_eq!(Users::of(""), Users::All);
+        assert_eq!(Users::of("0 1000 1\n"), Users::SomeWithoutOverflow);
+        assert_eq!(Users::of("0 100000 65536\n"), Users::Some);
+        assert_eq!(Users::of("0 0 65536\n"), Users::Some);
+    }
+
+    #[test]
+    fn a_command_that_was_mounted_into_a_container_from_outside_is_run() {
+        let program = |parts: &[(u32, u32, bool)], users| {
+            let owned: Vec<_> = parts.iter().map(|(owner, mode, _)| (*owner, *mode)).collect();
+            let mut path = path(FileKind::Other, &owned);
+            for (part, (_, _, on_mount)) in path.iter_mut().zip(parts) {
+                part.on_mount_of_overflow = *on_mount;
+            }
+            let process = Process { user: ROOT, users };
+            may_run(Path::new("/x/tailscale"), Named::InPath, &path, process)
+        };
+        let root = (ROOT, 0o755, false);
+        let file = [root, root, root, (OVERFLOW, 0o755, true)];
+        let store = [root, root, (OVERFLOW, 0o1775, true), (OVERFLOW, 0o555, true)];
+        let nobodys = [root, root, (OVERFLOW, 0o755, false), (OVERFLOW, 0o755, false)];
+        let nobodys_file = [root, root, root, (OVERFLOW, 0o755, false)];
+        let others = [root, root, (OVERFLOW, 0o755, true), (MALLORY, 0o755, true)];
+        let open = [root, root, root, (OVERFLOW, 0o757, true)];
+        for given in [&file, &store] {
+            assert_eq!(program(given, Users::Some), Ok(()));
+            // Where everybody has a number, 65534 is nobody but himself.
+            assert!(program(given, Users::All).is_err());
+        }
+        for not_given in [&nobodys, &nobodys_file, &others, &open] {
+            assert!(program(not_given, Users::Some).is_err(), "{not_given:?}");
+        }
+    }
+
+    #[test]
+    fn a_mount_is_seen_as_one() {
+        assert!(is_mount(Path::new("/proc")));
+        assert!(!is_mount(Path::new("/proc/self")));
+        assert!(!is_mount(Path::new("/none")));
     }
 
     #[test]

@@ -62,6 +62,8 @@ pub enum Login {
 pub enum Then {
     Refused(Refusal),
     Pause(String),
+    /// A longer pause: the control server was reached, and each try costs it some registers.
+    Wait(String),
     Impossible(Failure),
     /// Another login.
     Anew,
@@ -109,15 +111,10 @@ impl Machine {
                 self.logins += 1;
             }
             // No key was sent.
-            Err(NotStarted::ForNow(words)) => {
-                self.forget_login();
-                self.pause(words, now);
-            }
-            Err(why) => {
-                self.forget_login();
-                let failure = Failure::not_started(&why, &self.setup.program);
-                self.login = failure.map_or(Login::None, Login::Impossible);
-            }
+            Err(why) => self.came_to_nothing(match Failure::not_started(&why, &self.setup.program) {
+                Some(failure) => Then::Impossible(failure),
+                None => Then::Pause(why.words().to_owned()),
+            }, now),
         }
     }
 
@@ -146,7 +143,10 @@ impl Machine {
         self.situation = None;
         // What it may have done in its last moment is to be read.
         self.known = None;
-        if let Login::UnderWay { before, .. } = &self.login {
+        // At the end of a run, what it has sent may come a moment later.
+        if self.stopping.is_none()
+            && let Login::UnderWay { before, .. } = &self.login
+        {
             let before = before.clone();
             self.login = Login::Broke { since: now, before, ended: Ended::Idle };
         }
@@ -158,12 +158,17 @@ impl Machine {
             Ok(Some(prefs)) => {
                 let history = self.history.as_mut();
                 if let Some(history) = history.filter(|history| history.has_succeeded(&prefs)) {
-                    // It had come to its end in that very moment.
-                    history.resume();
+                    // It had come to its end in that very moment. Once more, so that it is up.
+                    history.resume(&prefs);
+                    if let Login::Failing { then, .. } = &mut self.login
+                        && *then != Then::End
+                    {
+                        *then = Then::Anew;
+                    }
                     return;
                 }
             }
-            Ok(None) => self.notes.push(Note::OtherProfile),
+            Ok(None) => return self.other_profile(),
             Err(error @ (LocalApiError::Denied(_) | LocalApiError::Locked(_))) => {
                 self.notes.push(Note::NotTakenBack(error.to_string()));
             }
@@ -184,7 +189,8 @@ impl Machine {
         self.forget_login();
         match then {
             Then::Refused(refusal) => self.refused(refusal, begun, now),
-            Then::Pause(words) => self.pause(words, now),
+            Then::Pause(words) => self.pause(words, RETRY_FIRST, now),
+            Then::Wait(words) => self.pause(words, 4 * RETRY_FIRST, now),
             Then::Impossible(failure) => self.login = Login::Impossible(failure),
             Then::Anew | Then::End => {}
         }
@@ -208,12 +214,12 @@ impl Machine {
             Login::UnderWay { .. } | Login::Doubted { told: false, .. }
         );
         if is_tailscaleds && !self.command_runs {
-            self.pause(why.to_owned(), now);
+            self.pause(why.to_owned(), RETRY_FIRST, now);
         }
     }
 
-    fn pause(&mut self, words: String, now: Time) {
-        self.failures.next(now, RETRY_FIRST, &mut self.rng);
+    fn pause(&mut self, words: String, first: Duration, now: Time) {
+        self.failures.next(now, first, &mut self.rng);
         let until = self.failures.not_before;
         self.login = Login::Pausing { since: now, words, until };
     }
@@ -230,7 +236,9 @@ impl Machine {
 
     /// Whether anything of the login has come to tailscaled.
     fn has_come(&self, before: &Situation) -> bool {
-        let seen = self.situation.as_ref().is_some_and(|situation| situation != before);
+        // An expired node comes to ask for a person by itself.
+        let asks = matches!(self.situation, Some(Situation::AsksForPerson { .. }));
+        let seen = !asks && self.situation.as_ref().is_some_and(|situation| situation != before);
         seen || self.history.as_ref().is_some_and(History::is_replaced)
     }
 
@@ -240,8 +248,20 @@ impl Machine {
         let is_connected = situation.is_connected();
         let error = situation.login_error();
         match &self.login {
-            Login::UnderWay { .. } | Login::Doubted { .. } | Login::Broke { .. } if is_connected => {
+            // Whatever was thought of it.
+            Login::UnderWay { .. }
+            | Login::Doubted { .. }
+            | Login::Broke { .. }
+            | Login::Failing { .. }
+            | Login::Pausing { .. }
+            | Login::Found
+                if is_connected && self.history.is_some() =>
+            {
                 self.login = Login::Came;
+                if self.profile.as_ref().is_some_and(|profile| !profile.is_empty()) {
+                    // It may be another that is connected.
+                    self.known = None;
+                }
             }
             Login::UnderWay { since, before } => match error {
                 Some(error @ (LoginError::Refused(_) | LoginError::Unknown(_))) => {
@@ -250,6 +270,14 @@ impl Machine {
                         let (before, error) = (before.clone(), error.clone());
                         self.login = Login::Doubted { since: now, before, error, told: false };
                     }
+                }
+                // It has lost the key, by a restart or by somebody else's login; or it is to no avail.
+                _ if matches!(situation, Situation::AsksForPerson { .. })
+                    && (self.has_come(before) || !self.command_runs)
+                    && now >= self.since.max(*since).saturating_add(DOUBT) =>
+                {
+                    let why = "the control server asks for a person".to_owned();
+                    self.login = Login::Failing { since: now, then: Then::Pause(why) };
                 }
                 None if matches!(situation, Situation::NeedsLogin { .. }) && self.is_logged_out() => {
                     // A restart that nobody saw.
@@ -295,7 +323,7 @@ impl Machine {
                 Then::Anew
             }
             LoginError::Refused(refusal) => Then::Refused(refusal),
-            error => Then::Pause(error.words().to_owned()),
+            error => Then::Wait(error.words().to_owned()),
         };
         self.login = Login::Failing { since: now, then };
     }
@@ -305,7 +333,7 @@ impl Machine {
         let is_done = self.history.as_ref().is_none_or(|history| {
             history.is_replaced() && history.owed().is_empty()
         });
-        if self.login == Login::Came && is_done {
+        if self.login == Login::Came && self.known.is_some() && is_done {
             self.settle();
             self.login = Login::Settled;
         }
@@ -362,7 +390,12 @@ impl Machine {
         history.told_after_a_gap(known.prefs.clone());
         // On a node that was logged in before, what has no key yet looks the same.
         let asks = matches!(self.situation, Some(Situation::AsksForPerson { .. }));
-        let is_under_way = prefs::login_under_way(history.last()) && !asks;
+        // With a node key, it may have come to its end, and then it is none to be taken back.
+        let is_settling = matches!(
+            self.situation,
+            Some(Situation::Settling { .. } | Situation::Offline { .. })
+        );
+        let is_under_way = prefs::login_under_way(history.last()) && !asks && !is_settling;
         self.profile = Some(begun.profile.clone());
         self.history = Some(history);
         let Some(situation) = self.situation.clone() else {
@@ -375,7 +408,7 @@ impl Machine {
         let asked = self.setup.server.clone().unwrap_or(begun.server.clone());
         let is_same = is_same_server(&asked, &begun.server) && begun.flags == self.setup.flags;
         if !is_under_way && situation != Situation::NeedsApproval {
-            // It never came to tailscaled, or tailscaled has forgotten it.
+            // It never came to tailscaled, or tailscaled has forgotten it, or a node key says more.
             self.login = Login::None;
         } else if !is_same && situation != Situation::NeedsApproval {
             self.login = Login::Failing { since: now, then: Then::Anew };
@@ -421,7 +454,10 @@ impl Machine {
             (Some(failure), _) => Then::Impossible(failure),
             (None, Ended::Lost(words)) => {
                 self.notes.push(Note::LoginBroke(words.clone()));
-                return self.pause(words.clone(), now);
+                if has_come {
+                    return self.pause(words.clone(), RETRY_FIRST, now);
+                }
+                Then::Pause(words.clone())
             }
             (None, ended) => {
                 let words = ended.words();
@@ -440,16 +476,26 @@ impl Machine {
                 }
             }
         };
-        if has_come {
+        // What a CLI has sent that was killed may come a moment later, and is taken back in any case.
+        match has_come || ended == Ended::Killed {
+            true => self.login = Login::Failing { since: now, then },
+            false => self.came_to_nothing(then, now),
+        }
+    }
+
+    /// A login has changed nothing. One of this run that was lost before it may have.
+    fn came_to_nothing(&mut self, then: Then, now: Time) {
+        if self.history.as_ref().is_some_and(History::is_changed) {
             self.login = Login::Failing { since: now, then };
             return;
         }
-        // It has changed nothing; what changes from now on is somebody else's doing.
+        // What changes from now on is somebody else's doing.
         self.forget_login();
         match then {
             Then::Refused(refusal) => self.refused(refusal, None, now),
             Then::Impossible(failure) => self.login = Login::Impossible(failure),
-            Then::Pause(words) => self.pause(words, now),
+            Then::Pause(words) => self.pause(words, RETRY_FIRST, now),
+            Then::Wait(words) => self.pause(words, 4 * RETRY_FIRST, now),
             Then::Anew | Then::End => self.login = Login::None,
         }
     }
@@ -498,6 +544,10 @@ impl Machine {
                 {
                     Some(self.wait_until(Waiting::Retry(words.clone()), *until, now))
                 }
+                // A login would be due at once.
+                _ if now < *until && self.is_asked_elsewhere() => {
+                    Some(self.wait_until(Waiting::Retry(words.clone()), *until, now))
+                }
                 _ => None,
             },
         }
@@ -507,7 +557,11 @@ impl Machine {
         let may = !matches!(self.login, Login::Failing { .. } | Login::Found);
         let history = self.history.as_ref().filter(|_| may)?;
         let prefs = history.owed();
-        (!prefs.is_empty()).then(|| Action::PutBack { prefs, profile: self.profile.clone() })
+        (!prefs.is_empty()).then(|| match self.known {
+            Some(_) => Action::PutBack { prefs, profile: self.profile.clone() },
+            // They may be another profile's by now.
+            None => Action::ReadPrefs,
+        })
     }
 
     fn take_back(&self) -> Action {
@@ -531,17 +585,26 @@ impl Machine {
         if is_idle && now >= since.saturating_add(self.command_patience()) {
             return Some(Action::StopCommand);
         }
+        // No key is used while a person or the control server is waited for.
+        let is_unreachable = matches!(situation.login_error(), Some(LoginError::Unreachable(_)))
+            // It has been reached since.
+            && !matches!(situation, S::AsksForPerson { .. });
+        let awaits_others = is_unreachable || *situation == S::NeedsApproval;
         let action = match situation {
-            S::NeedsApproval => Some(self.wait(Waiting::Approval, now)),
+            S::NeedsApproval if !self.is_asked_elsewhere() => Some(self.wait(Waiting::Approval, now)),
+            S::NeedsApproval if !self.command_runs && lasted >= TAILSCALEDS_PATIENCE => None,
             S::Stopped if has_come => Some(self.wait(Waiting::StoppedByOther, now)),
-            // It has lost the key, by a restart or by somebody else's login.
-            S::AsksForPerson { .. } if lasted >= DOUBT => match self.command_runs {
-                true if has_come => Some(Action::StopCommand),
-                true => Some(self.wait(Waiting::LoggingIn, now)),
-                false => None,
-            },
+            // Another profile is in use, and the CLI would wait for ever.
+            S::NeedsLogin { error: None }
+                if self.command_runs && has_come && self.is_logged_out() && lasted >= DOUBT =>
+            {
+                Some(Action::StopCommand)
+            }
             // It has the key and does nothing with it: the CLI was ended before it had said so.
-            S::NeedsLogin { error: None } | S::SettlingNew { trouble: None, .. }
+            // Or it has let the node in, which stays offline.
+            S::NeedsLogin { error: None }
+            | S::SettlingNew { trouble: None, .. }
+            | S::Offline { error: None, trouble: None }
                 if !self.command_runs && lasted >= TAILSCALEDS_PATIENCE =>
             {
                 None
@@ -557,11 +620,10 @@ impl Machine {
                 None => Waiting::LoggingIn,
             }, now)),
         };
-        // No key is used while a person or the control server is waited for.
-        let is_unreachable = matches!(situation.login_error(), Some(LoginError::Unreachable(_)));
-        let awaits_others = is_unreachable || *situation == S::NeedsApproval;
         match action {
-            Some(_) if awaits_others && matches!(self.key, Key::Ready(_)) => Some(Action::ReleaseKey),
+            Some(Action::Wait(..)) if awaits_others && matches!(self.key, Key::Ready(_)) => {
+                Some(Action::ReleaseKey)
+            }
             action => action,
         }
     }
@@ -613,7 +675,8 @@ impl Machine {
         if self.command_runs {
             return Action::StopCommand;
         }
-        if *record != self.stored {
+        let was_unsaved = self.unsaved.is_some_and(|unsaved| unsaved < stopping.since);
+        if *record != self.stored || was_unsaved {
             return Action::Write(record.clone());
         }
         if let Some(action) = self.wind_up_renewal(stopping.since, now) {
@@ -644,6 +707,11 @@ impl Machine {
     /// What becomes of a login beside which the run ends. One that has failed is taken back. One that
     /// may be on its way to the control server is left to end: to break it off could burn its key.
     fn end_beside(&mut self, stopping: &Stopping, situation: &Situation, now: Time) {
+        let is_replaced = self.history.as_ref().is_some_and(History::is_replaced);
+        if matches!(self.login, Login::Pausing { .. }) && is_replaced && !situation.is_connected() {
+            // It was to be tried again before anything would be taken back.
+            self.login = Login::Failing { since: now, then: Then::End };
+        }
         let (Login::UnderWay { before, .. } | Login::Doubted { before, .. } | Login::Broke { before, .. }) =
             &self.login
         else {
@@ -654,11 +722,12 @@ impl Machine {
             self.login = Login::Settled;
         } else if is_doubted || situation.login_error().is_some() {
             self.login = Login::Failing { since: now, then: Then::End };
-        } else if self.known.is_some() && !self.has_come(before) {
-            self.forget_login();
-            self.login = Login::None;
         } else if now >= stopping.since.saturating_add(END_PATIENCE) {
-            self.login = Login::Settled;
+            if self.known.is_some() && !self.has_come(before) {
+                self.came_to_nothing(Then::End, now);
+            } else {
+                self.login = Login::Settled;
+            }
         }
     }
 }

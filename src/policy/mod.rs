@@ -2,12 +2,14 @@
 //! [`Machine::next`] says what to do. No clock, no I/O: times are counted from the start of the run,
 //! and what is done is for `run` to do.
 //!
-//! `next` is the state table of the README, grouped by what tailscaled shows.
+//! `decide` is the state table of CONTRIBUTING.md, grouped by what tailscaled shows.
 
 mod login;
 mod put_back;
 mod situation;
 mod stay;
+#[cfg(test)]
+mod attack_tests;
 #[cfg(test)]
 mod tests;
 
@@ -26,7 +28,7 @@ use crate::policy::put_back::History;
 use crate::policy::stay::{Keeping, Stay};
 use crate::prefs::{self, Prefs};
 use crate::record::{BegunLogin, Record};
-use crate::server::is_tailscales;
+use crate::server::{http_url, is_tailscales};
 use crate::tailscaled::{LocalApiError, Notice, Status};
 use crate::up::{Ended, LoginError, NotStarted};
 
@@ -56,6 +58,8 @@ const LOOK_LEAST: Duration = Duration::from_millis(50);
 /// Without a tailscaled nothing can be told, and to look for its socket costs next to nothing.
 const LOOK_LEAST_WITHOUT_DAEMON: Duration = Duration::from_millis(10);
 const LOOK_MOST: Duration = Duration::from_secs(2);
+/// How long a look waits that is overdue.
+const OVERDUE: Duration = Duration::from_millis(1);
 
 /// The time between two tries doubles from the one to the other.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
@@ -182,8 +186,8 @@ pub enum Event {
     Told(Notice),
     Key(Result<KeyFacts, NoKey>),
     Released,
-    /// The record that was asked for is so, or can be done without; in it are the times.
-    Written { asked: Record, written: Record },
+    /// The record that was asked for is `saved`, or has to be done without for now; in it are the times.
+    Written { asked: Record, written: Record, saved: bool },
     Started(Result<(), NotStarted>),
     Ended(Ended),
     CommandStopped,
@@ -282,6 +286,8 @@ pub struct Machine {
     situation: Option<Situation>,
     kind: std::mem::Discriminant<Situation>,
     since: Time,
+    /// When it was looked at last.
+    looked: Time,
     status: Option<Status>,
     /// tailscaled has answered, whatever it said.
     answered: bool,
@@ -291,6 +297,8 @@ pub struct Machine {
     /// What earlier runs have left, and what this one leaves. None: unread.
     record: Option<Record>,
     stored: Record,
+    /// When it could not be written.
+    unsaved: Option<Time>,
     key: Key,
     key_wanted_since: Option<Time>,
     login: Login,
@@ -335,12 +343,14 @@ impl Machine {
             situation: None,
             kind: std::mem::discriminant(&Situation::NoDaemon),
             since: Time::ZERO,
+            looked: Time::ZERO,
             status: None,
             answered: false,
             known: None,
             server: None,
             record: None,
             stored: Record::default(),
+            unsaved: None,
             key: Key::Unread,
             key_wanted_since: None,
             login: Login::None,
@@ -420,7 +430,8 @@ impl Machine {
             Event::Told(notice) => self.on_told(notice),
             Event::Key(key) => self.on_key(key, now),
             Event::Released => self.key = Key::Unread,
-            Event::Written { asked, written } => {
+            Event::Written { asked, written, saved } => {
+                self.unsaved = (!saved).then_some(now);
                 if self.record.as_ref() == Some(&asked) || asked.login.is_some() {
                     self.record = Some(written.clone());
                 }
@@ -478,6 +489,7 @@ impl Machine {
             Err(_) => {}
         }
         self.answered |= situation != Situation::NoDaemon;
+        self.looked = now;
         let kind = std::mem::discriminant(&situation);
         if kind != self.kind {
             self.kind = kind;
@@ -485,7 +497,9 @@ impl Machine {
         }
         if let Some(prefs) = prefs {
             self.server = Some(prefs::text(&prefs, "ControlURL").to_owned());
-            if let Some(history) = &mut self.history {
+            if self.is_elsewhere(&prefs) {
+                self.known = None;
+            } else if let Some(history) = &mut self.history {
                 history.told_after_a_gap(prefs);
             }
         }
@@ -521,6 +535,10 @@ impl Machine {
     fn on_prefs(&mut self, prefs: Prefs, profile: Option<String>, live: bool, now: Time) {
         self.objection = None;
         self.server = Some(prefs::text(&prefs, "ControlURL").to_owned());
+        let is_other = |own: &String| !own.is_empty() && profile.as_ref().is_some_and(|now| now != own);
+        if self.history.is_some() && self.profile.as_ref().is_some_and(is_other) {
+            self.other_profile();
+        }
         if let Some(history) = &mut self.history {
             history.told_after_a_gap(prefs.clone());
         }
@@ -543,6 +561,11 @@ impl Machine {
         let mut gap = notice.after_a_gap;
         for prefs in notice.prefs {
             self.server = Some(prefs::text(&prefs, "ControlURL").to_owned());
+            if self.is_elsewhere(&prefs) {
+                // They are nobody's change of these. The profile is to be asked for.
+                self.known = None;
+                break;
+            }
             match &mut self.history {
                 Some(history) if gap => history.told_after_a_gap(prefs.clone()),
                 Some(history) => history.told(prefs.clone()),
@@ -550,14 +573,38 @@ impl Machine {
             }
             // What was read before the bus was opened may be another profile's.
             if let Some(known) = self.known.as_mut().filter(|_| !gap) {
+                let is_out = !prefs::login_under_way(&prefs) && prefs::login_under_way(&known.prefs);
+                let is_other = prefs.get("Config") != known.prefs.get("Config");
                 known.prefs = prefs;
+                if is_out || is_other {
+                    // It may be another profile's: that is asked for again.
+                    self.known = None;
+                }
             }
             gap = false;
         }
+        self.keep_record();
         // While the CLI runs, its end is the news, and each look slows the login.
         if !self.command_runs || notice.running {
             self.stale();
         }
+    }
+
+    /// The record of a login follows what somebody changes beside it, so that a run after a kill does
+    /// not undo that.
+    fn keep_record(&mut self) {
+        if let (Some(history), Some(record)) = (&self.history, &mut self.record)
+            && let Some(login) = &mut record.login
+        {
+            login.before = history.without_the_login();
+        }
+    }
+
+    /// Whether these preferences may be of another profile than the login's.
+    fn is_elsewhere(&self, prefs: &Prefs) -> bool {
+        let begun = self.record.as_ref().and_then(|record| record.login.as_ref());
+        let server = begun.map_or("", |begun| &begun.server);
+        self.history.as_ref().is_some_and(|history| history.is_elsewhere(prefs, server))
     }
 
     fn on_key(&mut self, key: Result<KeyFacts, NoKey>, now: Time) {
@@ -690,7 +737,8 @@ impl Machine {
             }
         }
         // What is to be remembered is so before anything else is done.
-        if *record != self.stored {
+        let is_due = |unsaved: Time| now >= unsaved.saturating_add(RETRY_FIRST) && record.login.is_some();
+        if *record != self.stored || self.unsaved.is_some_and(is_due) {
             return Action::Write(record.clone());
         }
         match situation {
@@ -745,15 +793,21 @@ impl Machine {
                 Some(why) => self.wait(Waiting::ControlServer(Some(why.clone())), now),
                 None => self.wait_until(Waiting::Settling, self.since.saturating_add(SETTLING_PATIENCE), now),
             },
+            S::SettlingNew { trouble: Some(_), .. } if elsewhere => self.log_in(now),
             // Nothing comes of it by itself: a login has failed half-way, as on a disk that was full.
-            S::SettlingNew { trouble: None, .. } if lasted >= SETTLING_PATIENCE => {
+            S::SettlingNew { trouble: None, .. } | S::SettlingNew { error: Some(LoginError::Unknown(_)), .. }
+                if lasted >= SETTLING_PATIENCE =>
+            {
                 self.log_in_unless_others(lasted, now)
             }
             S::SettlingNew { trouble: None, .. } => {
                 self.wait_until(Waiting::Settling, self.since.saturating_add(SETTLING_PATIENCE), now)
             }
             S::SettlingNew { trouble, .. } => self.wait(Waiting::ControlServer(trouble.clone()), now),
-            S::Offline { .. } if elsewhere => self.log_in(now),
+            // A moment after its start it is not online yet.
+            S::Offline { trouble, .. } if elsewhere && (trouble.is_some() || lasted >= SETTLING_PATIENCE) => {
+                self.log_in(now)
+            }
             S::Offline { .. } if self.may_restart(error, lasted, now) => Action::Restart(Why::Offline),
             S::Offline { trouble, .. } => self.wait(Waiting::ControlServer(trouble.clone()), now),
 
@@ -795,10 +849,14 @@ impl Machine {
         }
         let is_others = self.others_login && self.stranded.tries == 0 && !self.is_asked_elsewhere();
         let error = self.situation.as_ref().and_then(Situation::login_error);
-        if is_others && self.logins == 0 && (lasted < OTHERS_PATIENCE || error.is_some()) {
+        // One that is told what nobody here knows may never come to its end.
+        let is_unreachable = matches!(error, Some(LoginError::Unreachable(_)));
+        if is_others && self.logins == 0 && (lasted < OTHERS_PATIENCE || is_unreachable) {
             return match error {
-                Some(error) => self.wait(Waiting::ControlServer(Some(error.words().to_owned())), now),
-                None => self.wait_until(Waiting::LoggingIn, self.since.saturating_add(OTHERS_PATIENCE), now),
+                Some(error) if is_unreachable => {
+                    self.wait(Waiting::ControlServer(Some(error.words().to_owned())), now)
+                }
+                _ => self.wait_until(Waiting::LoggingIn, self.since.saturating_add(OTHERS_PATIENCE), now),
             };
         }
         self.log_in(now)
@@ -831,6 +889,10 @@ impl Machine {
             return self.wait_until(Waiting::Retry(words.clone()), *until, now);
         }
         self.with_key(now, |facts| {
+            if self.command_runs {
+                // For another profile.
+                return Action::StopCommand;
+            }
             let Some(known) = &self.known else {
                 return Action::ReadPrefs;
             };
@@ -840,7 +902,7 @@ impl Machine {
                 return Action::Fail(Mistake::KeyOfOtherServer { file, problem: problem.to_owned() }.into());
             }
             let refused = self.stored.refused.as_ref();
-            if let Some(refused) = refused.filter(|it| it.digest == facts.digest && it.server == server) {
+            if let Some(refused) = refused.filter(|it| it.digest == facts.digest && is_same_server(&it.server, &server)) {
                 return Action::Fail(Failure::RefusedBefore {
                     file: self.setup.key_file.clone(),
                     words: refused.words.clone(),
@@ -868,17 +930,17 @@ impl Machine {
     fn history_of_login(&self, known: &Known) -> History {
         let version = self.version();
         let flags = self.setup.flags.clone();
-        match &self.history {
-            Some(history) => history.again(known.prefs.clone(), flags, version),
-            None => History::new(known.prefs.clone(), flags, version),
-        }
+        let mut history = match &self.history {
+            Some(history) if self.profile == known.profile => history.again(known.prefs.clone(), flags, version),
+            _ => History::new(known.prefs.clone(), flags, version),
+        };
+        // What the command has no flag for is put back after the login.
+        let is_unknown = |flag: &str| self.unknown_flags.iter().any(|unknown| unknown == flag);
+        history.ours.retain(|flag| !prefs::flag_name(flag).is_some_and(is_unknown));
+        history
     }
 
     fn flags_of_login(&self, history: &History, server: &str, prefs: &Prefs) -> Vec<String> {
-        let is_known = |flag: &&String| {
-            let name = prefs::flag_name(flag).unwrap_or_default();
-            !self.unknown_flags.iter().any(|unknown| unknown == name)
-        };
         let mut flags = Vec::new();
         let is_given = prefs::flag_value(&self.setup.flags, "login-server").is_some();
         if !is_given && (self.setup.server.is_some() || server != TAILSCALES_SERVER) {
@@ -889,7 +951,7 @@ impl Machine {
             // `up` of a running node takes another login server only so.
             flags.push("--force-reauth".to_owned());
         }
-        flags.extend(history.ours.iter().filter(is_known).cloned());
+        flags.extend(history.ours.iter().cloned());
         flags.extend(self.setup.flags.iter().cloned());
         flags
     }
@@ -914,6 +976,8 @@ impl Machine {
     /// 1.80.3, 1.98.10 and 1.102.5).
     fn may_restart(&self, error: Option<&LoginError>, lasted: Duration, now: Time) -> bool {
         let is_cause = match self.situation {
+            // One with a dead key is stranded, which has a back-off of its own.
+            _ if matches!(error, Some(LoginError::Refused(_))) => false,
             Some(Situation::Offline { .. }) => self.version() >= (1, 82),
             // tailscaled goes on by itself where the control server cannot be reached.
             _ => matches!(error, Some(LoginError::Unknown(_))),
@@ -930,14 +994,15 @@ impl Machine {
         now.saturating_sub(self.since)
     }
 
-    /// Waits until the next look.
+    /// Waits until the next look, which comes whatever is told meanwhile.
     fn wait(&self, what: Waiting, now: Time) -> Action {
         let least = match self.situation {
             Some(Situation::NoDaemon) => LOOK_LEAST_WITHOUT_DAEMON,
             _ => LOOK_LEAST,
         };
         let since = self.since.max(self.login.since());
-        let look = now.saturating_add((now.saturating_sub(since) / 10).clamp(least, LOOK_MOST));
+        let rest = (now.saturating_sub(since) / 10).clamp(least, LOOK_MOST);
+        let look = self.looked.saturating_add(rest).max(now.saturating_add(OVERDUE));
         Action::Wait(what, look)
     }
 
@@ -952,6 +1017,10 @@ impl Machine {
 
 /// Whether two URLs are of one login server. Tailscale's has two names.
 pub fn is_same_server(one: &str, other: &str) -> bool {
-    let bare = |url: &str| url.trim_end_matches('/').to_ascii_lowercase();
+    // A parsed one has its host in small letters, and no port that goes without saying.
+    let bare = |url: &str| {
+        let parsed = http_url(url).map_or(url.to_owned(), String::from);
+        parsed.trim_end_matches('/').to_owned()
+    };
     bare(one) == bare(other) || (is_tailscales(one) && is_tailscales(other))
 }

@@ -5,6 +5,7 @@
 //! user's flags set; what somebody changes after it stays. The order is known, since the IPN bus
 //! tells each change by itself.
 
+use crate::policy::is_same_server;
 use crate::prefs::{self, Prefs};
 
 /// The preferences of a node in the course of a login.
@@ -45,15 +46,23 @@ impl History {
     /// The next state that they have come to.
     pub fn told(&mut self, now: Prefs) {
         let is_replacement = |prefs| prefs::are_of_login(prefs, &self.asked, &self.ours);
-        if is_replacement(&now) && !(self.replaced && is_replacement(&self.last)) {
-            self.wanted = prefs::kept(&self.wanted, &now, &self.asked);
+        let is_again = self.returned || (self.replaced && is_replacement(&self.last));
+        if is_replacement(&now) && !is_again {
+            let kept = prefs::kept(&self.wanted, &now, &self.asked);
+            let before = std::mem::replace(&mut self.wanted, kept);
+            // Our flags are no news. What they stand for may have been changed since they were given.
+            let is_ours = |name: &str| {
+                prefs::is_given_by(&self.ours, name) && !prefs::is_set_by(&self.asked, name)
+            };
+            self.wanted.extend(before.into_iter().filter(|(name, _)| is_ours(name)));
             self.replaced = true;
             self.of_login = now.clone();
         } else {
             // Somebody has changed these.
             let mut changed = prefs::differences(&now, &self.last);
             self.wanted.extend(changed.clone());
-            if self.replaced && self.last.get("WantRunning") != now.get("WantRunning") {
+            let is_off = now.get("WantRunning") == Some(&serde_json::Value::Bool(false));
+            if (self.replaced || is_off) && self.last.get("WantRunning") != now.get("WantRunning") {
                 changed.extend(now.get_key_value("WantRunning").map(|(k, v)| (k.clone(), v.clone())));
             }
             self.original.extend(changed);
@@ -96,9 +105,27 @@ impl History {
         self.last = now;
     }
 
+    /// Whether these may be another profile's: their login server is neither the old one nor that of
+    /// the login, or their node is another. (A login can bring that too.)
+    pub fn is_elsewhere(&self, now: &Prefs, server: &str) -> bool {
+        let is_other = |one: &str, other: &str| !one.is_empty() && !other.is_empty() && one != other;
+        let [own, last, url] = [&self.original, &self.last, now].map(|prefs| prefs::text(prefs, "ControlURL"));
+        is_other(url, own) && is_other(url, last) && !is_same_server(url, server)
+            || is_other(node_id(now), node_id(&self.last))
+    }
+
     /// Whether `up` has come to the preferences.
     pub fn is_replaced(&self) -> bool {
         self.replaced
+    }
+
+    /// Whether anything is otherwise than before the login, or than before those that this run has
+    /// made earlier.
+    pub fn is_changed(&self) -> bool {
+        let (before, now) = (&self.original, &self.last);
+        let differs = |name: &&str| before.get(*name) != now.get(*name);
+        ["ControlURL", "LoggedOut", "WantRunning"].iter().any(differs)
+            || !prefs::differences(before, now).is_empty()
     }
 
     /// The settings that have to be put back now.
@@ -116,9 +143,9 @@ impl History {
         self.returned = true;
     }
 
-    /// Leaves these settings as they are: they could not be put back.
+    /// Leaves these settings as they are: they could not be put back. Each name may be followed by why.
     pub fn give_up(&mut self, names: &[String]) {
-        for name in names {
+        for name in names.iter().filter_map(|named| named.split(' ').next()) {
             // As it is now is not known any more; it is not to be changed again.
             self.wanted.remove(name);
             self.last.remove(name);
@@ -133,23 +160,34 @@ impl History {
     /// Whether these preferences, read after the login was taken back, are those of a node that it had
     /// logged in: tailscaled sets `Config` with the answer to a register.
     pub fn has_succeeded(&self, prefs: &Prefs) -> bool {
-        let node = |prefs: &Prefs| prefs.get("Config").map(|config| config["NodeID"].clone());
-        let (before, now) = (node(&self.original), node(prefs));
-        before != now && now.is_some_and(|node| node.as_str().is_some_and(|node| !node.is_empty()))
+        let now = node_id(prefs);
+        now != node_id(&self.original) && !now.is_empty()
     }
 
     /// Takes the login for the way that the node is to be, since it has succeeded.
-    pub fn resume(&mut self) {
+    pub fn resume(&mut self, now: &Prefs) {
         let mut resumed = self.wanted.clone();
-        for name in ["ControlURL", "LoggedOut", "WantRunning"] {
-            let of_login = self.of_login.get_key_value(name);
+        for (name, source) in [
+            ("ControlURL", &self.of_login),
+            ("LoggedOut", &self.of_login),
+            ("WantRunning", &self.of_login),
+            ("Config", now),
+        ] {
+            let of_login = source.get_key_value(name);
             resumed.extend(of_login.map(|(name, value)| (name.clone(), value.clone())));
         }
         self.original = resumed;
+        // What was taken back is nobody's change.
+        self.last = now.clone();
     }
 
     /// How they were told last.
     pub fn last(&self) -> &Prefs {
         &self.last
     }
+}
+
+/// The node that the control server has taken these preferences' for; empty for none.
+fn node_id(prefs: &Prefs) -> &str {
+    prefs.get("Config").and_then(|config| config["NodeID"].as_str()).unwrap_or_default()
 }

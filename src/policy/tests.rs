@@ -3,6 +3,9 @@
 
 mod arbitrary;
 mod chance;
+mod runs;
+mod walks;
+mod world;
 
 use proptest::prelude::*;
 
@@ -16,7 +19,7 @@ fn sequences() -> ProptestConfig {
     ProptestConfig {
         cases,
         failure_persistence: None,
-        max_shrink_iters: 4000,
+        max_shrink_iters: 1000,
         ..ProptestConfig::default()
     }
 }
@@ -27,8 +30,10 @@ fn needs_login(situation: &Situation, elsewhere: bool) -> bool {
     match situation {
         Situation::NeedsLogin { .. }
         | Situation::AsksForPerson { .. }
-        | Situation::SettlingNew { trouble: None, .. } => true,
+        | Situation::SettlingNew { trouble: None, .. }
+        | Situation::SettlingNew { error: Some(LoginError::Unknown(_)), .. } => true,
         Situation::Settling { .. }
+        | Situation::SettlingNew { .. }
         | Situation::Offline { .. }
         | Situation::Stopped
         | Situation::NeedsApproval => elsewhere,

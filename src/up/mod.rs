@@ -1,5 +1,6 @@
 //! Running `tailscale up`, with the key in an inherited memory file, and reading what it said.
 
+mod proxy;
 mod said;
 
 use std::env;
@@ -60,6 +61,9 @@ impl Cli {
             .arg(format!("--auth-key=file:/proc/self/fd/{}", memfd.as_raw_fd()))
             .arg("--reset")
             .args(flags);
+        if key.kind().is_oauth_secret() {
+            command.envs(in_time(proxy::of_tailscaled).await.unwrap_or_default());
+        }
         self.start(command)
     }
 
@@ -185,6 +189,16 @@ pub enum NotStarted {
     CannotRun(String),
     /// Others control the command or the socket.
     Untrusted(String),
+}
+
+impl NotStarted {
+    /// What stands in the way, as far as it is not known from its kind.
+    pub fn words(&self) -> &str {
+        match self {
+            Self::ForNow(words) | Self::CannotRun(words) | Self::Untrusted(words) => words,
+            Self::NoCommand => "",
+        }
+    }
 }
 
 /// Why the command does not tell its version.

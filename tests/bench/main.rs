@@ -111,7 +111,7 @@ fn promises(rows: &[Row]) -> Vec<(String, bool)> {
             3.0,
         ),
         (
-            format!("a failure, or a node knocked off its tailnet: {bad}, never"),
+            format!("a failure, or a node that was disconnected: {bad}, never"),
             bad == 0,
         ),
     ]

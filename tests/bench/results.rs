@@ -88,14 +88,14 @@ impl Row {
     pub fn mishaps(&self, who: Contender) -> Option<String> {
         let tries = self.of(who).len();
         let said: Vec<String> = [
-            (Sample::KnockedOff, "knocked off"),
-            (Sample::TooEarly, "done too early"),
+            (Sample::KnockedOff, "disconnected"),
+            (Sample::TooEarly, "ended too early"),
             (Sample::Failed, "failed"),
         ]
         .into_iter()
         .map(|(sample, words)| (self.count(who, &sample), words))
         .filter(|(count, _)| *count > 0)
-        .map(|(count, words)| format!("{words} in {count} of {tries}"))
+        .map(|(count, words)| format!("{words} in {count} of {tries} runs"))
         .collect();
         (!said.is_empty()).then(|| said.join(", "))
     }
@@ -189,8 +189,8 @@ pub fn notes(rows: &[Row]) -> String {
         let _ = writeln!(text, "- {}{times}: {}.", row.what, row.note);
     }
     text.push_str(
-        "- Knocked off: the control server refused the spent key, and the node was off its tailnet \
-         until it was put right by hand. Done too early: it ended with success while tailscaled said \
+        "- Disconnected: the control server refused the spent key, and the node was off its tailnet \
+         until it was put right by hand. Ended too early: it ended with success while tailscaled said \
          that the node was not online (it can be `Running` on the network map of its last run).\n",
     );
     text

@@ -1,7 +1,7 @@
 //! The main tests on systemd 252.
 
 use crate::machine::Debian::Bookworm;
-use crate::{boot_order, hooks, join, journal, key_file, power_cut, running, sandbox};
+use crate::{boot_order, containers, hooks, join, journal, key_file, power_cut, running, sandbox};
 
 macro_rules! on_bookworm {
     ($($name:ident: $test:path;)*) => {$(
@@ -28,6 +28,8 @@ on_bookworm! {
     the_last_words_are_the_units_even_if_the_journal_is_late: journal::late_journal;
     a_power_cut_before_the_answer_loses_no_setting_and_the_key_is_used_once: power_cut::before_the_answer;
     a_power_cut_between_the_answer_and_the_put_back_loses_no_setting_and_sends_no_key_again: power_cut::after_the_answer;
+    in_a_container_without_namespaces_systemd_does_without_them_by_itself: containers::no_namespaces;
+    in_a_user_namespace_the_sandbox_holds_and_a_command_from_outside_is_run: containers::user_namespace;
     it_runs_again_whenever_tailscaled_was_restarted: running::daemon_restarts;
     it_can_write_its_state_and_change_nothing_else: sandbox::only_state_to_write;
     systemd_finds_no_fault_with_the_unit_and_little_exposure: sandbox::unit_is_sound;

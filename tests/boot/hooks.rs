@@ -80,7 +80,10 @@ fn systemd_finds_no_fault_with_the_example_units() {
     let tailnet = Tailnet::start_apart();
     let mut machine = Machine::new(Debian::Trixie, &tailnet);
     machine.write("etc/systemd/system/tailnet-hook.service", HOOK);
-    machine.write("etc/systemd/system/tailscale-delete-key.service", DELETE_KEY);
+    machine.write(
+        "etc/systemd/system/tailscale-delete-key.service",
+        DELETE_KEY,
+    );
     machine.boot();
     for name in [UNIT, "tailnet-hook.service", "tailscale-delete-key.service"] {
         let verified = machine.try_run(&["systemd-analyze", "verify", name]);

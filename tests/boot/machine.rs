@@ -23,6 +23,11 @@ pub const PATIENCE: Duration = Duration::from_secs(40);
 /// How often what cannot be waited for by an event is looked at.
 const LOOK: Duration = Duration::from_millis(30);
 
+/// The environment of tailscaled, in `/etc/default/tailscaled`.
+pub const DAEMON_ENVIRONMENT: &str = "PORT=0\nFLAGS=\n\
+    TS_NO_LOGS_NO_SUPPORT=true\nTS_DISABLE_PORTMAPPER=true\n\
+    TS_ASSUME_NETWORK_UP_FOR_TEST=true\nTS_USE_CACHED_NETMAP=false\n";
+
 const UNITS: &str = "usr/lib/systemd/system";
 
 /// A release of Debian, for its systemd.
@@ -93,10 +98,30 @@ impl Machine {
 
     /// The same without the package.
     pub fn bare(debian: Debian, tailnet: &Tailnet) -> Self {
+        Self::with_options(debian, tailnet, &tailnet.network(), &[])
+    }
+
+    /// A machine with the package, started with further options of systemd-nspawn.
+    pub fn contained(debian: Debian, tailnet: &Tailnet, options: &[&str]) -> Self {
+        let machine = Self::with_options(debian, tailnet, &tailnet.network(), options);
+        machine.install_package();
+        machine
+    }
+
+    /// The same in a user namespace. It cannot enter the tailnet's network, so it has an empty one.
+    pub fn in_user_namespace(debian: Debian, tailnet: &Tailnet, options: &[&str]) -> Self {
+        let options = [&["--private-users=identity"], options].concat();
+        let machine = Self::with_options(debian, tailnet, Path::new("-"), &options);
+        machine.install_package();
+        machine
+    }
+
+    fn with_options(debian: Debian, tailnet: &Tailnet, network: &Path, options: &[&str]) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let name = format!("boot{}x{count}", std::process::id());
-        let mut keeper = keeper(debian, &name, &tailnet.network())
+        let mut keeper = keeper(debian, &name, network)
+            .args(options)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -123,12 +148,7 @@ impl Machine {
         machine.keeper_pid = pid.parse().expect("a process number");
         machine.root = root.to_owned();
 
-        machine.write(
-            "etc/default/tailscaled",
-            "PORT=0\nFLAGS=\n\
-             TS_NO_LOGS_NO_SUPPORT=true\nTS_DISABLE_PORTMAPPER=true\n\
-             TS_ASSUME_NETWORK_UP_FOR_TEST=true\nTS_USE_CACHED_NETMAP=false\n",
-        );
+        machine.write("etc/default/tailscaled", DAEMON_ENVIRONMENT);
         machine.drop_in("10-server", &setting("LOGIN_SERVER", tailnet.url()));
         machine
     }

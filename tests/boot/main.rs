@@ -6,6 +6,7 @@
 
 mod bookworm;
 mod boot_order;
+mod containers;
 mod drop_ins;
 mod hooks;
 mod join;

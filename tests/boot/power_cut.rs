@@ -69,7 +69,10 @@ fn record(machine: &Machine) -> Option<Value> {
 fn machine_that_freezes(debian: Debian, tailnet: &Tailnet, key: &str) -> (Machine, Value) {
     let (machine, settings) = machine_with_settings(debian, tailnet, key);
     machine.write_script("usr/local/bin/freezing", FREEZING);
-    machine.drop_in("20-freezing", &setting("TAILSCALE", "/usr/local/bin/freezing"));
+    machine.drop_in(
+        "20-freezing",
+        &setting("TAILSCALE", "/usr/local/bin/freezing"),
+    );
     machine.run(&["systemctl", "daemon-reload"]);
     machine.run(&["touch", "/run/freeze"]);
     (machine, settings)

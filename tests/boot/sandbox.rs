@@ -6,7 +6,7 @@ use tailnet_harness::{Tailnet, scan_files_for, watch_processes_for};
 use crate::machine::{Debian, Machine, UNIT};
 
 /// Tries to change things, and says what it could.
-const PROBE: &str = r#"#!/bin/sh
+pub const PROBE: &str = r#"#!/bin/sh
 for folder in / /boot /dev /dev/shm /etc /home /mnt /opt /root /run /run/agenix.d /run/lock \
     /run/systemd/system /run/tailscale /srv /tmp /usr/bin /var /var/cache /var/lib \
     /run/user /var/lib/tailscale /var/lib/tailscale-autoconnect /var/log /var/tmp
@@ -24,7 +24,7 @@ attempt mount -t tmpfs none /mnt
 echo "probe: done"
 "#;
 
-fn probed(output: &str) -> Vec<&str> {
+pub fn probed(output: &str) -> Vec<&str> {
     output
         .lines()
         .filter_map(|line| line.split_once("probe: "))

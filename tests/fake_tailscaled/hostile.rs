@@ -412,7 +412,7 @@ fn a_command_that_names_other_flags_is_not_called_with_them() {
         assert_eq!(calls.len(), 3, "{calls:?}");
         assert!(calls.iter().all(|call| call.len() == 4), "{calls:?}");
         assert!(
-            run.stderr.contains("failed three times in the same way"),
+            run.stderr.contains("failed three times with the same message"),
             "{}",
             run.stderr
         );

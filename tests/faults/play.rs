@@ -1017,10 +1017,10 @@ pub fn flags_of(plan: Plan, is_second: bool) -> &'static [&'static str] {
     match (plan, is_second) {
         (Plan::Plain, _) => &[],
         (Plan::Corrected(Mistake::Tag), false) => {
-            &["--operator=first", "--ssh", "--advertise-tags=tag:mistake"]
+            &["--operator=daemon", "--ssh", "--advertise-tags=tag:mistake"]
         }
-        (_, false) => &["--operator=first", "--ssh"],
-        (_, true) => &["--operator=second", "--advertise-routes=10.2.0.0/16"],
+        (_, false) => &["--operator=daemon", "--ssh"],
+        (_, true) => &["--operator=nobody", "--advertise-routes=10.2.0.0/16"],
     }
 }
 

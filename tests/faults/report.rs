@@ -23,7 +23,7 @@ pub fn print_one(outcome: &Outcome, schedule: &Schedule, verbose: bool) {
 /// Prints all of it, and says whether all is well.
 pub fn print(options: &Options, all: &[Outcome], skipped: usize, took: Duration) -> bool {
     println!(
-        "| contender | schedules | off the tailnet after the faults | still off after one more start | keys burnt (by tailscale) | hangs | settings lost (by a disk) |"
+        "| contender | schedules | off the tailnet after the faults | still off after one more start | single-use keys wasted (by tailscale) | hangs | settings lost (by a disk) |"
     );
     println!("|---|---:|---:|---:|---:|---:|---:|");
     for contender in &options.contenders {

@@ -15,6 +15,9 @@ use crate::unit::{Contender, End};
 /// register is under way, and the node key is saved with the first network map.
 const TOGETHER: Duration = Duration::from_secs(2);
 
+/// More lines than a run says at `-vv` that waits between its steps.
+const TALKATIVE: usize = 5000;
+
 /// The result of one schedule.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Outcome {
@@ -241,7 +244,7 @@ fn flags_unlike(world: &World) -> Option<String> {
     let set_by = |flags: &[&str]| {
         let has = |flag: &str| flags.contains(&flag);
         let text = |is: bool, value: &str| if is { value } else { "false" }.to_owned();
-        let operator = ["first", "second"]
+        let operator = ["daemon", "nobody"]
             .into_iter()
             .find(|name| has(&format!("--operator={name}")));
         [
@@ -374,6 +377,9 @@ fn traces(world: &World, end: &End) -> Vec<String> {
             .iter()
             .map(|words| format!("left behind: {}", words.join(" "))),
     );
+    if end.stderr.lines().count() > TALKATIVE {
+        failures.push("it runs in circles".to_owned());
+    }
     if said.contains("panicked") {
         failures.push("it panicked".to_owned());
     }

@@ -53,12 +53,12 @@ parse() {
     for file in "${files[@]}"; do
         check "parse $file" nix-instantiate --parse "$root/$file"
     done
-    # What stands between ```nix and ``` in the README.
+    # What stands between ```nix and ``` in the two READMEs.
     awk -v to="$dir/readme" '
         /^```/ { inside = $0 == "```nix"; number += inside; next }
-        inside { print > (to number ".nix") }' "$root/README.md"
+        inside { print > (to number ".nix") }' "$root/README.md" "$root/nix/README.md"
     for file in "$dir"/readme*.nix; do
-        check "parse README.md, ${file##*/readme}" nix-instantiate --parse "$file"
+        check "parse README.md and nix/README.md, ${file##*/readme}" nix-instantiate --parse "$file"
     done
 }
 

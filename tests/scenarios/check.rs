@@ -322,7 +322,7 @@ fn what_is_not_tailscaled_or_in_no_known_state_is_named() {
         .is(
             75,
             "not-understood",
-            "what answers on the socket is not understood (500 ",
+            "the answer on the socket is not understood (500 ",
         )
         .line("tailscaled", "problem", "out of order");
     fake.script(|_| Response::json(status_json("Dancing\n\u{1b}[2J", json!({}))));
@@ -718,7 +718,7 @@ fn another_login_server_than_the_nodes_is_where_a_login_goes() {
         .line(
             "state",
             "problem",
-            "Running: it runs on the last network map it knew, but needs a login",
+            "Running: it uses its last network map, but needs a login",
         );
 }
 
@@ -733,12 +733,12 @@ fn a_stopped_node_is_to_be_started_and_its_settings_are_shown() {
         .is(
             75,
             "stopped",
-            "tailscale was stopped on this machine; start a run",
+            "this node was stopped with `tailscale down`; start a run",
         )
         .line(
             "state",
             "problem",
-            "Stopped: someone has said `tailscale down`",
+            "Stopped: it was stopped with `tailscale down`",
         )
         .line("settings", "ok", "as on a new node")
         .line("key file", "note", "does not exist")
@@ -858,7 +858,7 @@ fn a_deleted_node_needs_a_login_once_tailscaled_knows() {
         .is(
             75,
             "offline",
-            "the node runs on the last network map it knew, without its control server",
+            "the node uses its last network map and has no connection to its control server",
         )
         .line("online", "problem", "no")
         .would(&would);
@@ -936,7 +936,7 @@ fn a_refused_key_of_a_fresh_node_is_named_with_the_file_for_the_next_one() {
     let prefs = fresh.node.prefs();
     check(&fresh.program())
         .is(77, "refused", "the control server refused the auth key that was sent last (invalid key: API key does not exist)")
-        .advises(&format!("put a new one into {}, unless it holds another by now, and start a run", fresh.file.path().display()))
+        .advises(&format!("put a new key into {} if it still holds that one, and start a run", fresh.file.path().display()))
         .line("health", "problem", "API key does not exist")
         .would(&["restart the login without a key", "log in with the auth key"]);
     assert_eq!(fresh.node.prefs(), prefs);
@@ -977,7 +977,7 @@ fn a_control_server_that_is_down_is_named() {
     let (_joined, said) = boots_with("down");
     said.is(75, "unreachable", "the control server cannot be reached (")
         .advises(connection_refused())
-        .advises("look at this machine's network and firewall, and whether the server is up")
+        .advises("check this machine's network and firewall, and whether the server is up")
         .line(
             "state",
             "problem",
@@ -994,7 +994,7 @@ fn a_control_server_with_internal_errors_is_blamed_itself() {
     said.is(
         75,
         "server-error",
-        "the control server has trouble of its own (",
+        "the control server reports an error of its own (",
     );
 }
 
@@ -1045,7 +1045,7 @@ fn a_node_that_runs_on_its_last_network_map_is_not_connected() {
     said.line(
         "state",
         "problem",
-        "Running: it runs on the last network map it knew",
+        "Running: it uses its last network map",
     )
     .line("online", "problem", "no");
 }
@@ -1122,7 +1122,7 @@ fn a_device_that_waits_for_approval_names_the_page() {
         .is(
             75,
             "approval",
-            "an admin has to approve this device; that is done at ",
+            "this device is not approved yet; an admin has to approve it at ",
         )
         .advises(&page)
         .line("approval", "problem", &page)
@@ -1145,7 +1145,7 @@ fn a_device_that_waits_for_approval_names_the_page() {
         check(&run).is(
             75,
             "approval",
-            &format!("an admin has to approve this device; that is done at {page}"),
+            &format!("this device is not approved yet; an admin has to approve it at {page}"),
         );
     }
 }
@@ -1210,7 +1210,7 @@ fn tailscaled_with_a_locked_config_file_takes_no_login() {
         .is(
             78,
             "failure",
-            "tailscaled runs with a locked config file and takes no login; ",
+            "tailscaled runs with a locked config file and accepts no login; ",
         )
         .line("permission", "problem", "config file is locked");
     let run = fresh.program().run();
@@ -1238,7 +1238,7 @@ fn a_stopped_tailscaled_with_a_locked_config_file_is_not_brought_up() {
     let said = check(&joined.program()).is(
         78,
         "failure",
-        "tailscaled runs with a locked config file and takes no login; ",
+        "tailscaled runs with a locked config file and accepts no login; ",
     );
     let run = joined.program().run();
     run.assert_code(78);
@@ -1260,10 +1260,10 @@ fn another_run_at_work_is_named_and_not_disturbed() {
     said.is(
         75,
         "other-run",
-        "another run is at work with the auth key; ",
+        "another run is using the auth key; ",
     )
     .advises("systemctl status tailscale-autoconnect")
-    .line("other run", "note", "one is at work with the auth key")
+    .line("other run", "note", "one is using the auth key")
     .would(&["wait for another tailscale-autoconnect that uses the auth key"]);
     assert_connected(&run.wait());
     let used = fresh.tailnet.state().key(&fresh.key);

@@ -217,7 +217,7 @@ fn a_command_that_does_nothing_is_ended_after_thirty_seconds_and_called_again() 
     let run = set.program(&cli).limit(Duration::from_secs(60)).run();
     assert_joined(&run, &set.tailnet, &set.node, &set.key);
     assert!(run.elapsed >= Duration::from_secs(30), "{:?}", run.elapsed);
-    let warning = "nothing comes of `tailscale up`, which was ended";
+    let warning = "`tailscale up` had no effect, and was stopped";
     assert!(run.stderr.contains(warning), "{}", run.stderr);
     assert!(
         run.statuses()
@@ -291,7 +291,7 @@ fn a_command_that_fails_at_length_is_quoted_in_short() {
     let run = set.program(&cli).args(["--timeout", "2s"]).run();
     run.assert_code(75);
     assert!(
-        run.stderr.contains("the login did not come to an end: xxx"),
+        run.stderr.contains("the login did not finish: xxx"),
         "{}",
         run.stderr.len()
     );

@@ -276,6 +276,7 @@ pub fn outcome(rng: &mut Rng, action: &Action, wants_prefs: bool) -> Event {
         Action::Write(asked) => Event::Written {
             asked: asked.clone(),
             written: asked.clone(),
+            saved: rng.bool(),
         },
         Action::LogIn(_) => Event::Started(started(rng)),
         Action::StopCommand => Event::CommandStopped,
