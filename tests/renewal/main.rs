@@ -45,7 +45,7 @@ fn main() -> ExitCode {
         lanes.into_iter().map(|lane| lane.join().expect("a lane comes to its end")).collect()
     });
     let all = |of: fn(&Results) -> &Vec<Round>| -> Vec<&Round> { results.iter().flat_map(of).collect() };
-    match report(&all(|it| &it.renewed), &all(|it| &it.dead), &all(|it| &it.forced)) {
+    match report(&all(|it| &it.renewed), &all(|it| &it.dead), &all(|it| &it.forced), &all(|it| &it.quiet)) {
         true => ExitCode::SUCCESS,
         false => {
             println!("A limit is missed.");
@@ -61,6 +61,7 @@ fn usage() -> ExitCode {
 
 /// What one pair of nodes has seen.
 struct Results {
+    quiet: Vec<Round>,
     renewed: Vec<Round>,
     dead: Vec<Round>,
     forced: Vec<Round>,
@@ -69,15 +70,16 @@ struct Results {
 impl Results {
     fn of(program: &std::path::Path, over_derp: bool, rounds: usize) -> Self {
         let mut lane = Lane::new(program, over_derp);
+        let quiet = vec![lane.quiet()];
         let renewed = (0..rounds).map(|_| lane.renewal()).collect();
         let dead = vec![lane.dead_key()];
         lane.end();
         let forced = (0..rounds).map(|_| lane.force_reauth()).collect();
-        Self { renewed, dead, forced }
+        Self { quiet, renewed, dead, forced }
     }
 }
 
-fn report(renewed: &[&Round], dead: &[&Round], forced: &[&Round]) -> bool {
+fn report(renewed: &[&Round], dead: &[&Round], forced: &[&Round], quiet: &[&Round]) -> bool {
     let mut kept = true;
     let mut row = |what: &str, measured: String, limit: &str, is_kept: bool| {
         kept &= is_kept;
@@ -86,13 +88,13 @@ fn report(renewed: &[&Round], dead: &[&Round], forced: &[&Round]) -> bool {
             (_, true) => "ok",
             (_, false) => "MISSED",
         };
-        println!("{what:<44}{measured:<28}{limit:<22}{verdict}");
+        println!("{what:<48}{measured:<36}{limit:<22}{verdict}");
     };
     let of = |rounds: &[&Round], is: fn(&Round) -> bool| {
         format!("{} of {}", rounds.iter().filter(|round| is(round)).count(), rounds.len())
     };
     let all = |rounds: &[&Round], is: fn(&Round) -> bool| rounds.iter().all(|round| is(round));
-    println!("{:<44}{:<28}{:<22}", "what", "measured", "limit");
+    println!("{:<48}{:<36}{:<22}", "what", "measured", "limit");
 
     let is_renewed = |round: &Round| round.is_in_time && round.is_same;
     row("renewed in time, and nothing else changed", of(renewed, is_renewed), "all", all(renewed, is_renewed));
@@ -127,6 +129,9 @@ fn report(renewed: &[&Round], dead: &[&Round], forced: &[&Round]) -> bool {
     row("`tailscale up --force-reauth`: stream survives", of(forced, survives), "", true);
     for (name, over_derp) in [("direct", false), ("over DERP", true)] {
         row(&format!("  its stall, {name}, ms"), stalls(forced, over_derp).0, "", true);
+    }
+    for (name, over_derp) in [("direct", false), ("over DERP", true)] {
+        row(&format!("nothing done: stall, {name}, ms"), stalls(quiet, over_derp).0, "", true);
     }
     kept
 }
