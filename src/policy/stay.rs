@@ -32,6 +32,8 @@ const BETWEEN_TRIES: u32 = 100;
 /// The longest that a renewal may take, which is no more than this part of the life.
 const RENEWAL_PATIENCE: Duration = Duration::from_secs(10);
 const RENEWAL_PART: u32 = 10;
+/// A part of a life is no shorter than that.
+const LEAST_PART: Duration = Duration::from_millis(100);
 /// How long nothing is looked at while nothing is told.
 const QUIET: Duration = Duration::from_secs(60);
 /// How long a node may need a login for before that is taken for somebody's will.
@@ -196,13 +198,14 @@ impl Machine {
             return;
         };
         let known = record.node.take().filter(|node| node.key == key);
-        record.node = expiry.map(|expiry| match known {
-            Some(node) if node.expiry == expiry => node,
+        record.node = expiry.and_then(|expiry| match known {
+            Some(node) if node.expiry == expiry => Some(node),
             // The longest life that was seen, since its start is not known.
             known => {
                 let left = expiry.saturating_sub(clock);
                 let life = known.map_or(Duration::ZERO, |node| node.life).max(left);
-                NodeKey { key, expiry, life }
+                // By this clock it has expired before it was seen.
+                (!life.is_zero()).then_some(NodeKey { key, expiry, life })
             }
         });
     }
@@ -229,7 +232,7 @@ impl Machine {
 
     /// This part of the node key's life, but no more than that.
     fn part_of_life(&self, part: u32, most: Duration) -> Duration {
-        self.known_node_key().map_or(most, |node| (node.life / part).min(most))
+        self.known_node_key().map_or(most, |node| (node.life / part).max(LEAST_PART).min(most))
     }
 
     fn renewal_patience(&self) -> Duration {
