@@ -103,7 +103,7 @@ impl Store {
             None => variable("XDG_RUNTIME_DIR").map(|directory| Path::new(&directory).join(BY_HAND)),
         };
         let socket = std::path::absolute(socket).unwrap_or_else(|_| socket.to_owned());
-        let socket = socket.canonicalize().unwrap_or(socket);
+        let socket = real_path(&socket);
         let path = directory.map(|directory| directory.join(format!("{}.json", name_of(&socket))));
         Self { path }
     }
@@ -180,6 +180,15 @@ pub struct Lock {
     _file: Option<File>,
 }
 
+/// A path without links, as far as it is there: a socket has one name before and after tailscaled starts.
+fn real_path(path: &Path) -> PathBuf {
+    let there = path.ancestors().find_map(|part| Some((part, part.canonicalize().ok()?)));
+    match there {
+        Some((part, real)) => path.strip_prefix(part).map_or(real.clone(), |rest| real.join(rest)),
+        None => path.to_owned(),
+    }
+}
+
 /// A file name for a path: what a name may hold stays, and each other byte becomes `%` and its number.
 fn name_of(path: &Path) -> String {
     let path = path.as_os_str().as_encoded_bytes();
@@ -235,6 +244,21 @@ mod tests {
         assert!(store.lock().is_none());
         drop(lock);
         assert!(store.lock().is_some());
+    }
+
+    #[test]
+    fn a_socket_that_is_not_there_yet_has_the_name_that_it_will_have() {
+        let directory = tempfile::tempdir().unwrap();
+        let real = directory.path().canonicalize().unwrap().join("run");
+        let link = directory.path().join("link");
+        fs::create_dir(&real).unwrap();
+        std::os::unix::fs::symlink(&real, &link).unwrap();
+        let socket = link.join("tailscale/tailscaled.sock");
+        let before = real_path(&socket);
+        fs::create_dir(real.join("tailscale")).unwrap();
+        fs::write(&socket, "").unwrap();
+        assert_eq!(before, real_path(&socket));
+        assert_eq!(before, real.join("tailscale/tailscaled.sock"));
     }
 
     #[test]

@@ -23,6 +23,8 @@ pub struct History {
     pub ours: Vec<String>,
     /// `up` has replaced them.
     replaced: bool,
+    /// It has changed nothing, or it was something else that has not.
+    in_vain: bool,
     /// As they were told just then.
     of_login: Prefs,
     /// They were put back. What changes from then on is not the doing of `up`.
@@ -34,7 +36,17 @@ impl History {
     pub fn new(before: Prefs, asked: Vec<String>, version: (u32, u32)) -> Self {
         let wanted = prefs::chosen(before.clone(), version);
         let ours = prefs::as_flags(&wanted, &asked, version);
-        Self { last: before.clone(), original: before, wanted, asked, ours, replaced: false, of_login: Prefs::new(), returned: false }
+        Self {
+            last: before.clone(),
+            original: before,
+            wanted,
+            asked,
+            ours,
+            replaced: false,
+            in_vain: false,
+            of_login: Prefs::new(),
+            returned: false,
+        }
     }
 
     /// The same node, about to be logged in once more, with these preferences `now`: what the first
@@ -46,8 +58,9 @@ impl History {
     /// The next state that they have come to.
     pub fn told(&mut self, now: Prefs) {
         let is_replacement = |prefs| prefs::are_of_login(prefs, &self.asked, &self.ours);
-        let is_again = self.returned || (self.replaced && is_replacement(&self.last));
-        if is_replacement(&now) && !is_again {
+        let is_first = !self.replaced || self.in_vain || !is_replacement(&self.last);
+        if is_replacement(&now) && is_first && !self.returned {
+            self.in_vain = now == self.last;
             let kept = prefs::kept(&self.wanted, &now, &self.asked);
             let before = std::mem::replace(&mut self.wanted, kept);
             // Our flags are no news. What they stand for may have been changed since they were given.

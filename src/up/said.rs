@@ -157,7 +157,7 @@ fn refused(text: &str) -> Option<Refused> {
         "timeout",
         "overload",
     ];
-    const KEY: [&str; 14] = [
+    const KEY: [&str; 15] = [
         "invalid key",
         "no such key",
         "api key",
@@ -166,6 +166,7 @@ fn refused(text: &str) -> Option<Refused> {
         "preauthkey",
         "preauth key",
         "authkey ",
+        "auth-key ",
         "auth-key:",
         "invalid auth key",
         "auth key expired",
@@ -277,6 +278,11 @@ pub fn read(code: Option<i32>, stderr: &str) -> Ended {
         let name = name.lines().next().unwrap_or_default().trim().trim_start_matches('-');
         return Ended::UnknownFlag(name.to_owned(), brief(stderr));
     }
+    // Go's way to end what cannot go on, as at the limit of processes or of memory.
+    const CRASHES: [&str; 3] = ["runtime: ", "fatal error: ", "panic: "];
+    if CRASHES.iter().any(|start| stderr.starts_with(start)) {
+        return Ended::Unreachable(brief(stderr));
+    }
     if code == Some(2) {
         return Ended::BadFlags(brief(stderr));
     }
@@ -290,7 +296,12 @@ pub fn read(code: Option<i32>, stderr: &str) -> Ended {
     if let Some(what) = refused_by_api(stderr) {
         return Ended::SecretRefused(Refusal { what, words: brief(error) });
     }
-    const SETTINGS: [&str; 15] = [
+    // What else the API says, or who stands in for it, may pass.
+    const API: [&str; 3] = ["oauth2: ", "Status: ", "json.Unmarshal"];
+    if let Some(line) = stderr.lines().find(|line| API.iter().any(|words| line.contains(words))) {
+        return Ended::Unreachable(brief(line));
+    }
+    const SETTINGS: [&str; 16] = [
         "require --advertise-tags",
         "unknown attribute",
         "invalid attribute",
@@ -305,6 +316,7 @@ pub fn read(code: Option<i32>, stderr: &str) -> Ended {
         "tag names can only contain",
         "tag names must",
         "Unable to enable local Tailscale SSH server",
+        "administratively disabled",
         "requires --",
     ];
     if SETTINGS.iter().any(|words| stderr.contains(words)) {

@@ -3,6 +3,7 @@
 //!
 //! Every test has its own tailnet and its own nodes.
 
+mod attack;
 mod check;
 mod control_server;
 mod daemon;

@@ -362,14 +362,14 @@ fn a_login_pending_on_one_profile_leaves_another_alone() {
 }
 
 /// As `tailscale switch`, which waits until the node is online.
-fn switch_to(node: &Node, profile: &str) {
+pub fn switch_to(node: &Node, profile: &str) {
     let path = format!("/localapi/v0/profiles/{profile}");
     let switched = node.local_request("POST", &path, None);
     assert_eq!(switched.expect("tailscaled answers").status, 204);
 }
 
 /// The ID of the profile that is in use.
-fn profile(node: &Node) -> String {
+pub fn profile(node: &Node) -> String {
     let current = node.local_get("/localapi/v0/profiles/current");
     let current = current.expect("tailscaled answers").json();
     current["ID"]

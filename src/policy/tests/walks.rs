@@ -482,6 +482,47 @@ fn settings_are_put_back_with_what_an_admin_has_set_before_and_after_the_replace
 }
 
 #[test]
+fn a_setting_that_somebody_changes_before_the_replacement_wins_over_our_older_flag() {
+    let mut walk = Walk::new(status("NeedsLogin"));
+    walk.prefs.insert("Hostname".into(), json!("box"));
+    assert_eq!(walk.go(), Action::LogIn(vec!["--hostname=box".to_owned()]));
+    walk.on(Event::Started(Ok(())));
+    let mut set = walk.prefs.clone();
+    set.insert("Hostname".into(), json!("n1"));
+    walk.tell(set.clone());
+    set.extend(prefs_of(json!({
+        "ControlURL": TAILSCALES_SERVER, "WantRunning": true, "LoggedOut": false, "Hostname": "box",
+    })));
+    walk.tell(set);
+    assert!(walk.has_done("put_back"));
+    assert_eq!(walk.prefs["Hostname"], json!("n1"));
+}
+
+#[test]
+fn a_late_word_of_what_was_taken_back_is_not_taken_for_the_next_login() {
+    let setup = Setup {
+        flags: vec!["--ssh".into()],
+        key_file: "/k".into(),
+        ..Setup::default()
+    };
+    let mut walk = Walk::with(setup, keyed(status("NeedsLogin")));
+    walk.prefs = prefs_of(json!({
+        "ControlURL": TAILSCALES_SERVER, "WantRunning": true, "LoggedOut": false, "RunSSH": false,
+    }));
+    assert!(is_login(&walk.go()));
+    walk.on(Event::Started(Ok(())));
+    walk.tell(walk.prefs.clone());
+    let mut of_login = walk.prefs.clone();
+    of_login.insert("RunSSH".into(), json!(true));
+    walk.tell(of_login);
+    walk.status = with_error(keyed(status("NeedsLogin")), REFUSAL);
+    walk.on(Event::Ended(Ended::LoginError(refusal())));
+    walk.after(Duration::from_secs(2));
+    assert!(walk.has_done("forget_key"));
+    assert_eq!(walk.prefs["RunSSH"], json!(false));
+}
+
+#[test]
 fn two_flags_of_one_preference_are_kept_together() {
     let setup = Setup {
         flags: vec!["--advertise-exit-node".into()],

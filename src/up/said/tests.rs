@@ -32,6 +32,8 @@ fn words_that_are_known_to_be_about_the_key_refuse_it() {
         "authkey already used",
         "handling register with auth key: authkey already used",
         "AuthKey not found",
+        "auth-key not found: record not found",
+        "auth-key has already been used",
         "register request: http 401: oops",
         "register request: http 403: database, please retry",
         "register request: http 404: 404 page not found",
@@ -153,6 +155,7 @@ fn what_cannot_work_is_told_from_what_is_not_known() {
         "--exit-node-allow-lan-access can only be used with --exit-node",
         "Cannot advertise an exit node and use an exit node at the same time.",
         "too many non-flag arguments: [\"true\"]",
+        "500 Internal Server Error: The Tailscale SSH server has been administratively disabled.",
     ] {
         assert_eq!(read(Some(1), settings), Ended::BadSettings(settings.into()));
     }
@@ -196,6 +199,32 @@ fn a_secret_that_the_api_refuses_is_told_from_an_api_that_cannot_be_reached() {
         read(Some(1), unreachable),
         Ended::Unreachable(unreachable.into())
     );
+}
+
+#[test]
+fn an_api_that_is_in_trouble_and_a_command_that_crashed_may_pass() {
+    for (stderr, words) in [
+        (
+            "Post \"https://api\": oauth2: cannot fetch token: 503 Service Unavailable\nResponse: <html>\n</html>\n",
+            "Post \"https://api\": oauth2: cannot fetch token: 503 Service Unavailable",
+        ),
+        ("Status: 500, Message: \"internal error\"\n", "Status: 500, Message: \"internal error\""),
+        ("Status: 429, Message: \"slow down\"\n", "Status: 429, Message: \"slow down\""),
+        (
+            "json.Unmarshal \"<html>\": invalid character '<' looking for beginning of value",
+            "json.Unmarshal \"<html>\": invalid character '<' looking for beginning of value",
+        ),
+    ] {
+        assert_eq!(read(Some(1), stderr), Ended::Unreachable(words.into()));
+    }
+    for words in [
+        "runtime: failed to create new OS thread (have 2 already; errno=11)",
+        "fatal error: runtime: out of memory",
+        "panic: runtime error: invalid memory address or nil pointer dereference",
+    ] {
+        let stderr = format!("{words}\n\ngoroutine 1 [running]:\nmain.main()\n");
+        assert_eq!(read(Some(2), &stderr), Ended::Unreachable(words.into()));
+    }
 }
 
 #[test]
