@@ -1,16 +1,18 @@
 //! What `--check` prints: a line for each thing that was seen, what a run would do, and the verdict;
 //! or the same as one JSON object. Pure functions.
 
+use std::time::UNIX_EPOCH;
+
 use serde_json::{Value, json};
 
 use crate::key::KeyKind;
 use crate::server::is_tailscales;
 use crate::check::finding::{Finding, complains_of_time, conclude};
 use crate::check::foresee::{End, Foresight, Step, foresee};
-use crate::failure::{Failure, Waiting};
+use crate::failure::{Failure, Obstacle, Waiting};
 use crate::check::seen::{Access, Seen};
 use crate::check::words::{self, NodeKey};
-use crate::policy::Situation;
+use crate::policy::{KeyFacts, Situation, obstacle, obstacle_of_key, renew_at};
 use crate::tailscaled::{LocalApiError, Status};
 use crate::up::NoVersion;
 use crate::redact::{excerpt, one_line};
@@ -272,6 +274,7 @@ impl<'a> Lines<'a> {
             lines.state(status);
             lines.online(status);
             lines.node_key(status);
+            lines.renewal(status);
         }
         lines.control_server();
         if let Ok(status) = &seen.status {
@@ -422,6 +425,36 @@ impl<'a> Lines<'a> {
             NodeKey::Good(None) => (Mark::Ok, "there; no expiry is known".to_owned()),
         };
         self.put("node key", mark, text);
+    }
+
+    /// When and how a run that stays renews the node key.
+    fn renewal(&mut self, status: &Status) {
+        let seen = self.seen;
+        let is_on = seen.setup.stay && status.node.key_expiry.is_some() && seen.situation().is_connected();
+        let Some(prefs) = seen.prefs.as_ref().filter(|_| is_on) else {
+            return;
+        };
+        let clock = seen.now.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let asked = seen.setup.server.as_deref();
+        let obstacle = obstacle(status, prefs, asked, clock).or_else(|| match &seen.key.kind {
+            Ok(kind) => {
+                let facts = KeyFacts { kind: *kind, digest: seen.key.digest.clone() };
+                obstacle_of_key(&facts, prefs, seen.record.refused.as_ref())
+            }
+            Err(_) => Some(Obstacle::NoKey),
+        });
+        let node = seen.record.node.as_ref().filter(|node| node.key == status.node.public_key);
+        let when = match node.and_then(|node| UNIX_EPOCH.checked_add(renew_at(node))) {
+            Some(at) if at > seen.now => words::date(at, seen.now),
+            Some(_) => "now".to_owned(),
+            None => "between 70 and 90 % of its life".to_owned(),
+        };
+        match obstacle {
+            None => self.put("renewal", Mark::Ok, format!("with the auth key, {when}")),
+            Some(obstacle) => {
+                self.put("renewal", Mark::Note, format!("due {when}, but not as things are: {obstacle}"));
+            }
+        }
     }
 
     fn control_server(&mut self) {

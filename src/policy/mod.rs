@@ -18,7 +18,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use crate::policy::situation::{Situation, locked_out};
-pub use crate::policy::stay::Clock;
+pub use crate::policy::stay::{Clock, obstacle, obstacle_of_key, renew_at};
 
 
 use crate::failure::{Connected, Failure, Mistake, Note, Obstacle, Waiting};

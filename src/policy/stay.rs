@@ -12,8 +12,10 @@ use serde_json::Value;
 use crate::failure::{Connected, Note, Obstacle, Waiting};
 use crate::key::belongs_to;
 use crate::policy::login::{END_PATIENCE, Login};
-use crate::policy::{Action, Backoff, Key, Machine, OFFLINE_PATIENCE, Situation, Time, Why, locked_out};
-use crate::prefs;
+use crate::policy::{
+    Action, Backoff, Key, KeyFacts, Machine, OFFLINE_PATIENCE, Situation, Time, Why, is_same_server, locked_out,
+};
+use crate::prefs::{self, Prefs};
 use crate::record::{NodeKey, RefusedKey};
 use crate::tailscaled::{LocalApiError, Status};
 use crate::up::{LoginError, trouble};
@@ -30,6 +32,8 @@ const BETWEEN_TRIES: u32 = 100;
 /// The longest that a renewal may take, which is no more than this part of the life.
 const RENEWAL_PATIENCE: Duration = Duration::from_secs(10);
 const RENEWAL_PART: u32 = 10;
+/// A part of a life is no shorter than that.
+const LEAST_PART: Duration = Duration::from_millis(100);
 /// How long nothing is looked at while nothing is told.
 const QUIET: Duration = Duration::from_secs(60);
 /// How long a node may need a login for before that is taken for somebody's will.
@@ -74,6 +78,42 @@ pub enum Keeping {
 }
 
 const RESTED: Keeping = Keeping::Resting { until: Time::ZERO, obstacle: None };
+
+/// When the node key is to be renewed: at a part of its life that is fixed for node and node key.
+pub fn renew_at(node: &NodeKey) -> Clock {
+    let mut hasher = DefaultHasher::new();
+    node.key.hash(&mut hasher);
+    let part = RENEW_FROM + (RENEW_BY - RENEW_FROM) * fastrand::Rng::with_seed(hasher.finish()).f64();
+    node.expiry.saturating_sub(node.life.mul_f64(1.0 - part))
+}
+
+/// What stands against a renewal of a node that is connected, whatever the key. `asked`: the login
+/// server that is asked for.
+pub fn obstacle(status: &Status, prefs: &Prefs, asked: Option<&str>, clock: Clock) -> Option<Obstacle> {
+    let server = prefs::text(prefs, "ControlURL");
+    let tags = prefs.get("AdvertiseTags").and_then(Value::as_array);
+    let is_asked = |tag: &String| tags.is_some_and(|tags| tags.iter().any(|asked| asked == tag.as_str()));
+    Some(match () {
+        () if status.major_and_minor() < KEEPS_ITS_MAP => Obstacle::OldVersion,
+        () if clock < SANE => Obstacle::Clock,
+        () if locked_out(status).is_some() => Obstacle::LockedOut,
+        () if trouble(&status.health).is_some() => Obstacle::Trouble,
+        () if asked.is_some_and(|asked| !is_same_server(asked, server)) => Obstacle::Elsewhere,
+        () if !status.node.tags.iter().all(is_asked) => Obstacle::Tags,
+        () => return None,
+    })
+}
+
+/// What stands against a renewal with this key.
+pub fn obstacle_of_key(key: &KeyFacts, prefs: &Prefs, refused: Option<&RefusedKey>) -> Option<Obstacle> {
+    let server = prefs::text(prefs, "ControlURL");
+    Some(match key.kind {
+        kind if belongs_to(kind, server).is_err() => Obstacle::NoKey,
+        kind if kind.is_oauth_secret() => Obstacle::OAuthSecret,
+        _ if refused.is_some_and(|it| it.digest == key.digest && it.server == server) => Obstacle::RefusedKey,
+        _ => return None,
+    })
+}
 
 impl Machine {
     /// Whether the node has been connected, and the process stays.
@@ -158,13 +198,14 @@ impl Machine {
             return;
         };
         let known = record.node.take().filter(|node| node.key == key);
-        record.node = expiry.map(|expiry| match known {
-            Some(node) if node.expiry == expiry => node,
+        record.node = expiry.and_then(|expiry| match known {
+            Some(node) if node.expiry == expiry => Some(node),
             // The longest life that was seen, since its start is not known.
             known => {
                 let left = expiry.saturating_sub(clock);
                 let life = known.map_or(Duration::ZERO, |node| node.life).max(left);
-                NodeKey { key, expiry, life }
+                // By this clock it has expired before it was seen.
+                (!life.is_zero()).then_some(NodeKey { key, expiry, life })
             }
         });
     }
@@ -191,7 +232,7 @@ impl Machine {
 
     /// This part of the node key's life, but no more than that.
     fn part_of_life(&self, part: u32, most: Duration) -> Duration {
-        self.known_node_key().map_or(most, |node| (node.life / part).min(most))
+        self.known_node_key().map_or(most, |node| (node.life / part).max(LEAST_PART).min(most))
     }
 
     fn renewal_patience(&self) -> Duration {
@@ -203,13 +244,8 @@ impl Machine {
         self.known_node_key().is_some() && self.left() <= self.part_of_life(BETWEEN_TRIES, Duration::MAX)
     }
 
-    /// When the node key is to be renewed: at a part of its life that is fixed for node and node key.
     fn renew_at(&self) -> Option<Clock> {
-        let node = self.known_node_key()?;
-        let mut hasher = DefaultHasher::new();
-        node.key.hash(&mut hasher);
-        let part = RENEW_FROM + (RENEW_BY - RENEW_FROM) * fastrand::Rng::with_seed(hasher.finish()).f64();
-        Some(node.expiry.saturating_sub(node.life.mul_f64(1.0 - part)))
+        self.known_node_key().map(renew_at)
     }
 
     // ---- what to do
@@ -263,32 +299,17 @@ impl Machine {
         let (Some(known), Some(status)) = (&self.known, &self.status) else {
             return Action::ReadPrefs;
         };
-        let server = prefs::text(&known.prefs, "ControlURL");
-        let asked = known.prefs.get("AdvertiseTags").and_then(Value::as_array);
-        let is_asked = |tag: &String| asked.is_some_and(|asked| asked.iter().any(|asked| asked == tag.as_str()));
-        let obstacle = match () {
-            () if self.version() < KEEPS_ITS_MAP => Some(Obstacle::OldVersion),
-            () if self.clock < SANE => Some(Obstacle::Clock),
-            () if locked_out(status).is_some() => Some(Obstacle::LockedOut),
-            () if trouble(&status.health).is_some() => Some(Obstacle::Trouble),
-            () if self.is_asked_elsewhere() => Some(Obstacle::Elsewhere),
-            () if !status.node.tags.iter().all(is_asked) => Some(Obstacle::Tags),
-            () => None,
+        let asked = self.setup.server.as_deref();
+        let obstacle = match (&self.key, obstacle(status, &known.prefs, asked, self.clock)) {
+            (_, Some(obstacle)) => Some(obstacle),
+            (Key::Unread, None) => return Action::ReadKey,
+            (Key::Busy, None) => return self.wait(self.staying(), now),
+            (Key::Wanting(_), None) => Some(Obstacle::NoKey),
+            (Key::Ready(facts), None) => obstacle_of_key(facts, &known.prefs, self.stored.refused.as_ref()),
         };
-        if let Some(obstacle) = obstacle {
-            return Action::Postpone(obstacle);
-        }
-        let refused = self.stored.refused.as_ref();
-        match &self.key {
-            Key::Unread => Action::ReadKey,
-            Key::Busy => self.wait(self.staying(), now),
-            Key::Wanting(_) => Action::Postpone(Obstacle::NoKey),
-            Key::Ready(facts) if belongs_to(facts.kind, server).is_err() => Action::Postpone(Obstacle::NoKey),
-            Key::Ready(facts) if facts.kind.is_oauth_secret() => Action::Postpone(Obstacle::OAuthSecret),
-            Key::Ready(facts) if refused.is_some_and(|it| it.digest == facts.digest && it.server == server) => {
-                Action::Postpone(Obstacle::RefusedKey)
-            }
-            Key::Ready(_) => Action::Renew,
+        match obstacle {
+            Some(obstacle) => Action::Postpone(obstacle),
+            None => Action::Renew,
         }
     }
 

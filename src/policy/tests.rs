@@ -3,6 +3,7 @@
 
 mod arbitrary;
 mod chance;
+mod keeping;
 mod runs;
 mod walks;
 mod world;

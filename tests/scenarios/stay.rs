@@ -815,3 +815,29 @@ fn the_auth_key_file_is_free_for_others_while_it_stays() {
     program(&kept.tailnet, &kept.node, &kept.file).run().assert_code(0);
     kept.wait_status("connected as ");
 }
+
+#[test]
+#[ignore = "needs real tailscaled: run tests/run.sh"]
+fn a_check_says_when_the_node_key_is_renewed_and_what_stands_against_it() {
+    if !renews() {
+        return;
+    }
+    let life = Duration::from_secs(100 * 24 * 3600);
+    let kept = Kept::new(life);
+    kept.wait_status("; node key expires ");
+    let check = || {
+        let run = program(&kept.tailnet, &kept.node, &kept.file).args(["--stay", "--check"]).run();
+        run.assert_code(0);
+        let lines: Vec<_> = run.stdout.lines().map(|line| line.trim().to_owned()).collect();
+        lines.join(" ")
+    };
+    // The part of the life is known from the record.
+    let said = check();
+    let (_, days) = said.split_once("renewal         with the auth key, 20").expect("a renewal");
+    let (_, days) = days.split_once("(in ").expect("a date");
+    let days: u32 = days.split(' ').next().unwrap_or_default().parse().expect("days");
+    assert!((69..=90).contains(&days), "{said}");
+    kept.file.remove();
+    let said = check();
+    assert!(said.contains("but not as things are: the auth key in the file cannot be used"), "{said}");
+}

@@ -97,11 +97,26 @@ impl Shadow {
             }
             Action::ReadKey => {
                 let seen = self.seen.as_ref().expect("a look before the key is read");
-                prop_assert!(!seen.is_connected(), "the key is read of {seen:?}");
+                let is_for_renewal = setup.stay && seen.is_connected();
+                prop_assert!(is_for_renewal || !seen.is_connected(), "the key is read of {seen:?}");
+            }
+            Action::Renew => {
+                prop_assert!(setup.stay && !self.is_ending && !self.command_runs);
+                let seen = self.seen.as_ref().expect("a look before a renewal");
+                prop_assert!(seen.is_connected(), "a renewal of {seen:?}");
+                let key = self.key.as_ref().expect("a key before a renewal");
+                let server = self.servers.last().expect("a server before a renewal");
+                prop_assert!(belongs_to(key.kind, server).is_ok(), "{key:?} sent to {server}");
+                prop_assert!(setup.server.as_ref().is_none_or(|asked| is_same_server(asked, server)));
+                let refused = self.stored.refused.as_ref();
+                let is_refused = refused.is_some_and(|it| it.digest == key.digest && it.server == *server);
+                prop_assert!(!is_refused, "a refused key sent again");
             }
             Action::Finish(_) => {
+                prop_assert!(!setup.stay, "a run that stays has ended");
                 prop_assert!(self.seen.as_ref().is_some_and(Situation::is_connected))
             }
+            Action::Restart(Why::Renewal) => prop_assert!(setup.stay),
             Action::Restart(_) | Action::BringUp => prop_assert!(!self.is_ending),
             Action::StopCommand => prop_assert!(self.command_runs),
             Action::Stopped => prop_assert!(self.is_ending),

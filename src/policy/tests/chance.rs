@@ -99,6 +99,10 @@ pub fn status(rng: &mut Rng) -> Status {
         ..Status::default()
     };
     status.node.online = rng.bool();
+    status.node.public_key = one(rng, &["", "nodekey:1", "nodekey:1", "nodekey:2"]).into();
+    let expiries = [None, Some("2026-11-27T00:00:00Z"), Some("2027-05-26T00:00:00Z"), Some("?")];
+    status.node.key_expiry = one(rng, &expiries).map(str::to_owned);
+    status.node.expired = once_in(rng, 8);
     if once_in(rng, 3) {
         status.auth_url = "https://x".into();
     }
@@ -178,6 +182,16 @@ pub fn record(rng: &mut Rng) -> Record {
         refused,
         node: None,
     }
+}
+
+/// A time of the wall clock about the expiries of node keys, and others.
+pub fn clock(rng: &mut Rng) -> Event {
+    let seconds = match rng.u8(..8) {
+        0 => 0,
+        1 => u64::MAX,
+        _ => 1_779_000_000 + rng.u64(..32_000_000),
+    };
+    Event::Clock(Duration::from_secs(seconds))
 }
 
 pub fn key(rng: &mut Rng) -> Result<KeyFacts, NoKey> {
@@ -301,6 +315,7 @@ pub fn unasked(rng: &mut Rng, command_runs: bool) -> Event {
         }),
         3 | 4 if command_runs => Event::Ended(ended(rng)),
         5 if once_in(rng, 4) => Event::Stop,
+        7 => clock(rng),
         6 if once_in(rng, 4) => Event::TimeUp(None),
         _ => Event::Woke,
     }
@@ -309,7 +324,7 @@ pub fn unasked(rng: &mut Rng, command_runs: bool) -> Event {
 /// Any event, even one that has not been asked for.
 pub fn event(rng: &mut Rng) -> Event {
     let wait = Action::Wait(Waiting::Settling, Time::ZERO);
-    let action = match rng.u8(..13) {
+    let action = match rng.u8(..16) {
         0 => Action::ReadRecord,
         1 => Action::ReadPrefs,
         2 => Action::ReadKey,
@@ -328,6 +343,9 @@ pub fn event(rng: &mut Rng) -> Event {
             profile: None,
         },
         11 => Action::Look,
+        12 => Action::Renew,
+        13 => Action::Postpone(Obstacle::NoKey),
+        14 => Action::Ping,
         _ => wait,
     };
     match action {
@@ -355,6 +373,8 @@ pub fn setup(rng: &mut Rng) -> Setup {
         server: server.map(str::to_owned),
         flags: flags(rng),
         authkey_wait: Duration::from_secs(one(rng, &[0, 300])),
+        stay: rng.bool(),
+        rejoin: rng.bool(),
         key_file: "/k".into(),
         ..Setup::default()
     }
