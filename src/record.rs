@@ -115,6 +115,8 @@ impl Store {
         };
         let text = File::open(path).and_then(|file| io::read_to_string(io::Read::take(file, MAX_BYTES)));
         let read = match text {
+            // serde would take an array for the fields in their order.
+            Ok(text) if text.trim_start().starts_with('[') => Err("an array".to_owned()),
             Ok(text) => serde_json::from_str(&text).map_err(|error| error.to_string()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Record::default()),
             Err(error) => Err(error.to_string()),
