@@ -608,7 +608,9 @@ fn a_node_of_another_server_waits_between_its_logins_and_holds_no_key_meanwhile(
         kind: KeyKind::Headscale,
         digest: "d1".into(),
     });
-    assert!(is_login(&walk.go()));
+    // It may have just started, and come online yet.
+    assert!(waits_for(&walk.go()) == &Waiting::ControlServer(None));
+    assert!(is_login(&walk.after(SETTLING_PATIENCE)));
     walk.on(Event::Started(Ok(())));
     walk.on(Event::Ended(Ended::Unreachable("i/o timeout".into())));
     let action = walk.after(Duration::from_millis(50));
