@@ -82,6 +82,7 @@ impl Refused {
     fn advice(self) -> &'static str {
         match self {
             Self::Key => "make a new key, put it into the key file and start again",
+            Self::Owner => "let the owner of the key in again, or make a key of another, and start again",
             Self::Tags => {
                 "correct --advertise-tags, or make a new key that may have these tags, and start again"
             }

@@ -110,7 +110,10 @@ pub fn as_flags(prefs: &Prefs, asked: &[String], version: (u32, u32)) -> Vec<Str
     let has_exit_node = is_asked(asked, "exit-node") || !text(prefs, "ExitNodeIP").is_empty();
     SETTINGS
         .iter()
-        .filter(|setting| version >= setting.since && !is_asked(asked, setting.flag))
+        // A version that cannot be read is taken for a new one.
+        .filter(|setting| version >= setting.since || version == (0, 0))
+        .filter(|setting| setting.since.0 != u32::MAX || version.0 == u32::MAX)
+        .filter(|setting| !is_asked(asked, setting.flag))
         .filter(|setting| has_exit_node || setting.flag != "exit-node-allow-lan-access")
         .filter_map(|setting| Some(format!("--{}={}", setting.flag, setting.value(prefs)?)))
         .collect()

@@ -263,8 +263,13 @@ impl<'a> Run<'a> {
         self.key = None;
         let (source, store) = (self.config.key.clone(), self.config.store.clone());
         // Not in one look: one that is stuck at the key must not hold the lock.
-        let no_lock = || Some(Lock::default());
-        let lock = in_time(move || store.lock()).await.unwrap_or_else(no_lock).ok_or(NoKey::Busy)?;
+        let lock_and_read = move || store.lock().map(|lock| (lock, store.read()));
+        let (lock, record) = match in_time(lock_and_read).await {
+            Some(locked) => locked.ok_or(NoKey::Busy)?,
+            None => (Lock::default(), Record::default()),
+        };
+        let now = self.now();
+        self.machine.on(Event::RecordAgain(record), now);
         let silent = || Err(NoKey::File(KeyFileError::silent(&self.config.key.path)));
         let key = in_time(move || AuthKey::read(&source)).await.unwrap_or_else(silent)?;
         let facts = KeyFacts { kind: key.kind(), digest: key.digest(&self.machine.salt()) };

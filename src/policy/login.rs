@@ -100,6 +100,16 @@ impl Machine {
         self.record = Some(record);
     }
 
+    /// What another run has found out meanwhile. Of a login of its own it has told us nothing.
+    pub(super) fn on_record_again(&mut self, again: Record) {
+        if again.salt != <[u8; 16]>::default()
+            && let Some(record) = &mut self.record
+        {
+            (record.salt, record.refused) = (again.salt, again.refused.clone());
+            (self.stored.salt, self.stored.refused) = (again.salt, again.refused);
+        }
+    }
+
     pub(super) fn on_started(&mut self, started: Result<(), NotStarted>, now: Time) {
         match started {
             Ok(()) => {

@@ -171,6 +171,8 @@ impl Action {
 #[derive(Debug)]
 pub enum Event {
     Record(Record),
+    /// The record once more, now that nobody else may write it: another run may have.
+    RecordAgain(Record),
     /// The answer to a look. `unbound` is the first of the node's addresses that cannot be bound yet;
     /// the preferences are asked for only where a login server is.
     Seen { status: Result<Status, LocalApiError>, unbound: Option<IpAddr>, prefs: Option<Prefs> },
@@ -420,6 +422,7 @@ impl Machine {
     pub fn on(&mut self, event: Event, now: Time) {
         match event {
             Event::Record(record) => self.on_record(record),
+            Event::RecordAgain(record) => self.on_record_again(record),
             Event::Seen { status, unbound, prefs } => self.on_seen(status, unbound, prefs, now),
             Event::Prefs { prefs: Ok(prefs), profile, live } => self.on_prefs(prefs, profile, live, now),
             Event::Prefs { prefs: Err(error), .. } => self.objected(&error, now),

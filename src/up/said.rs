@@ -29,8 +29,10 @@ pub struct Refusal {
 /// What it is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refused {
-    /// The auth key or OAuth client secret, or its owner.
+    /// The auth key or OAuth client secret.
     Key,
+    /// The key's owner, who may be let in again.
+    Owner,
     /// The tags that are asked for.
     Tags,
 }
@@ -157,7 +159,7 @@ fn refused(text: &str) -> Option<Refused> {
         "timeout",
         "overload",
     ];
-    const KEY: [&str; 15] = [
+    const KEY: [&str; 13] = [
         "invalid key",
         "no such key",
         "api key",
@@ -171,9 +173,8 @@ fn refused(text: &str) -> Option<Refused> {
         "invalid auth key",
         "auth key expired",
         "auth key not found",
-        "user is suspended",
-        "user not found",
     ];
+    const OWNER: [&str; 2] = ["user is suspended", "user not found"];
     if text.starts_with("register request") {
         return Some(Refused::Key);
     }
@@ -184,6 +185,8 @@ fn refused(text: &str) -> Option<Refused> {
         None
     } else if words.contains("tags") && (words.contains("not permitted") || words.contains("invalid")) {
         Some(Refused::Tags)
+    } else if OWNER.iter().any(|word| words.contains(word)) {
+        Some(Refused::Owner)
     } else if KEY.iter().any(|word| words.contains(word)) {
         Some(Refused::Key)
     } else {
