@@ -167,7 +167,7 @@ impl Machine {
             }
             Err(error) => {
                 self.objected(&error, now);
-                let since = self.objection.as_ref().map_or(now, |(since, _)| *since);
+                let since = self.objection.as_ref().map_or(now, |objection| objection.since);
                 if now < since.saturating_add(super::CHANGE_PATIENCE) {
                     return;
                 }
@@ -659,6 +659,7 @@ impl Machine {
             // The next run finds the record.
             Some(Situation::NoDaemon | Situation::Denied(_) | Situation::Unintelligible(_)) => end,
             Some(_) if self.objection.is_some() && now >= stopping.since.saturating_add(END_PATIENCE) => end,
+            Some(_) if let Some(wait) = self.wait_after_objection(now) => wait,
             Some(_) => match &self.login {
                 Login::Failing { .. } => self.take_back(),
                 _ if self.known.is_none() => Action::ReadPrefs,

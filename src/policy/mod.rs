@@ -226,6 +226,16 @@ impl Backoff {
     }
 }
 
+/// What tailscaled did not do for now.
+#[derive(Clone, Debug)]
+struct Objection {
+    since: Time,
+    /// When it was tried last.
+    last: Time,
+    /// What it said.
+    words: String,
+}
+
 /// Why a run is about to end before the node is connected.
 #[derive(Clone, Debug)]
 struct Stopping {
@@ -271,8 +281,8 @@ pub struct Machine {
     stranded: Backoff,
     offline: Backoff,
     bring_up: BringUp,
-    /// A change that tailscaled did not take: since when, and what it said.
-    objection: Option<(Time, String)>,
+    /// A change that tailscaled did not take, or a question that it did not answer.
+    objection: Option<Objection>,
     stopping: Option<Stopping>,
     notes: Vec<Note>,
 }
@@ -362,7 +372,10 @@ impl Machine {
             Event::Record(record) => self.on_record(record),
             Event::Seen { status, unbound, prefs } => self.on_seen(status, unbound, prefs, now),
             Event::Prefs { prefs: Ok(prefs), profile, live } => self.on_prefs(prefs, profile, live, now),
-            Event::Prefs { prefs: Err(error), .. } => self.objected(&error, now),
+            Event::Prefs { prefs: Err(error), .. } => {
+                self.situation = None;
+                self.objected(&error, now);
+            }
             Event::Told(notice) => self.on_told(notice),
             Event::Key(key) => self.on_key(key, now),
             Event::Released => self.key = Key::Unread,
@@ -579,8 +592,8 @@ impl Machine {
 
     /// tailscaled did not take a change or a question for now. It's tried again after a look.
     fn objected(&mut self, error: &LocalApiError, now: Time) {
-        let since = self.objection.take().map_or(now, |(since, _)| since);
-        self.objection = Some((since, error.to_string()));
+        let since = self.objection.take().map_or(now, |objection| objection.since);
+        self.objection = Some(Objection { since, last: now, words: error.to_string() });
     }
 
     fn stop(&mut self, failure: Option<Failure>, now: Time) {
@@ -610,11 +623,8 @@ impl Machine {
         let Some(situation) = &self.situation else {
             return Action::Look;
         };
-        if let Some((since, words)) = &self.objection {
-            // One look, then the change again; what it says is what is waited for.
-            if now < since.saturating_add(LOOK_LEAST) {
-                return self.wait(Waiting::Answer(words.clone()), now);
-            }
+        if let Some(wait) = self.wait_after_objection(now) {
+            return wait;
         }
         // What is to be remembered is so before anything else is done.
         if *record != self.stored {
@@ -855,6 +865,15 @@ impl Machine {
     /// How long what is seen has been of its kind.
     fn lasted(&self, now: Time) -> Duration {
         now.saturating_sub(self.since)
+    }
+
+    /// What tailscaled did not do is tried again after a look, ever less often; what it says is what is
+    /// waited for.
+    fn wait_after_objection(&self, now: Time) -> Option<Action> {
+        let Objection { since, last, words } = self.objection.as_ref()?;
+        let pause = (last.saturating_sub(*since) / 10).clamp(LOOK_LEAST, LOOK_MOST);
+        let until = last.saturating_add(pause);
+        (now < until).then(|| Action::Wait(Waiting::Answer(words.clone()), until))
     }
 
     /// Waits until the next look.
