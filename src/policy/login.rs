@@ -149,6 +149,7 @@ impl Machine {
 
     pub(super) fn on_took_back(&mut self, result: Result<Option<Prefs>, LocalApiError>, now: Time) {
         self.situation = None;
+        let is_done = matches!(result, Ok(Some(_)));
         match result {
             Ok(Some(prefs)) => {
                 let history = self.history.as_mut();
@@ -161,13 +162,16 @@ impl Machine {
                     return;
                 }
             }
-            Ok(None) => self.notes.push(Note::OtherProfile),
+            Ok(None) => {
+                self.notes.push(Note::OtherProfile);
+                self.history = None;
+            }
             Err(error @ (LocalApiError::Denied(_) | LocalApiError::Locked(_))) => {
                 self.notes.push(Note::NotTakenBack(error.to_string()));
             }
             Err(error) => {
                 self.objected(&error, now);
-                let since = self.objection.as_ref().map_or(now, |objection| objection.since);
+                let since = self.login.since();
                 if now < since.saturating_add(super::CHANGE_PATIENCE) {
                     return;
                 }
@@ -179,7 +183,11 @@ impl Machine {
             return;
         };
         let server = self.record.as_ref().and_then(|record| Some(record.login.as_ref()?.server.clone()));
-        self.forget_login();
+        match is_done {
+            true => self.forget_login(),
+            // The record of it stays, for the next login or the next run.
+            false => self.known = None,
+        }
         match then {
             Then::Refused(refusal) => self.refused(refusal, server, now),
             Then::Pause(words) => self.pause(words, now),
