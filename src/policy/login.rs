@@ -164,6 +164,7 @@ impl Machine {
 
     pub(super) fn on_took_back(&mut self, result: Result<Option<Prefs>, LocalApiError>, now: Time) {
         self.situation = None;
+        let is_done = matches!(result, Ok(Some(_)));
         match result {
             Ok(Some(prefs)) => {
                 let history = self.history.as_mut();
@@ -196,7 +197,11 @@ impl Machine {
             return;
         };
         let begun = self.record.as_ref().and_then(|record| record.login.clone());
-        self.forget_login();
+        match is_done {
+            true => self.forget_login(),
+            // The record of it stays, for the next login or the next run.
+            false => self.known = None,
+        }
         match then {
             Then::Refused(refusal) => self.refused(refusal, begun, now),
             Then::Pause(words) => self.pause(words, RETRY_FIRST, now),
@@ -721,6 +726,7 @@ impl Machine {
             // The next run finds the record.
             Some(Situation::NoDaemon | Situation::Denied(_) | Situation::Unintelligible(_)) => end,
             Some(_) if self.objection.is_some() && now >= stopping.since.saturating_add(END_PATIENCE) => end,
+            Some(_) if let Some(wait) = self.wait_after_objection(now) => wait,
             Some(_) => match &self.login {
                 Login::Failing { .. } => self.take_back(),
                 _ if self.known.is_none() => Action::ReadPrefs,

@@ -425,7 +425,10 @@ impl Machine {
             Event::RecordAgain(record) => self.on_record_again(record),
             Event::Seen { status, unbound, prefs } => self.on_seen(status, unbound, prefs, now),
             Event::Prefs { prefs: Ok(prefs), profile, live } => self.on_prefs(prefs, profile, live, now),
-            Event::Prefs { prefs: Err(error), .. } => self.objected(&error, now),
+            Event::Prefs { prefs: Err(error), .. } => {
+                self.situation = None;
+                self.objected(&error, now);
+            }
             Event::Clock(clock) => self.clock = clock,
             Event::Renewed(result) => self.on_renewal_sent(result, now),
             Event::Postponed(obstacle) => self.on_postponed(obstacle, now),
@@ -737,12 +740,8 @@ impl Machine {
         let Some(situation) = &self.situation else {
             return Action::Look;
         };
-        // Each look may show that it need not be asked for again.
-        if let Some(Objection { since, last, words }) = &self.objection {
-            let rest = (last.saturating_sub(*since) / 10).clamp(LOOK_LEAST, LOOK_MOST);
-            if now < last.saturating_add(rest) {
-                return Action::Wait(Waiting::Answer(words.clone()), last.saturating_add(rest));
-            }
+        if let Some(wait) = self.wait_after_objection(now) {
+            return wait;
         }
         // What is to be remembered is so before anything else is done.
         let is_due = |unsaved: Time| now >= unsaved.saturating_add(RETRY_FIRST) && record.login.is_some();
@@ -1004,6 +1003,15 @@ impl Machine {
     /// How long what is seen has been of its kind.
     fn lasted(&self, now: Time) -> Duration {
         now.saturating_sub(self.since)
+    }
+
+    /// What tailscaled did not do is tried again after a look, ever less often; what it says is what is
+    /// waited for.
+    fn wait_after_objection(&self, now: Time) -> Option<Action> {
+        let Objection { since, last, words } = self.objection.as_ref()?;
+        let pause = (last.saturating_sub(*since) / 10).clamp(LOOK_LEAST, LOOK_MOST);
+        let until = last.saturating_add(pause);
+        (now < until).then(|| Action::Wait(Waiting::Answer(words.clone()), until))
     }
 
     /// Waits until the next look, which comes whatever is told meanwhile.

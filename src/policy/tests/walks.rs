@@ -774,3 +774,56 @@ fn no_way_to_the_socket_is_final_after_a_moment() {
         Action::Fail(Failure::Denied(_))
     ));
 }
+
+#[test]
+fn a_tailscaled_that_goes_away_while_it_is_asked_is_looked_at_again_and_waited_for() {
+    let mut machine = Walk::new(status("")).machine;
+    let gone = || LocalApiError::Unreachable("gone".into());
+    machine.on(
+        Event::Record(Record {
+            salt: [1; 16],
+            ..Record::default()
+        }),
+        Time::ZERO,
+    );
+    let seen = Event::Seen {
+        status: Ok(status("NeedsLogin")),
+        unbound: None,
+        prefs: None,
+    };
+    machine.on(seen, Time::ZERO);
+    machine.on(Event::Key(digest("d1")), Time::ZERO);
+    for second in 0..100 {
+        let now = Duration::from_secs(second);
+        assert_eq!(
+            machine.next(now),
+            if second == 0 {
+                Action::ReadPrefs
+            } else {
+                Action::Look
+            }
+        );
+        if second == 0 {
+            let prefs = Err(gone());
+            machine.on(
+                Event::Prefs {
+                    prefs,
+                    profile: None,
+                    live: false,
+                },
+                now,
+            );
+            assert_eq!(machine.next(now), Action::Look);
+        }
+        machine.on(
+            Event::Seen {
+                status: Err(gone()),
+                unbound: None,
+                prefs: None,
+            },
+            now,
+        );
+        assert!(matches!(machine.next(now), Action::Wait(..)));
+        machine.on(Event::Woke, now);
+    }
+}
