@@ -187,6 +187,8 @@ impl Machine {
     fn forget_the_way(&mut self) {
         (self.logins, self.secondhand, self.complaint) = (0, 0, Default::default());
         (self.failures, self.key_wanted_since) = (Backoff::default(), None);
+        // It was ours.
+        self.others_login = false;
     }
 
     // ---- the life of a node key
