@@ -33,7 +33,7 @@ pub struct Record {
     pub login: Option<BegunLogin>,
     pub refused: Option<RefusedKey>,
     /// The node key that was seen last.
-    pub node: Option<NodeKey>,
+    pub node: Option<Box<NodeKey>>,
 }
 
 /// A node key, as far as runs have seen it.

@@ -310,9 +310,8 @@ impl<'a> Run<'a> {
         let Some((key, _)) = &self.key else {
             return Err(LocalApiError::NoAnswer);
         };
-        match self.config.cli.trust_socket().await {
-            Err(NotStarted::Untrusted(why) | NotStarted::ForNow(why)) => return Err(LocalApiError::Denied(why)),
-            _ => {}
+        if let Err(NotStarted::Untrusted(why) | NotStarted::ForNow(why)) = self.config.cli.trust_socket().await {
+            return Err(LocalApiError::Denied(why));
         }
         log::info!("renewing the node key with the auth key from {}", self.config.key.path.display());
         self.api.renew(key.start_request()).await

@@ -443,7 +443,7 @@ impl<'a> Lines<'a> {
             }
             Err(_) => Some(Obstacle::NoKey),
         });
-        let node = seen.record.node.as_ref().filter(|node| node.key == status.node.public_key);
+        let node = seen.record.node.as_deref().filter(|node| node.key == status.node.public_key);
         let when = match node.and_then(|node| UNIX_EPOCH.checked_add(renew_at(node))) {
             Some(at) if at > seen.now => words::date(at, seen.now),
             Some(_) => "now".to_owned(),

@@ -207,7 +207,7 @@ impl Machine {
                 let left = expiry.saturating_sub(clock);
                 let life = known.map_or(Duration::ZERO, |node| node.life).max(left);
                 // By this clock it has expired before it was seen.
-                (!life.is_zero()).then_some(NodeKey { key, expiry, life })
+                (!life.is_zero()).then(|| Box::new(NodeKey { key, expiry, life }))
             }
         });
     }
@@ -229,7 +229,7 @@ impl Machine {
     }
 
     fn known_node_key(&self) -> Option<&NodeKey> {
-        self.record.as_ref()?.node.as_ref()
+        self.record.as_ref()?.node.as_deref()
     }
 
     /// This part of the node key's life, but no more than that.
