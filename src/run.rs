@@ -326,11 +326,9 @@ impl<'a> Run<'a> {
         let Some((key, _)) = &self.key else {
             return Err(LocalApiError::NoAnswer);
         };
-        match self.config.cli.trust_socket().await {
-            Err(NotStarted::Untrusted(why) | NotStarted::ForNow(why)) => {
-                return Err(LocalApiError::Denied(why));
-            }
-            _ => {}
+        let trusted = self.config.cli.trust_socket().await;
+        if let Err(NotStarted::Untrusted(why) | NotStarted::ForNow(why)) = trusted {
+            return Err(LocalApiError::Denied(why));
         }
         log::info!(
             "renewing the node key with the auth key from {}",

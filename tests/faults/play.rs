@@ -575,7 +575,7 @@ impl<'a> World<'a> {
             self.held = held;
         }
 
-        let failing = active.iter().filter_map(|kind| match kind {
+        let mut failing = active.iter().filter_map(|kind| match kind {
             Kind::WordsChange => {
                 let turn = self.began.elapsed().as_millis() / SAME_WORDS.as_millis();
                 Some(Failing::Words(turn as usize))
@@ -583,7 +583,7 @@ impl<'a> World<'a> {
             Kind::RegisterStatus(status) => Some(Failing::Status(*status)),
             _ => None,
         });
-        let failing = failing.last().unwrap_or_default();
+        let failing = failing.next_back().unwrap_or_default();
         if failing != self.failing {
             match failing {
                 Failing::No => self.fail_registers(0, "", 0),
