@@ -100,6 +100,16 @@ impl Machine {
         self.record = Some(record);
     }
 
+    /// What another run has found out meanwhile. Of a login of its own it has told us nothing.
+    pub(super) fn on_record_again(&mut self, again: Record) {
+        if again.salt != <[u8; 16]>::default()
+            && let Some(record) = &mut self.record
+        {
+            (record.salt, record.refused) = (again.salt, again.refused.clone());
+            (self.stored.salt, self.stored.refused) = (again.salt, again.refused);
+        }
+    }
+
     pub(super) fn on_started(&mut self, started: Result<(), NotStarted>, now: Time) {
         match started {
             Ok(()) => {
@@ -111,10 +121,13 @@ impl Machine {
                 self.logins += 1;
             }
             // No key was sent.
-            Err(why) => self.came_to_nothing(match Failure::not_started(&why, &self.setup.program) {
-                Some(failure) => Then::Impossible(failure),
-                None => Then::Pause(why.words().to_owned()),
-            }, now),
+            Err(why) => self.came_to_nothing(
+                match Failure::not_started(&why, &self.setup.program) {
+                    Some(failure) => Then::Impossible(failure),
+                    None => Then::Pause(why.words().to_owned()),
+                },
+                now,
+            ),
         }
     }
 
@@ -209,10 +222,8 @@ impl Machine {
 
     /// tailscaled no longer has the key.
     pub(super) fn lost_the_key(&mut self, why: &str, now: Time) {
-        let is_tailscaleds = matches!(
-            self.login,
-            Login::UnderWay { .. } | Login::Doubted { told: false, .. }
-        );
+        let is_tailscaleds =
+            matches!(self.login, Login::UnderWay { .. } | Login::Doubted { told: false, .. });
         if is_tailscaleds && !self.command_runs {
             self.pause(why.to_owned(), RETRY_FIRST, now);
         }
@@ -239,7 +250,7 @@ impl Machine {
         // An expired node comes to ask for a person by itself.
         let asks = matches!(self.situation, Some(Situation::AsksForPerson { .. }));
         let seen = !asks && self.situation.as_ref().is_some_and(|situation| situation != before);
-        seen || self.history.as_ref().is_some_and(History::is_replaced)
+        seen || self.is_replaced()
     }
 
     // ---- what is seen of it
@@ -265,7 +276,8 @@ impl Machine {
             }
             Login::UnderWay { since, before } => match error {
                 Some(error @ (LoginError::Refused(_) | LoginError::Unknown(_))) => {
-                    let is_stale = before.login_error().map(LoginError::words) == Some(error.words());
+                    let is_stale =
+                        before.login_error().map(LoginError::words) == Some(error.words());
                     if !is_stale || now >= since.saturating_add(STALE_DOUBT) {
                         let (before, error) = (before.clone(), error.clone());
                         self.login = Login::Doubted { since: now, before, error, told: false };
@@ -279,14 +291,19 @@ impl Machine {
                     let why = "the control server asks for a person".to_owned();
                     self.login = Login::Failing { since: now, then: Then::Pause(why) };
                 }
-                None if matches!(situation, Situation::NeedsLogin { .. }) && self.is_logged_out() => {
+                None if matches!(situation, Situation::NeedsLogin { .. })
+                    && self.is_logged_out() =>
+                {
                     // A restart that nobody saw.
                     self.lost_the_key("tailscaled was restarted", now);
                 }
                 _ => {}
             },
-            Login::Doubted { since, before, told, error: doubted } if now >= since.saturating_add(DOUBT) => {
-                let is_shown = matches!(error, Some(LoginError::Refused(_) | LoginError::Unknown(_)));
+            Login::Doubted { since, before, told, error: doubted }
+                if now >= since.saturating_add(DOUBT) =>
+            {
+                let is_shown =
+                    matches!(error, Some(LoginError::Refused(_) | LoginError::Unknown(_)));
                 if *told || is_shown {
                     let error = error.filter(|_| is_shown).unwrap_or(doubted).clone();
                     self.believe(error, *told, now);
@@ -316,9 +333,11 @@ impl Machine {
 
     /// The login has failed.
     fn believe(&mut self, error: LoginError, told: bool, now: Time) {
+        // The CLI tells whatever login fails.
+        let is_touched = self.history.as_ref().is_some_and(History::is_touched);
         let then = match error {
             // It may be of a key that somebody else has sent meanwhile. Ours is sent once more.
-            LoginError::Refused(_) if !told && self.secondhand == 0 => {
+            LoginError::Refused(_) if (!told || is_touched) && self.secondhand == 0 => {
                 self.secondhand += 1;
                 Then::Anew
             }
@@ -330,9 +349,10 @@ impl Machine {
 
     /// The node is connected, and nothing is left to put back.
     fn settle_if_done(&mut self) {
-        let is_done = self.history.as_ref().is_none_or(|history| {
-            history.is_replaced() && history.owed().is_empty()
-        });
+        let is_done = self
+            .history
+            .as_ref()
+            .is_none_or(|history| history.is_replaced() && history.owed().is_empty());
         if self.login == Login::Came && self.known.is_some() && is_done {
             self.settle();
             self.login = Login::Settled;
@@ -354,7 +374,9 @@ impl Machine {
                 self.resolve(before, ended, now);
             }
             // They have been read, and are as they were.
-            Login::Came if self.history.as_ref().is_some_and(|history| history.owed().is_empty()) => {
+            Login::Came
+                if self.history.as_ref().is_some_and(|history| history.owed().is_empty()) =>
+            {
                 self.settle();
                 self.login = Login::Settled;
             }
@@ -380,8 +402,9 @@ impl Machine {
         let own = prefs::text(&begun.before, "ControlURL");
         let is_its_server = is_same_server(server, &begun.server) || server == own;
         // Its own profile gets its ID with the login.
-        let is_its_profile = known.profile.as_deref().is_none_or(|profile| profile == begun.profile)
-            || begun.profile.is_empty();
+        let is_its_profile =
+            known.profile.as_deref().is_none_or(|profile| profile == begun.profile)
+                || begun.profile.is_empty();
         if !is_its_profile || !is_its_server {
             self.login = Login::None;
             return;
@@ -391,10 +414,8 @@ impl Machine {
         // On a node that was logged in before, what has no key yet looks the same.
         let asks = matches!(self.situation, Some(Situation::AsksForPerson { .. }));
         // With a node key, it may have come to its end, and then it is none to be taken back.
-        let is_settling = matches!(
-            self.situation,
-            Some(Situation::Settling { .. } | Situation::Offline { .. })
-        );
+        let is_settling =
+            matches!(self.situation, Some(Situation::Settling { .. } | Situation::Offline { .. }));
         let is_under_way = prefs::login_under_way(history.last()) && !asks && !is_settling;
         self.profile = Some(begun.profile.clone());
         self.history = Some(history);
@@ -522,6 +543,8 @@ impl Machine {
             Login::Found if self.history.is_none() => Some(Action::ReadPrefs),
             Login::Found if situation.is_connected() => None,
             Login::Found => Some(self.with_key(now, |_| Action::Look)),
+            // The node came up without it. It may still be on its way to the preferences.
+            Login::Came if self.command_runs && !self.is_replaced() => Some(Action::StopCommand),
             Login::Came => Some(Action::ReadPrefs),
             Login::Broke { .. } => Some(Action::ReadPrefs),
             Login::Failing { .. } => Some(self.take_back()),
@@ -533,7 +556,9 @@ impl Machine {
                 let doubted = Waiting::Verdict(error.words().to_owned());
                 Some(self.wait_until(doubted, since.saturating_add(DOUBT), now))
             }
-            Login::Refused { since, refusal } => self.after_refusal(situation, *since, refusal, now),
+            Login::Refused { since, refusal } => {
+                self.after_refusal(situation, *since, refusal, now)
+            }
             Login::Pausing { words, until, .. } => match situation {
                 _ if matches!(self.key, Key::Ready(_)) && now < *until => Some(Action::ReleaseKey),
                 S::Settling { error: None, .. }
@@ -577,26 +602,37 @@ impl Machine {
 
     /// The CLI runs, or has ended and left the key with tailscaled, which tries by itself. A second
     /// login now could burn a single-use key.
-    fn under_way(&self, situation: &Situation, since: Time, before: &Situation, now: Time) -> Option<Action> {
+    fn under_way(
+        &self,
+        situation: &Situation,
+        since: Time,
+        before: &Situation,
+        now: Time,
+    ) -> Option<Action> {
         use Situation as S;
         let has_come = self.has_come(before);
         let lasted = now.saturating_sub(since.max(self.since));
-        let is_idle = !has_come && self.command_runs;
-        if is_idle && now >= since.saturating_add(self.command_patience()) {
-            return Some(Action::StopCommand);
-        }
         // No key is used while a person or the control server is waited for.
         let is_unreachable = matches!(situation.login_error(), Some(LoginError::Unreachable(_)))
             // It has been reached since.
             && !matches!(situation, S::AsksForPerson { .. });
         let awaits_others = is_unreachable || *situation == S::NeedsApproval;
+        let is_idle = self.command_runs && !self.is_replaced() && !awaits_others;
+        if is_idle && lasted >= self.command_patience() {
+            return Some(Action::StopCommand);
+        }
         let action = match situation {
-            S::NeedsApproval if !self.is_asked_elsewhere() => Some(self.wait(Waiting::Approval, now)),
+            S::NeedsApproval if !self.is_asked_elsewhere() => {
+                Some(self.wait(Waiting::Approval, now))
+            }
             S::NeedsApproval if !self.command_runs && lasted >= TAILSCALEDS_PATIENCE => None,
             S::Stopped if has_come => Some(self.wait(Waiting::StoppedByOther, now)),
             // Another profile is in use, and the CLI would wait for ever.
             S::NeedsLogin { error: None }
-                if self.command_runs && has_come && self.is_logged_out() && lasted >= DOUBT =>
+                if self.command_runs
+                    && has_come
+                    && self.is_nobodys()
+                    && lasted >= self.switch_patience() =>
             {
                 Some(Action::StopCommand)
             }
@@ -615,16 +651,36 @@ impl Machine {
                 Some(self.wait(Waiting::ControlServer(Some(why.clone())), now))
             }
             S::Unknown(_) | S::NoState(_) => None,
-            _ => Some(self.wait(match situation.login_error() {
-                Some(error) => Waiting::ControlServer(Some(error.words().to_owned())),
-                None => Waiting::LoggingIn,
-            }, now)),
+            _ => Some(self.wait(
+                match situation.login_error() {
+                    Some(error) => Waiting::ControlServer(Some(error.words().to_owned())),
+                    None => Waiting::LoggingIn,
+                },
+                now,
+            )),
         };
         match action {
             Some(Action::Wait(..)) if awaits_others && matches!(self.key, Key::Ready(_)) => {
                 Some(Action::ReleaseKey)
             }
             action => action,
+        }
+    }
+
+    fn is_replaced(&self) -> bool {
+        self.history.as_ref().is_some_and(History::is_replaced)
+    }
+
+    /// Going by the preferences, nobody is logged in or about to be.
+    fn is_nobodys(&self) -> bool {
+        self.history.as_ref().is_some_and(|history| !prefs::login_under_way(history.last()))
+    }
+
+    /// A command that has not come to the preferences may still be on its way there.
+    fn switch_patience(&self) -> Duration {
+        match self.is_replaced() {
+            true => DOUBT,
+            false => self.command_patience(),
         }
     }
 
@@ -636,7 +692,13 @@ impl Machine {
     }
 
     /// The control server refused our key, and tailscaled has forgotten it.
-    fn after_refusal(&self, situation: &Situation, since: Time, refusal: &Refusal, now: Time) -> Option<Action> {
+    fn after_refusal(
+        &self,
+        situation: &Situation,
+        since: Time,
+        refusal: &Refusal,
+        now: Time,
+    ) -> Option<Action> {
         use Situation as S;
         let has_node_key = self.status.as_ref().is_some_and(|status| status.have_node_key);
         let may_recover = match situation {
@@ -652,9 +714,9 @@ impl Machine {
         };
         match &self.key {
             Key::Unread => Some(Action::ReadKey),
-            _ if may_recover && now < since.saturating_add(RECOVERY_PATIENCE) => {
-                Some(self.wait_until(Waiting::Settling, since.saturating_add(RECOVERY_PATIENCE), now))
-            }
+            _ if may_recover && now < since.saturating_add(RECOVERY_PATIENCE) => Some(
+                self.wait_until(Waiting::Settling, since.saturating_add(RECOVERY_PATIENCE), now),
+            ),
             // The secret was replaced in the meantime.
             Key::Ready(facts) if refusal.what == Refused::Key && is_other(&facts.digest) => None,
             _ => Some(Action::Fail(Failure::Refused(refusal.clone()))),
@@ -689,15 +751,23 @@ impl Machine {
             None => Action::Look,
             // The next run finds the record.
             Some(Situation::NoDaemon | Situation::Denied(_) | Situation::Unintelligible(_)) => end,
-            Some(_) if self.objection.is_some() && now >= stopping.since.saturating_add(END_PATIENCE) => end,
+            Some(_)
+                if self.objection.is_some()
+                    && now >= stopping.since.saturating_add(END_PATIENCE) =>
+            {
+                end
+            }
             Some(_) => match &self.login {
                 Login::Failing { .. } => self.take_back(),
                 _ if self.known.is_none() => Action::ReadPrefs,
                 _ => match self.put_back() {
                     Some(action) => action,
-                    None if matches!(self.login, Login::UnderWay { .. } | Login::Came) => {
-                        self.wait_until(Waiting::LoggingIn, stopping.since.saturating_add(END_PATIENCE), now)
-                    }
+                    None if matches!(self.login, Login::UnderWay { .. } | Login::Came) => self
+                        .wait_until(
+                            Waiting::LoggingIn,
+                            stopping.since.saturating_add(END_PATIENCE),
+                            now,
+                        ),
                     None => end,
                 },
             },
@@ -712,8 +782,9 @@ impl Machine {
             // It was to be tried again before anything would be taken back.
             self.login = Login::Failing { since: now, then: Then::End };
         }
-        let (Login::UnderWay { before, .. } | Login::Doubted { before, .. } | Login::Broke { before, .. }) =
-            &self.login
+        let (Login::UnderWay { before, .. }
+        | Login::Doubted { before, .. }
+        | Login::Broke { before, .. }) = &self.login
         else {
             return;
         };

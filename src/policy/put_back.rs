@@ -29,6 +29,11 @@ pub struct History {
     of_login: Prefs,
     /// They were put back. What changes from then on is not the doing of `up`.
     returned: bool,
+    /// That will be told, too.
+    return_untold: bool,
+    /// Since the login came, somebody has changed something, or has begun a login of their own:
+    /// tailscaled tells the preferences at each start, once, also if they are the same (seen on 1.98).
+    touched: bool,
 }
 
 impl History {
@@ -46,6 +51,8 @@ impl History {
             in_vain: false,
             of_login: Prefs::new(),
             returned: false,
+            return_untold: false,
+            touched: false,
         }
     }
 
@@ -57,6 +64,12 @@ impl History {
 
     /// The next state that they have come to.
     pub fn told(&mut self, now: Prefs) {
+        let is_news = self.replaced && now.get("Config") == self.last.get("Config");
+        let is_same = prefs::differences(&now, &self.last).is_empty();
+        match is_same && std::mem::take(&mut self.return_untold) {
+            true => {}
+            false => self.touched |= is_news,
+        }
         let is_replacement = |prefs| prefs::are_of_login(prefs, &self.asked, &self.ours);
         let is_first = !self.replaced || self.in_vain || !is_replacement(&self.last);
         if is_replacement(&now) && is_first && !self.returned {
@@ -76,7 +89,8 @@ impl History {
             self.wanted.extend(changed.clone());
             let is_off = now.get("WantRunning") == Some(&serde_json::Value::Bool(false));
             if (self.replaced || is_off) && self.last.get("WantRunning") != now.get("WantRunning") {
-                changed.extend(now.get_key_value("WantRunning").map(|(k, v)| (k.clone(), v.clone())));
+                changed
+                    .extend(now.get_key_value("WantRunning").map(|(k, v)| (k.clone(), v.clone())));
             }
             self.original.extend(changed);
         }
@@ -92,7 +106,8 @@ impl History {
         let changed = prefs::differences(&now, &self.last);
         let has_begun = prefs::login_under_way(&now) && !prefs::login_under_way(&self.last)
             || prefs::text(&now, "ControlURL") != prefs::text(&self.last, "ControlURL");
-        if prefs::are_of_login(&now, &self.asked, &self.ours) && (has_begun || !changed.is_empty()) {
+        if prefs::are_of_login(&now, &self.asked, &self.ours) && (has_begun || !changed.is_empty())
+        {
             return self.told(now);
         }
         let kept = prefs::kept(&self.wanted, &now, &self.asked);
@@ -103,14 +118,17 @@ impl History {
         // Else a tailscaled that was restarted may have forgotten it.
         let is_there = prefs::login_under_way(&now);
         for (name, value) in changed {
-            let is_given = prefs::is_given_by(&self.ours, &name) && !prefs::is_set_by(&self.asked, &name);
+            let is_given =
+                prefs::is_given_by(&self.ours, &name) && !prefs::is_set_by(&self.asked, &name);
             if is_given && is_there {
                 self.wanted.insert(name.clone(), value.clone());
                 self.original.insert(name, value);
                 continue;
             }
             self.replaced |= prefs::is_default(&name, &value);
-            self.wanted.extend(kept.get_key_value(&name).map(|(name, value)| (name.clone(), value.clone())));
+            self.wanted.extend(
+                kept.get_key_value(&name).map(|(name, value)| (name.clone(), value.clone())),
+            );
             if !prefs::is_default(&name, &value) && !prefs::is_set_by(&self.asked, &name) {
                 self.original.insert(name, value);
             }
@@ -121,8 +139,10 @@ impl History {
     /// Whether these may be another profile's: their login server is neither the old one nor that of
     /// the login, or their node is another. (A login can bring that too.)
     pub fn is_elsewhere(&self, now: &Prefs, server: &str) -> bool {
-        let is_other = |one: &str, other: &str| !one.is_empty() && !other.is_empty() && one != other;
-        let [own, last, url] = [&self.original, &self.last, now].map(|prefs| prefs::text(prefs, "ControlURL"));
+        let is_other =
+            |one: &str, other: &str| !one.is_empty() && !other.is_empty() && one != other;
+        let [own, last, url] =
+            [&self.original, &self.last, now].map(|prefs| prefs::text(prefs, "ControlURL"));
         is_other(url, own) && is_other(url, last) && !is_same_server(url, server)
             || is_other(node_id(now), node_id(&self.last))
     }
@@ -133,12 +153,13 @@ impl History {
     }
 
     /// Whether anything is otherwise than before the login, or than before those that this run has
-    /// made earlier.
+    /// made earlier, and none of them has succeeded.
     pub fn is_changed(&self) -> bool {
         let (before, now) = (&self.original, &self.last);
         let differs = |name: &&str| before.get(*name) != now.get(*name);
-        ["ControlURL", "LoggedOut", "WantRunning"].iter().any(differs)
-            || !prefs::differences(before, now).is_empty()
+        let is_other = ["ControlURL", "LoggedOut", "WantRunning"].iter().any(differs)
+            || !prefs::differences(before, now).is_empty();
+        is_other && !self.has_succeeded(now)
     }
 
     /// The settings that have to be put back now.
@@ -154,6 +175,12 @@ impl History {
         let owed = self.owed();
         self.last.extend(owed);
         self.returned = true;
+        self.return_untold = true;
+    }
+
+    /// Whether the last login that tailscaled was asked for may be somebody else's.
+    pub fn is_touched(&self) -> bool {
+        self.touched
     }
 
     /// Leaves these settings as they are: they could not be put back. Each name may be followed by why.

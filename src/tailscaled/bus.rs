@@ -48,6 +48,8 @@ pub struct Bus {
     /// After it was refused or has ended, it's not asked for again until then.
     reopen_at: Option<Instant>,
     in_vain: u32,
+    /// A bus that is never silent is not listened to before then.
+    rests_until: Option<Instant>,
 }
 
 /// A bus that is open.
@@ -60,6 +62,8 @@ struct Open {
     has_told: bool,
     has_told_prefs: bool,
     ended: bool,
+    /// What is to be told next, as far as it has come.
+    notice: Option<Notice>,
 }
 
 /// A line of the bus, an ipn.Notify. The rest of it is for the status to say.
@@ -117,54 +121,67 @@ impl Bus {
         let Some(open) = &mut self.open else {
             return pending().await;
         };
-        if self.in_vain >= MOST_IN_VAIN {
-            sleep(REST).await;
+        if let Some(until) = self.rests_until {
+            sleep(until.saturating_duration_since(Instant::now())).await;
         }
         let notice = open.told().await;
         self.in_vain += 1;
+        self.rests_until = (self.in_vain >= MOST_IN_VAIN).then(|| Instant::now() + REST);
         notice
     }
 
     /// The notices were not in vain: something has changed.
     pub fn something_changed(&mut self) {
         self.in_vain = 0;
+        self.rests_until = None;
     }
 }
 
 impl Open {
     fn new(response: Response) -> Self {
-        Self { response, line: Vec::new(), overlong: false, has_told: false, has_told_prefs: false, ended: false }
+        Self {
+            response,
+            line: Vec::new(),
+            overlong: false,
+            has_told: false,
+            has_told_prefs: false,
+            ended: false,
+            notice: None,
+        }
     }
 
     /// Waits until something arrives, or until a bus that has told something ends: tailscaled may be
     /// restarting then. The end of one that never did is no news, and waits for ever.
     async fn told(&mut self) -> Notice {
-        let mut notice = Notice::default();
-        if !self.ended {
-            let chunk = self.response.chunk().await;
-            self.take(chunk, &mut notice);
-        }
-        if self.ended && !self.has_told {
-            return pending().await;
+        if self.notice.is_none() {
+            if !self.ended {
+                let chunk = self.response.chunk().await;
+                self.take(chunk);
+            }
+            if self.ended && !self.has_told {
+                return pending().await;
+            }
         }
         // What has arrived together is told together. Bounded, for a bus that never falls silent.
         for _ in 0..64 {
             match timeout(Duration::ZERO, self.response.chunk()).await {
-                Ok(chunk) if !self.ended => self.take(chunk, &mut notice),
+                Ok(chunk) if !self.ended => self.take(chunk),
                 _ => break,
             }
         }
+        let mut notice = self.notice.take().unwrap_or_default();
         notice.after_a_gap = !self.has_told_prefs;
         self.has_told_prefs |= !notice.prefs.is_empty();
         self.has_told = true;
         notice
     }
 
-    fn take<B: AsRef<[u8]>>(&mut self, chunk: reqwest::Result<Option<B>>, notice: &mut Notice) {
+    fn take<B: AsRef<[u8]>>(&mut self, chunk: reqwest::Result<Option<B>>) {
         let Ok(Some(chunk)) = chunk else {
             self.ended = true;
             return;
         };
+        let notice = self.notice.get_or_insert_default();
         for part in chunk.as_ref().split_inclusive(|byte| *byte == b'\n') {
             self.overlong |= self.line.len() + part.len() > MAX_BODY;
             if !self.overlong {

@@ -29,8 +29,10 @@ pub struct Refusal {
 /// What it is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refused {
-    /// The auth key or OAuth client secret, or its owner.
+    /// The auth key or OAuth client secret.
     Key,
+    /// The key's owner, who may be let in again.
+    Owner,
     /// The tags that are asked for.
     Tags,
 }
@@ -51,7 +53,9 @@ impl LoginError {
     /// The words alone.
     pub fn words(&self) -> &str {
         match self {
-            Self::Refused(Refusal { words, .. }) | Self::Unreachable(words) | Self::Unknown(words) => words,
+            Self::Refused(Refusal { words, .. })
+            | Self::Unreachable(words)
+            | Self::Unknown(words) => words,
         }
     }
 }
@@ -157,7 +161,7 @@ fn refused(text: &str) -> Option<Refused> {
         "timeout",
         "overload",
     ];
-    const KEY: [&str; 15] = [
+    const KEY: [&str; 13] = [
         "invalid key",
         "no such key",
         "api key",
@@ -171,9 +175,8 @@ fn refused(text: &str) -> Option<Refused> {
         "invalid auth key",
         "auth key expired",
         "auth key not found",
-        "user is suspended",
-        "user not found",
     ];
+    const OWNER: [&str; 2] = ["user is suspended", "user not found"];
     if text.starts_with("register request") {
         return Some(Refused::Key);
     }
@@ -182,8 +185,12 @@ fn refused(text: &str) -> Option<Refused> {
     let words = lower.strip_prefix("handling register with auth key: ").unwrap_or(&lower);
     if PASSING.iter().any(|word| words.contains(word)) {
         None
-    } else if words.contains("tags") && (words.contains("not permitted") || words.contains("invalid")) {
+    } else if words.contains("tags")
+        && (words.contains("not permitted") || words.contains("invalid"))
+    {
         Some(Refused::Tags)
+    } else if OWNER.iter().any(|word| words.contains(word)) {
+        Some(Refused::Owner)
     } else if KEY.iter().any(|word| words.contains(word)) {
         Some(Refused::Key)
     } else {
@@ -322,8 +329,10 @@ pub fn read(code: Option<i32>, stderr: &str) -> Ended {
     if SETTINGS.iter().any(|words| stderr.contains(words)) {
         return Ended::BadSettings(brief(error));
     }
-    const LOST: [&str; 2] = ["failed to connect to local tailscaled", "500 Internal Server Error: "];
-    if ["EOF", "unexpected EOF"].contains(&error) || LOST.iter().any(|words| stderr.contains(words)) {
+    const LOST: [&str; 2] =
+        ["failed to connect to local tailscaled", "500 Internal Server Error: "];
+    if ["EOF", "unexpected EOF"].contains(&error) || LOST.iter().any(|words| stderr.contains(words))
+    {
         return Ended::Lost(brief(error));
     }
     match (error, code) {
