@@ -174,7 +174,6 @@ impl Action {
 
 /// What has happened.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "each is made once and taken apart at once")]
 pub enum Event {
     Record(Record),
     /// The record once more, now that nobody else may write it: another run may have.
