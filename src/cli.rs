@@ -10,9 +10,9 @@ use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{ArgAction, ArgMatches, CommandFactory, FromArgMatches, Parser};
 
+use crate::failure::{EXITS, Failure, Mistake};
 use crate::flags;
 use crate::key::Parameters;
-use crate::failure::{EXITS, Failure, Mistake};
 use crate::redact::looks_like_a_key;
 use crate::server::{self, http_url};
 
@@ -321,10 +321,7 @@ fn duration(text: &str) -> Result<Duration, String> {
 fn login_server(text: &str) -> Result<String, String> {
     match http_url(text) {
         Some(_) => Ok(text.to_owned()),
-        None => Err(format!(
-            "it takes an http or https URL, such as {}",
-            server::EXAMPLE
-        )),
+        None => Err(format!("it takes an http or https URL, such as {}", server::EXAMPLE)),
     }
 }
 
@@ -342,13 +339,9 @@ mod tests {
 
     #[test]
     fn times_are_read_as_systemd_and_people_write_them() {
-        for (text, seconds) in [
-            ("90", 90),
-            ("90s", 90),
-            ("5min", 300),
-            ("1h 30min", 5400),
-            ("0", 0),
-        ] {
+        for (text, seconds) in
+            [("90", 90), ("90s", 90), ("5min", 300), ("1h 30min", 5400), ("0", 0)]
+        {
             assert_eq!(duration(text), Ok(Duration::from_secs(seconds)), "{text}");
         }
         assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
@@ -378,14 +371,7 @@ mod tests {
 
     #[test]
     fn a_value_like_a_refused_flag_is_none() {
-        let words = [
-            "x",
-            "--",
-            "--ssh",
-            "--hostname=reset",
-            "--operator",
-            "--json",
-        ];
+        let words = ["x", "--", "--ssh", "--hostname=reset", "--operator", "--json"];
         assert_eq!(Options::parse_from(words).check(), Ok(()));
     }
 

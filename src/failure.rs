@@ -82,7 +82,9 @@ impl Refused {
     fn advice(self) -> &'static str {
         match self {
             Self::Key => "make a new key, put it into the key file and start again",
-            Self::Owner => "let the owner of the key in again, or make a key of another, and start again",
+            Self::Owner => {
+                "let the owner of the key in again, or make a key of another, and start again"
+            }
             Self::Tags => {
                 "correct --advertise-tags, or make a new key that may have these tags, and start again"
             }
@@ -166,7 +168,9 @@ impl Failure {
             Ended::SecretRefused(refusal) => Self::Refused(refusal.clone()),
             Ended::Denied(why) => Self::Denied(why.clone()),
             Ended::Locked => Mistake::LockedConfig.into(),
-            Ended::UnknownFlag(_, said) | Ended::BadFlags(said) => Mistake::Flags(said.clone()).into(),
+            Ended::UnknownFlag(_, said) | Ended::BadFlags(said) => {
+                Mistake::Flags(said.clone()).into()
+            }
             Ended::OtherServer => Mistake::OtherServer.into(),
             Ended::BadSettings(said) => Mistake::Settings(said.clone()).into(),
             Ended::Mute(code @ (126 | 127)) => {
@@ -238,7 +242,9 @@ pub enum Note {
     NotTakenBack(String),
     #[error("the login changed settings that cannot be put back: {}", .0.join(", "))]
     NotPutBack(Vec<String>),
-    #[error("another profile is in use now, so the settings of the profile that was logged in are not put back")]
+    #[error(
+        "another profile is in use now, so the settings of the profile that was logged in are not put back"
+    )]
     OtherProfile,
     #[error(
         "the node is connected to the login server {own}, not to {asked}; it is left alone. \
@@ -364,25 +370,14 @@ const fn exit(
     when: &'static str,
     again: bool,
 ) -> Exit {
-    Exit {
-        code,
-        name,
-        brief,
-        when,
-        again,
-    }
+    Exit { code, name, brief, when, again }
 }
 
 const CONNECTED: Exit = exit(0, "", "connected", "connected", false);
 /// Public, since clap says itself what is wrong.
 pub const USAGE: Exit = exit(64, "USAGE", "usage", "the command line is wrong", false);
-const NOINPUT: Exit = exit(
-    66,
-    "NOINPUT",
-    "no key file",
-    "the key file is needed, and missing or unreadable",
-    true,
-);
+const NOINPUT: Exit =
+    exit(66, "NOINPUT", "no key file", "the key file is needed, and missing or unreadable", true);
 const UNAVAILABLE: Exit = exit(
     69,
     "UNAVAILABLE",
@@ -390,20 +385,10 @@ const UNAVAILABLE: Exit = exit(
     "--timeout passed and tailscaled never answered",
     true,
 );
-const SOFTWARE: Exit = exit(
-    70,
-    "SOFTWARE",
-    "",
-    "a fault of the program or of the system under it",
-    true,
-);
-const TEMPFAIL: Exit = exit(
-    75,
-    "TEMPFAIL",
-    "time is up",
-    "--timeout passed on anything else",
-    true,
-);
+const SOFTWARE: Exit =
+    exit(70, "SOFTWARE", "", "a fault of the program or of the system under it", true);
+const TEMPFAIL: Exit =
+    exit(75, "TEMPFAIL", "time is up", "--timeout passed on anything else", true);
 const NOPERM: Exit = exit(
     77,
     "NOPERM",
@@ -420,16 +405,8 @@ const CONFIG: Exit = exit(
 );
 
 /// All of them.
-pub const EXITS: [Exit; 8] = [
-    CONNECTED,
-    USAGE,
-    NOINPUT,
-    UNAVAILABLE,
-    SOFTWARE,
-    TEMPFAIL,
-    NOPERM,
-    CONFIG,
-];
+pub const EXITS: [Exit; 8] =
+    [CONNECTED, USAGE, NOINPUT, UNAVAILABLE, SOFTWARE, TEMPFAIL, NOPERM, CONFIG];
 
 /// The object that `--json` prints.
 pub fn to_json(result: &Result<Connected, Failure>) -> Value {

@@ -48,18 +48,9 @@ pub const UP_FLAGS: [(&str, bool); 31] = [
 pub const REFUSED_FLAGS: [(&str, &str); 6] = [
     ("auth-key", "name the key's file with --authkey-file"),
     ("authkey", "name the key's file with --authkey-file"),
-    (
-        "timeout",
-        "a login is ended by --timeout of tailscale-autoconnect",
-    ),
-    (
-        "reset",
-        "it would lose the node's settings; give the flags that you want changed",
-    ),
-    (
-        "force-reauth",
-        "it would spend the auth key on a node that is logged in",
-    ),
+    ("timeout", "a login is ended by --timeout of tailscale-autoconnect"),
+    ("reset", "it would lose the node's settings; give the flags that you want changed"),
+    ("force-reauth", "it would spend the auth key on a node that is logged in"),
     ("json", "use --json of tailscale-autoconnect"),
 ];
 
@@ -96,19 +87,15 @@ pub fn check(words: &[String]) -> Result<(), String> {
         for (name, _) in words.iter().filter_map(|word| split(word)) {
             refuse(name)?;
         }
-        return Err(
-            "a key may not stand after `--`, where every user of the machine can see it; \
+        return Err("a key may not stand after `--`, where every user of the machine can see it; \
              name the key's file with --authkey-file"
-                .to_owned(),
-        );
+            .to_owned());
     }
     for (name, value) in read(words)? {
         refuse(name)?;
         match (takes_value(name), value) {
             (Some(false), Some(value)) if !TRUTHS.contains(&value) => {
-                return Err(format!(
-                    "--{name} is written --{name}=true or --{name}=false"
-                ));
+                return Err(format!("--{name} is written --{name}=true or --{name}=false"));
             }
             (Some(true), None) => return Err(format!("--{name} needs a value")),
             _ => {}
@@ -136,9 +123,7 @@ fn is_or_holds_a_key(word: &str) -> bool {
 
 fn refuse(name: &str) -> Result<(), String> {
     if let Some((name, why)) = REFUSED_FLAGS.iter().find(|(flag, _)| *flag == name) {
-        return Err(format!(
-            "--{name} may not be given to `tailscale up`: {why}"
-        ));
+        return Err(format!("--{name} may not be given to `tailscale up`: {why}"));
     }
     match name {
         "h" | "help" => Err(format!("--{name} of `tailscale up` logs nobody in")),
@@ -223,10 +208,7 @@ mod tests {
     fn the_table_is_in_order() {
         assert!(UP_FLAGS.is_sorted());
         for (refused, _) in REFUSED_FLAGS {
-            assert!(
-                UP_FLAGS.iter().any(|(name, _)| *name == refused),
-                "{refused}"
-            );
+            assert!(UP_FLAGS.iter().any(|(name, _)| *name == refused), "{refused}");
         }
     }
 
@@ -237,11 +219,7 @@ mod tests {
             &["--"],
             &["--ssh", "-shields-up", "--accept-routes=false", "--qr=T"],
             &["--hostname", "x", "--operator=", "--advertise-tags", ""],
-            &[
-                "--advertise-tags=tag:a,tag:Web-1",
-                "--login-server",
-                "http://127.0.0.1:80",
-            ],
+            &["--advertise-tags=tag:a,tag:Web-1", "--login-server", "http://127.0.0.1:80"],
             &["--advertise-tags=server"],
             &["--advertise-routes", "10.0.0.0/8,fd00::/8,192.0.2.1/32"],
             &["--advertise-routes=0.0.0.0/0,::/0", "--advertise-exit-node"],
@@ -276,14 +254,8 @@ mod tests {
             (&["---ssh"], "`---ssh` after `--` is no flag"),
             (&["--=x"], "`--=x` after `--` is no flag"),
             (&["--", "--ssh"], "`--` after `--` is no flag"),
-            (
-                &["--advertise-tags tag:a"],
-                "one word with white space in it",
-            ),
-            (
-                &["--advertise-tags=tag:a --ssh"],
-                "one word with white space in it",
-            ),
+            (&["--advertise-tags tag:a"], "one word with white space in it"),
+            (&["--advertise-tags=tag:a --ssh"], "one word with white space in it"),
             (&["--hostname=x\n--ssh"], "one word with white space in it"),
             (&["--ssh=yes"], "--ssh is written --ssh=true or --ssh=false"),
             (&["--ssh", "--hostname"], "--hostname needs a value"),
@@ -311,12 +283,7 @@ mod tests {
             "4e1243bd22c66e76c2ba9eddc1f91394e57f9f83a2b1c0d9",
         ] {
             let with_flag = format!("--client-secret={key}");
-            for given in [
-                &[key][..],
-                &["--ssh", key],
-                &["--hostname", key],
-                &[&with_flag],
-            ] {
+            for given in [&[key][..], &["--ssh", key], &["--hostname", key], &[&with_flag]] {
                 let refusal = refusal(given);
                 assert!(refusal.contains("a key may not stand after"), "{refusal}");
             }
@@ -327,13 +294,7 @@ mod tests {
 
     #[test]
     fn the_last_of_a_repeated_flag_counts() {
-        let given = words(&[
-            "--hostname=a",
-            "-login-server",
-            "https://x",
-            "--hostname",
-            "b",
-        ]);
+        let given = words(&["--hostname=a", "-login-server", "https://x", "--hostname", "b"]);
         assert_eq!(value(&given, "hostname"), Some("b"));
         assert_eq!(value(&given, "login-server"), Some("https://x"));
         assert_eq!(value(&given, "operator"), None);

@@ -80,9 +80,7 @@ fn main() -> ExitCode {
 }
 
 fn start(options: &Options) -> End {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     match runtime {
         Ok(runtime) => {
             let end = match options.check_only {
@@ -121,10 +119,7 @@ fn config(options: &Options) -> Config {
             path: options.authkey_file.clone(),
             parameters: options.authkey_params.clone().unwrap_or_default(),
         },
-        cli: Cli {
-            program: options.tailscale.clone(),
-            socket: options.socket.clone(),
-        },
+        cli: Cli { program: options.tailscale.clone(), socket: options.socket.clone() },
         store: Store::of(&options.socket, Process::current().is_root()),
     }
 }
@@ -169,11 +164,7 @@ async fn run(options: &Options) -> End {
 /// ignored: `nohup`, or a shell for a job in the background.
 async fn stop_signal() -> i32 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let kinds = [
-        SignalKind::terminate(),
-        SignalKind::interrupt(),
-        SignalKind::hangup(),
-    ];
+    let kinds = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()];
     let [terminate, interrupt, hangup] = kinds.map(|kind| {
         let is_heeded = kind == SignalKind::terminate() || !is_ignored(&status, kind);
         async move {

@@ -181,7 +181,8 @@ pub fn kept(before: &Prefs, after: &Prefs, asked: &[String]) -> Prefs {
             let mut all = routes("advertise-routes", other_routes);
             all.extend(routes("advertise-exit-node", exit_routes));
             let items = |value| items(value).into_iter().collect::<std::collections::BTreeSet<_>>();
-            let same = [old, new].into_iter().find(|value| items(value) == all.iter().copied().collect());
+            let same =
+                [old, new].into_iter().find(|value| items(value) == all.iter().copied().collect());
             kept.insert(name.to_owned(), same.cloned().unwrap_or_else(|| json!(all)));
         // `up` gives the default to what no flag sets: anything else comes of a flag.
         } else if !is_set_by(asked, name) && is_default(name, new) {
@@ -273,9 +274,9 @@ pub fn login_under_way(prefs: &Prefs) -> bool {
 pub fn described(prefs: &Prefs) -> (Vec<String>, Vec<String>) {
     let flags = as_flags(prefs, &[], (u32::MAX, 0));
     let without = settings(prefs).filter(|(name, value)| {
-        let has_flag = SETTINGS.iter().any(|setting| {
-            setting.prefs.contains(name) && is_asked(&flags, setting.flag)
-        });
+        let has_flag = SETTINGS
+            .iter()
+            .any(|setting| setting.prefs.contains(name) && is_asked(&flags, setting.flag));
         !is_default(name, value) && !has_flag
     });
     let without = without.map(|(name, _)| name.to_owned()).collect();

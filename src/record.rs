@@ -33,7 +33,7 @@ pub struct Record {
     pub login: Option<BegunLogin>,
     pub refused: Option<RefusedKey>,
     /// The node key that was seen last.
-    pub node: Option<NodeKey>,
+    pub node: Option<Box<NodeKey>>,
 }
 
 /// A node key, as far as runs have seen it.
@@ -100,7 +100,9 @@ impl Store {
             Some(all) => std::env::split_paths(&all).next(),
             None if is_root && Path::new(OF_UNIT).is_dir() => Some(PathBuf::from(OF_UNIT)),
             None if is_root => Some(Path::new("/run").join(BY_HAND)),
-            None => variable("XDG_RUNTIME_DIR").map(|directory| Path::new(&directory).join(BY_HAND)),
+            None => {
+                variable("XDG_RUNTIME_DIR").map(|directory| Path::new(&directory).join(BY_HAND))
+            }
         };
         let socket = std::path::absolute(socket).unwrap_or_else(|_| socket.to_owned());
         let socket = real_path(&socket);
@@ -113,7 +115,8 @@ impl Store {
         let Some(path) = &self.path else {
             return Record::default();
         };
-        let text = File::open(path).and_then(|file| io::read_to_string(io::Read::take(file, MAX_BYTES)));
+        let text =
+            File::open(path).and_then(|file| io::read_to_string(io::Read::take(file, MAX_BYTES)));
         let read = match text {
             // An array would be taken for the fields in their order.
             Ok(text) if text.trim_start().starts_with('[') => Err("it is an array".to_owned()),
@@ -122,7 +125,10 @@ impl Store {
             Err(error) => Err(error.to_string()),
         };
         read.unwrap_or_else(|error| {
-            log::warn!("the record in the state directory ({}) cannot be read and is ignored: {error}", path.display());
+            log::warn!(
+                "the record in the state directory ({}) cannot be read and is ignored: {error}",
+                path.display()
+            );
             Record::default()
         })
     }
@@ -141,7 +147,8 @@ impl Store {
         }
         let directory = self.make_directory()?;
         let new = path.with_extension("new");
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+        let mut file =
+            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
         file.write_all(&serde_json::to_vec(record)?)?;
         file.sync_data()?;
         fs::rename(&new, path)?;
@@ -152,7 +159,10 @@ impl Store {
     /// cannot be locked is no reason not to log in.
     pub fn lock(&self) -> Option<Lock> {
         let open = || {
-            let path = self.path.as_ref().ok_or_else(|| io::Error::other("there is no state directory"))?;
+            let path = self
+                .path
+                .as_ref()
+                .ok_or_else(|| io::Error::other("there is no state directory"))?;
             self.make_directory()?;
             let path = path.with_extension("lock");
             OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)
@@ -194,11 +204,14 @@ fn real_path(path: &Path) -> PathBuf {
 /// A file name for a path: what a name may hold stays, and each other byte becomes `%` and its number.
 fn name_of(path: &Path) -> String {
     let path = path.as_os_str().as_encoded_bytes();
-    let name: String = path.iter().map(|byte| match byte {
-        b'/' => "-".to_owned(),
-        b if b.is_ascii_alphanumeric() || b"._".contains(b) => char::from(*b).to_string(),
-        b => format!("%{b:02x}"),
-    }).collect();
+    let name: String = path
+        .iter()
+        .map(|byte| match byte {
+            b'/' => "-".to_owned(),
+            b if b.is_ascii_alphanumeric() || b"._".contains(b) => char::from(*b).to_string(),
+            b => format!("%{b:02x}"),
+        })
+        .collect();
     name.trim_start_matches('-').to_owned()
 }
 
@@ -211,7 +224,8 @@ mod tests {
     }
 
     fn record() -> Record {
-        let refused = RefusedKey { at: 1, digest: "d".into(), server: "s".into(), words: "w".into() };
+        let refused =
+            RefusedKey { at: 1, digest: "d".into(), server: "s".into(), words: "w".into() };
         Record { salt: [7; 16], refused: Some(refused), ..Record::default() }
     }
 
@@ -265,7 +279,10 @@ mod tests {
 
     #[test]
     fn sockets_have_names_that_are_file_names_and_differ() {
-        assert_eq!(name_of(Path::new("/run/tailscale/tailscaled.sock")), "run-tailscale-tailscaled.sock");
+        assert_eq!(
+            name_of(Path::new("/run/tailscale/tailscaled.sock")),
+            "run-tailscale-tailscaled.sock"
+        );
         assert_ne!(name_of(Path::new("/a-b")), name_of(Path::new("/a/b")));
     }
 }

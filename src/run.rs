@@ -99,7 +99,11 @@ impl<'a> Run<'a> {
 
     /// Runs until the node is connected or cannot be, or until a signal or the time limit of the run.
     /// None: by a signal.
-    pub async fn run(&mut self, signal: impl Future<Output = ()>, limit: impl Future<Output = ()>) -> Outcome {
+    pub async fn run(
+        &mut self,
+        signal: impl Future<Output = ()>,
+        limit: impl Future<Output = ()>,
+    ) -> Outcome {
         let is_staying = Rc::clone(&self.is_staying);
         let limit = async {
             limit.await;
@@ -207,8 +211,12 @@ impl<'a> Run<'a> {
                 Event::Restarted(self.api.start(None).await)
             }
             Action::BringUp => Event::BroughtUp(self.api.edit_prefs(&want_running()).await),
-            Action::PutBack { prefs, profile } => Event::PutBack(self.put_back(prefs, profile).await),
-            Action::TakeBack { prefs, profile } => Event::TookBack(self.take_back(&prefs, profile).await),
+            Action::PutBack { prefs, profile } => {
+                Event::PutBack(self.put_back(prefs, profile).await)
+            }
+            Action::TakeBack { prefs, profile } => {
+                Event::TookBack(self.take_back(&prefs, profile).await)
+            }
             Action::Renew => {
                 self.is_renewing = true;
                 let result = self.renew().await;
@@ -280,7 +288,10 @@ impl<'a> Run<'a> {
     async fn write(&mut self, mut record: Record) -> Event {
         let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let asked = record.clone();
-        for at_of in record.login.iter_mut().map(|login| &mut login.at)
+        for at_of in record
+            .login
+            .iter_mut()
+            .map(|login| &mut login.at)
             .chain(record.refused.iter_mut().map(|refused| &mut refused.at))
             .filter(|at| **at == 0)
         {
@@ -315,17 +326,24 @@ impl<'a> Run<'a> {
         let Some((key, _)) = &self.key else {
             return Err(LocalApiError::NoAnswer);
         };
-        match self.config.cli.trust_socket().await {
-            Err(NotStarted::Untrusted(why) | NotStarted::ForNow(why)) => return Err(LocalApiError::Denied(why)),
-            _ => {}
+        let trusted = self.config.cli.trust_socket().await;
+        if let Err(NotStarted::Untrusted(why) | NotStarted::ForNow(why)) = trusted {
+            return Err(LocalApiError::Denied(why));
         }
-        log::info!("renewing the node key with the auth key from {}", self.config.key.path.display());
+        log::info!(
+            "renewing the node key with the auth key from {}",
+            self.config.key.path.display()
+        );
         self.api.renew(key.start_request()).await
     }
 
     /// Whether the profile in use is still this one, which may have been given its ID since. An old
     /// tailscaled, which has no answer, has but one.
-    async fn is_profile(&self, profile: Option<String>, or_new: bool) -> Result<bool, LocalApiError> {
+    async fn is_profile(
+        &self,
+        profile: Option<String>,
+        or_new: bool,
+    ) -> Result<bool, LocalApiError> {
         let Some(profile) = profile.filter(|profile| !(or_new && profile.is_empty())) else {
             return Ok(true);
         };
@@ -336,14 +354,20 @@ impl<'a> Run<'a> {
         }
     }
 
-    async fn put_back(&self, prefs: Prefs, profile: Option<String>) -> Result<Option<Vec<String>>, LocalApiError> {
+    async fn put_back(
+        &self,
+        prefs: Prefs,
+        profile: Option<String>,
+    ) -> Result<Option<Vec<String>>, LocalApiError> {
         if !self.is_profile(profile, true).await? {
             return Ok(None);
         }
         let names: Vec<&str> = prefs.keys().map(String::as_str).collect();
         log::info!("putting back settings that the login changed: {}", names.join(", "));
         match self.api.edit_prefs(&prefs).await {
-            Err(LocalApiError::BadAnswer(_) | LocalApiError::Denied(_) | LocalApiError::Locked(_)) => {}
+            Err(
+                LocalApiError::BadAnswer(_) | LocalApiError::Denied(_) | LocalApiError::Locked(_),
+            ) => {}
             done => return done.map(|()| Some(Vec::new())),
         }
         // One that tailscaled doesn't take must not cost the others.
@@ -362,7 +386,11 @@ impl<'a> Run<'a> {
 
     /// Also tells the preferences afterwards, which show whether it was too late. A profile that has an
     /// ID by now was logged in, or is another.
-    async fn take_back(&self, prefs: &Prefs, profile: Option<String>) -> Result<Option<Prefs>, LocalApiError> {
+    async fn take_back(
+        &self,
+        prefs: &Prefs,
+        profile: Option<String>,
+    ) -> Result<Option<Prefs>, LocalApiError> {
         if !self.is_profile(profile, false).await? {
             return Ok(None);
         }
@@ -401,7 +429,11 @@ impl<'a> Run<'a> {
             if !self.is_staying.replace(true) {
                 output::result("connected", &connected.to_string(), true);
                 log::info!("{text}; staying");
-                self.waiting = Some(Wait { what: what.clone(), since: Instant::now(), logged: Some(what.clone()) });
+                self.waiting = Some(Wait {
+                    what: what.clone(),
+                    since: Instant::now(),
+                    logged: Some(what.clone()),
+                });
             }
         }
         let (since, mut logged) = match self.waiting.take() {
@@ -530,11 +562,7 @@ mod tests {
             (Some(server(Some("no route"))), server(Some("EOF")), false),
             (Some(server(Some("no route"))), server(None), false),
             (Some(missing()), unreadable("permission denied"), true),
-            (
-                Some(unreadable("permission denied")),
-                unreadable("EIO"),
-                false,
-            ),
+            (Some(unreadable("permission denied")), unreadable("EIO"), false),
             (Some(missing()), missing(), false),
             (Some(Waiting::Settling), Waiting::Settling, false),
         ] {

@@ -4,9 +4,9 @@
 use crate::check::foresee::{End, Foresight, Step};
 use crate::check::seen::Seen;
 use crate::check::words;
+use crate::failure::{Connected, Failure, Waiting};
 use crate::policy::{Situation, locked_out};
 use crate::tailscaled::LocalApiError;
-use crate::failure::{Connected, Failure, Waiting};
 use crate::up::{LoginError, Refusal, Refused};
 
 macro_rules! kinds {
@@ -122,11 +122,7 @@ pub struct Finding {
 
 impl Kind {
     fn with(self, exit: (&'static str, u8), fills: &[(&str, &str)]) -> Finding {
-        Finding {
-            kind: self,
-            sentence: fill(self.sentence(), fills),
-            exit,
-        }
+        Finding { kind: self, sentence: fill(self.sentence(), fills), exit }
     }
 }
 
@@ -149,7 +145,9 @@ pub fn conclude(seen: &Seen, foresight: &Foresight) -> Finding {
 /// The refusal of a key that tailscaled goes on sending on a node that needs one.
 fn refusal(situation: &Situation) -> Option<&String> {
     match situation {
-        Situation::NeedsLogin { error: Some(LoginError::Refused(Refusal { words, .. })) } => Some(words),
+        Situation::NeedsLogin { error: Some(LoginError::Refused(Refusal { words, .. })) } => {
+            Some(words)
+        }
         _ => None,
     }
 }
@@ -198,7 +196,8 @@ fn tries(
     let waits_first = foresight.steps.contains(&Step::Wait(Waiting::LoggingIn));
     match situation {
         Situation::Stopped => Kind::Stopped.with(exit, &[]),
-        Situation::NeedsLogin { error: Some(error) } | Situation::AsksForPerson { error: Some(error) }
+        Situation::NeedsLogin { error: Some(error) }
+        | Situation::AsksForPerson { error: Some(error) }
             if !matches!(error, LoginError::Refused(_)) =>
         {
             control_server(seen, error.words(), exit)
@@ -275,30 +274,15 @@ fn complains_of_certificate(text: &str) -> bool {
 }
 
 /// Words of Go's resolver and of tailscaled's own.
-const NO_NAME: [&str; 5] = [
-    "lookup ",
-    "no such host",
-    "failed to resolve",
-    "server misbehaving",
-    "dns fallback",
-];
+const NO_NAME: [&str; 5] =
+    ["lookup ", "no such host", "failed to resolve", "server misbehaving", "dns fallback"];
 
-const NO_NETWORK: [&str; 4] = [
-    "network is down",
-    "network down",
-    "network is unreachable",
-    "no route to host",
-];
+const NO_NETWORK: [&str; 4] =
+    ["network is down", "network down", "network is unreachable", "no route to host"];
 
 /// The control server answers, but with no answer that helps.
-const SERVERS_OWN: [&str; 6] = [
-    "http 5",
-    "status 5",
-    ": 5",
-    "rate limit",
-    "too many requests",
-    "internal server error",
-];
+const SERVERS_OWN: [&str; 6] =
+    ["http 5", "status 5", ": 5", "rate limit", "too many requests", "internal server error"];
 
 fn has_one_of(text: &str, words: &[&str]) -> bool {
     let lower = text.to_lowercase();
@@ -311,9 +295,8 @@ fn fill(sentence: &str, fills: &[(&str, &str)]) -> String {
     let mut filled = String::new();
     let mut rest = sentence;
     loop {
-        let places = fills
-            .iter()
-            .filter_map(|(name, value)| Some((rest.find(name)?, name.len(), value)));
+        let places =
+            fills.iter().filter_map(|(name, value)| Some((rest.find(name)?, name.len(), value)));
         let Some((at, length, value)) = places.min_by_key(|(at, _, _)| *at) else {
             filled.push_str(rest);
             return filled;

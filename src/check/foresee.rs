@@ -65,7 +65,8 @@ impl Foresight {
     pub fn needs_key(&self) -> bool {
         let wants_it = matches!(
             self.end,
-            End::Fails(Failure::KeyFile(_) | Failure::RefusedBefore { .. }) | End::Waits(Waiting::OtherRun)
+            End::Fails(Failure::KeyFile(_) | Failure::RefusedBefore { .. })
+                | End::Waits(Waiting::OtherRun)
         );
         wants_it || self.steps.contains(&Step::LogIn)
     }
@@ -86,7 +87,8 @@ pub fn prospect(seen: &Seen) -> Prospect {
         tags.is_some_and(|tags| !tags.is_empty())
     };
     let tags = prefs::flag_value(&seen.setup.flags, "advertise-tags");
-    let has_tags = tags.is_some_and(|tags| !tags.is_empty()) || seen.prefs.as_ref().is_some_and(has_tags);
+    let has_tags =
+        tags.is_some_and(|tags| !tags.is_empty()) || seen.prefs.as_ref().is_some_and(has_tags);
     match &seen.access {
         Access::Denied(why) => Prospect::Ends(Ended::Denied(why.clone())),
         Access::Locked(_) => Prospect::Ends(Ended::Locked),
@@ -111,8 +113,13 @@ pub fn foresee(seen: &Seen) -> Foresight {
         let action = machine.next(now);
         let is_done = !matches!(
             action,
-            Action::Wait(..) | Action::Look | Action::ReadKey | Action::ReadPrefs | Action::ReadRecord
-                | Action::Write(_) | Action::ReleaseKey
+            Action::Wait(..)
+                | Action::Look
+                | Action::ReadKey
+                | Action::ReadPrefs
+                | Action::ReadRecord
+                | Action::Write(_)
+                | Action::ReleaseKey
         );
         let is_rescued = steps.contains(&Step::Rescue);
         if matches!(&action, Action::Restart(why) if *why != Why::BringUp) && is_rescued {
@@ -136,7 +143,9 @@ pub fn foresee(seen: &Seen) -> Foresight {
             },
             Action::ReadKey => Event::Key(key(seen)),
             Action::ReleaseKey => Event::Released,
-            Action::Write(record) => Event::Written { asked: record.clone(), written: record, saved: true },
+            Action::Write(record) => {
+                Event::Written { asked: record.clone(), written: record, saved: true }
+            }
             Action::Wait(waiting, until) => {
                 let is_same = waited.as_ref() == Some(&waiting);
                 if now >= FOREVER {
@@ -205,7 +214,9 @@ pub fn foresee(seen: &Seen) -> Foresight {
 
 /// A run would restart the login without a key again and again.
 fn again(seen: &Seen) -> End {
-    End::Waits(Waiting::ControlServer(seen.situation().login_error().map(|error| error.words().to_owned())))
+    End::Waits(Waiting::ControlServer(
+        seen.situation().login_error().map(|error| error.words().to_owned()),
+    ))
 }
 
 fn key(seen: &Seen) -> Result<KeyFacts, NoKey> {

@@ -21,16 +21,16 @@ use std::time::SystemTime;
 
 use tokio::time::timeout;
 
-use crate::key::{FileFacts, KeyFileError, KeySource, Look, belongs_to, look};
-use crate::prefs::Prefs;
-use crate::record::Record;
-use crate::file_system::{LIMIT, SILENT, in_time};
 use crate::check::report::Report;
 use crate::check::seen::{Access, CliSeen, Owned, Seen};
+use crate::file_system::{LIMIT, SILENT, in_time};
+use crate::key::{FileFacts, KeyFileError, KeySource, Look, belongs_to, look};
+use crate::output::terminal::may_color;
+use crate::prefs::Prefs;
+use crate::record::Record;
 use crate::run::{Config, first_unbound};
 use crate::tailscaled::{LocalApi, LocalApiError, Status};
 use crate::up::{NotStarted, find};
-use crate::output::terminal::may_color;
 
 /// The most of the list of users that is read.
 const MOST_USERS: u64 = 1 << 20;
@@ -87,10 +87,7 @@ async fn socket_file(path: PathBuf) -> Result<Owned, String> {
     let look = move || match fs::metadata(&path) {
         Ok(metadata) if metadata.file_type().is_socket() => {
             let facts = FileFacts::from(&metadata);
-            Ok(Owned {
-                facts,
-                owner: user_name(facts.owner),
-            })
+            Ok(Owned { facts, owner: user_name(facts.owner) })
         }
         Ok(_) => Err("it is no socket".to_owned()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Err("it is not there".to_owned()),
@@ -137,11 +134,7 @@ struct Daemon {
 
 impl Daemon {
     async fn see(socket: &Path) -> Self {
-        let unseen = |error| Self {
-            status: Err(error),
-            prefs: None,
-            access: Access::Unknown,
-        };
+        let unseen = |error| Self { status: Err(error), prefs: None, access: Access::Unknown };
         let api = match LocalApi::new(socket) {
             Ok(api) => api,
             Err(error) => return unseen(LocalApiError::BadAnswer(error.to_string())),
@@ -154,11 +147,7 @@ impl Daemon {
             Ok(prefs) => access(&api, prefs).await,
             Err(_) => Access::Unknown,
         };
-        Self {
-            status,
-            prefs: prefs.ok(),
-            access,
-        }
+        Self { status, prefs: prefs.ok(), access }
     }
 }
 
@@ -179,18 +168,14 @@ async fn access(api: &LocalApi, prefs: &Prefs) -> Access {
 async fn answer<T>(
     request: impl Future<Output = Result<T, LocalApiError>>,
 ) -> Result<T, LocalApiError> {
-    timeout(LIMIT, request)
-        .await
-        .unwrap_or(Err(LocalApiError::NoAnswer))
+    timeout(LIMIT, request).await.unwrap_or(Err(LocalApiError::NoAnswer))
 }
 
 async fn command(config: &Config) -> CliSeen {
     let program = config.cli.program.clone();
     CliSeen {
         version: config.cli.version(LIMIT).await,
-        found: in_time(move || find(&program).map(|(path, _)| path))
-            .await
-            .flatten(),
+        found: in_time(move || find(&program).map(|(path, _)| path)).await.flatten(),
         program: config.cli.program.clone(),
     }
 }

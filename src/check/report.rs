@@ -5,18 +5,18 @@ use std::time::UNIX_EPOCH;
 
 use serde_json::{Value, json};
 
-use crate::key::KeyKind;
-use crate::server::is_tailscales;
 use crate::check::finding::{Finding, complains_of_time, conclude};
 use crate::check::foresee::{End, Foresight, Step, foresee};
-use crate::failure::{Failure, Obstacle, Waiting};
 use crate::check::seen::{Access, Seen};
 use crate::check::words::{self, NodeKey};
+use crate::failure::{Failure, Obstacle, Waiting};
+use crate::key::KeyKind;
+use crate::output::terminal::{BOLD, GREEN, PLAIN, RED, YELLOW};
 use crate::policy::{KeyFacts, Situation, obstacle, obstacle_of_key, renew_at};
+use crate::redact::{excerpt, one_line};
+use crate::server::is_tailscales;
 use crate::tailscaled::{LocalApiError, Status};
 use crate::up::NoVersion;
-use crate::redact::{excerpt, one_line};
-use crate::output::terminal::{BOLD, GREEN, PLAIN, RED, YELLOW};
 use crate::up::{last_login_error, trouble};
 
 /// Raised when a field of the JSON object goes or changes its meaning, not when one is added.
@@ -262,11 +262,7 @@ struct Lines<'a> {
 
 impl<'a> Lines<'a> {
     fn of(seen: &'a Seen, foresight: &Foresight) -> Vec<Line> {
-        let mut lines = Self {
-            seen,
-            needs_key: foresight.needs_key(),
-            lines: Vec::new(),
-        };
+        let mut lines = Self { seen, needs_key: foresight.needs_key(), lines: Vec::new() };
         lines.socket();
         lines.tailscaled();
         if let Ok(status) = &seen.status {
@@ -313,22 +309,14 @@ impl<'a> Lines<'a> {
         match &self.seen.status {
             Ok(status) => {
                 let version = excerpt(&status.version, 60);
-                let userspace = if status.tun {
-                    ""
-                } else {
-                    ", userspace networking"
-                };
+                let userspace = if status.tun { "" } else { ", userspace networking" };
                 self.put("tailscaled", Mark::Ok, format!("{version}{userspace}"));
             }
             Err(LocalApiError::NoAnswer) => {
                 self.put("tailscaled", Mark::Problem, "it does not answer");
             }
             Err(LocalApiError::Unreachable(why)) => {
-                self.put(
-                    "tailscaled",
-                    Mark::Problem,
-                    format!("it is not there: {why}"),
-                );
+                self.put("tailscaled", Mark::Problem, format!("it is not there: {why}"));
             }
             Err(LocalApiError::Denied(why)) => {
                 self.put(
@@ -338,11 +326,7 @@ impl<'a> Lines<'a> {
                 );
             }
             Err(LocalApiError::BadAnswer(why) | LocalApiError::Locked(why)) => {
-                self.put(
-                    "tailscaled",
-                    Mark::Problem,
-                    format!("not understood: {why}"),
-                );
+                self.put("tailscaled", Mark::Problem, format!("not understood: {why}"));
             }
         }
     }
@@ -430,7 +414,8 @@ impl<'a> Lines<'a> {
     /// When and how a run that stays renews the node key.
     fn renewal(&mut self, status: &Status) {
         let seen = self.seen;
-        let is_on = seen.setup.stay && status.node.key_expiry.is_some() && seen.situation().is_connected();
+        let is_on =
+            seen.setup.stay && status.node.key_expiry.is_some() && seen.situation().is_connected();
         let Some(prefs) = seen.prefs.as_ref().filter(|_| is_on) else {
             return;
         };
@@ -443,7 +428,7 @@ impl<'a> Lines<'a> {
             }
             Err(_) => Some(Obstacle::NoKey),
         });
-        let node = seen.record.node.as_ref().filter(|node| node.key == status.node.public_key);
+        let node = seen.record.node.as_deref().filter(|node| node.key == status.node.public_key);
         let when = match node.and_then(|node| UNIX_EPOCH.checked_add(renew_at(node))) {
             Some(at) if at > seen.now => words::date(at, seen.now),
             Some(_) => "now".to_owned(),
@@ -452,7 +437,11 @@ impl<'a> Lines<'a> {
         match obstacle {
             None => self.put("renewal", Mark::Ok, format!("with the auth key, {when}")),
             Some(obstacle) => {
-                self.put("renewal", Mark::Note, format!("due {when}, but not as things are: {obstacle}"));
+                self.put(
+                    "renewal",
+                    Mark::Note,
+                    format!("due {when}, but not as things are: {obstacle}"),
+                );
             }
         }
     }
@@ -461,17 +450,10 @@ impl<'a> Lines<'a> {
         let seen = self.seen;
         let server = seen.server_of_a_login();
         if seen.servers_differ() {
-            let text = format!(
-                "{}, but --login-server asks for {server}",
-                seen.control_server()
-            );
+            let text = format!("{}, but --login-server asks for {server}", seen.control_server());
             return self.put("control server", Mark::Note, text);
         }
-        let whose = if is_tailscales(server) {
-            " (Tailscale's)"
-        } else {
-            ""
-        };
+        let whose = if is_tailscales(server) { " (Tailscale's)" } else { "" };
         let used = match (seen.control_server(), &seen.prefs) {
             ("", Some(_)) => ", not used so far",
             ("", None) => ", where a login would go",
@@ -483,28 +465,17 @@ impl<'a> Lines<'a> {
     fn health(&mut self, status: &Status) {
         // They say no more than the state does.
         const STATES: [&str; 2] = ["Tailscale is stopped.", "You are logged out."];
-        let mut messages: Vec<&String> = status
-            .health
-            .iter()
-            .filter(|message| !STATES.contains(&message.as_str()))
-            .collect();
+        let mut messages: Vec<&String> =
+            status.health.iter().filter(|message| !STATES.contains(&message.as_str())).collect();
         // Their order is random.
         messages.sort();
         for message in messages.into_iter().take(MOST_MESSAGES) {
             let alone = std::slice::from_ref(message);
             let bad = last_login_error(alone).is_some() || trouble(alone).is_some();
-            let mark = if bad && !status.node.online {
-                Mark::Problem
-            } else {
-                Mark::Note
-            };
+            let mark = if bad && !status.node.online { Mark::Problem } else { Mark::Note };
             self.put("health", mark, excerpt(message, MESSAGE_LENGTH));
         }
-        if status
-            .health
-            .iter()
-            .any(|message| complains_of_time(message))
-        {
+        if status.health.iter().any(|message| complains_of_time(message)) {
             self.put("clock", Mark::Problem, words::clock(self.seen.now));
         }
     }
@@ -521,10 +492,7 @@ impl<'a> Lines<'a> {
 
     fn key_file(&mut self) {
         let seen = self.seen;
-        let facts = seen
-            .key
-            .file
-            .map(|file| words::file(file, &seen.key_owner, seen.now));
+        let facts = seen.key.file.map(|file| words::file(file, &seen.key_owner, seen.now));
         match &seen.key.kind {
             Ok(kind) => {
                 let text = format!(

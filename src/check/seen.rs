@@ -5,12 +5,12 @@ use std::path::PathBuf;
 use std::time::SystemTime;
 
 use crate::key::{FileFacts, Look};
-use crate::server::is_tailscales;
-use crate::record::Record;
 use crate::policy::{Setup, Situation, TAILSCALES_SERVER, is_same_server};
+use crate::prefs::{self, Prefs, chosen, described};
+use crate::record::Record;
+use crate::server::is_tailscales;
 use crate::tailscaled::{LocalApiError, Status};
 use crate::up::NoVersion;
-use crate::prefs::{self, Prefs, chosen, described};
 
 /// Everything that was seen, at one moment.
 #[derive(Debug)]

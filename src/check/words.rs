@@ -4,8 +4,8 @@ use std::time::{Duration, SystemTime};
 
 use humantime::{format_rfc3339_seconds, parse_rfc3339_weak};
 
-use crate::key::{FileFacts, KeyKind};
 use crate::check::seen::Seen;
+use crate::key::{FileFacts, KeyKind};
 use crate::tailscaled::Status;
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
@@ -15,12 +15,7 @@ const SOON: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
 /// The time in UTC, to the second.
 pub fn clock(now: SystemTime) -> String {
-    format_rfc3339_seconds(now)
-        .to_string()
-        .replace(['T', 'Z'], " ")
-        .trim_end()
-        .to_owned()
-        + " UTC"
+    format_rfc3339_seconds(now).to_string().replace(['T', 'Z'], " ").trim_end().to_owned() + " UTC"
 }
 
 /// What a `BackendState` means.
@@ -116,17 +111,11 @@ pub fn file(facts: FileFacts, owner: &str, now: SystemTime) -> String {
 
 /// A length of time in its largest unit.
 pub fn span(time: Duration) -> String {
-    const UNITS: [(u64, &str); 4] = [
-        (DAY.as_secs(), "day"),
-        (3600, "hour"),
-        (60, "minute"),
-        (1, "second"),
-    ];
+    const UNITS: [(u64, &str); 4] =
+        [(DAY.as_secs(), "day"), (3600, "hour"), (60, "minute"), (1, "second")];
     let seconds = time.as_secs();
-    let (unit, name) = UNITS
-        .into_iter()
-        .find(|(unit, _)| seconds >= *unit)
-        .unwrap_or((1, "second"));
+    let (unit, name) =
+        UNITS.into_iter().find(|(unit, _)| seconds >= *unit).unwrap_or((1, "second"));
     let count = seconds / unit;
     let plural = if count == 1 { "" } else { "s" };
     format!("{count} {name}{plural}")

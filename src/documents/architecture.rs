@@ -85,7 +85,9 @@ fn graph() -> Graph {
         if module == "main" {
             // It names the modules, and so needs no `crate::`.
             let modules = names_after(&code, "\nmod ");
-            used.extend(modules.filter(|name| code.contains(&format!(" {name}::"))).map(Into::into));
+            used.extend(
+                modules.filter(|name| code.contains(&format!(" {name}::"))).map(Into::into),
+            );
         }
         graph.entry(module).or_default().extend(used);
     }
@@ -123,8 +125,11 @@ fn reduced(graph: &Graph) -> Graph {
     let is_needed = |used: &BTreeSet<String>, name: &String| {
         !used.iter().any(|other| reached(graph, other).contains(name))
     };
-    let reduce = |used: &BTreeSet<String>| used.iter().filter(|name| is_needed(used, name)).cloned().collect();
-    let mut reduced: Graph = graph.iter().map(|(module, used)| (module.clone(), reduce(used))).collect();
+    let reduce = |used: &BTreeSet<String>| {
+        used.iter().filter(|name| is_needed(used, name)).cloned().collect()
+    };
+    let mut reduced: Graph =
+        graph.iter().map(|(module, used)| (module.clone(), reduce(used))).collect();
     reduced.retain(|_, used| !used.is_empty());
     reduced
 }
@@ -176,7 +181,8 @@ fn the_state_table_has_every_situation() {
     let code = code_of(&source().join("policy/situation.rs"));
     let (_, code) = code.split_once("pub enum Situation {\n").expect("the situations");
     let (code, _) = code.split_once("\n}").expect("their end");
-    let lines = code.lines().map(|line| line.trim().split([',', '(', ' ']).next().unwrap_or_default());
+    let lines =
+        code.lines().map(|line| line.trim().split([',', '(', ' ']).next().unwrap_or_default());
     let defined: BTreeSet<&str> = lines.collect();
     let rows = table(CONTRIBUTING, "| situation | tailscaled shows | a run does |");
     let documented = rows.iter().flat_map(|row| row[0].split('`').skip(1).step_by(2));

@@ -14,9 +14,8 @@ fn completions(shell: Shell) -> String {
     let command = Options::command();
     // clap_complete would offer hidden arguments too.
     let options = command.get_arguments().filter(|arg| !arg.is_hide_set());
-    let mut shown = Command::new(NAME)
-        .version(env!("CARGO_PKG_VERSION"))
-        .args(options.cloned().map(hinted));
+    let mut shown =
+        Command::new(NAME).version(env!("CARGO_PKG_VERSION")).args(options.cloned().map(hinted));
     let mut out = Vec::new();
     clap_complete::generate(shell, &mut shown, NAME, &mut out);
     String::from_utf8(out).expect("options are text")

@@ -131,11 +131,7 @@ fn the_page_begins_with_the_name_the_version_and_the_usage() {
 
     let about = command.get_about().unwrap().to_string();
     let name = section("NAME").remove(0).text;
-    assert_eq!(
-        upper(name.split_once(" - ").unwrap().1.trim()),
-        about,
-        "the NAME"
-    );
+    assert_eq!(upper(name.split_once(" - ").unwrap().1.trim()), about, "the NAME");
 
     let usage = command.get_overridden_usage().unwrap().to_string();
     let usage = usage.replace('`', "");
@@ -147,9 +143,7 @@ fn the_page_begins_with_the_name_the_version_and_the_usage() {
 #[test]
 fn the_page_has_every_option_with_its_value_its_default_and_its_variable() {
     let command = built();
-    let shown = command
-        .get_arguments()
-        .filter(|option| !option.is_hide_set());
+    let shown = command.get_arguments().filter(|option| !option.is_hide_set());
     let mut defined: Vec<_> = shown
         .map(|option| {
             let variable = option.get_env().map(|name| name.to_string_lossy());
@@ -207,14 +201,10 @@ fn default(option: &Arg) -> Option<String> {
 
 #[test]
 fn the_page_has_the_flags_that_are_refused() {
-    let flags = terms("OPTIONS")
-        .into_iter()
-        .find(|entry| entry.term == "-- FLAGS");
+    let flags = terms("OPTIONS").into_iter().find(|entry| entry.term == "-- FLAGS");
     let text = flags.unwrap().text;
-    let documented = text
-        .split([' ', ',', '.'])
-        .filter_map(|word| word.strip_prefix("--"))
-        .collect();
+    let documented =
+        text.split([' ', ',', '.']).filter_map(|word| word.strip_prefix("--")).collect();
     let refused = REFUSED_FLAGS.map(|(flag, _)| flag).to_vec();
     assert_eq!(sorted(documented), sorted(refused));
 }
@@ -235,10 +225,7 @@ fn the_page_has_the_files_that_are_the_defaults_of_options() {
 fn the_page_has_the_variables_that_are_not_passed_on() {
     let passed_on = section("ENVIRONMENT").pop().unwrap().text;
     let (_, list) = passed_on.split_once(':').expect("a list after a colon");
-    let documented = list
-        .split([' ', ',', '.'])
-        .filter(|word| !word.is_empty())
-        .collect();
+    let documented = list.split([' ', ',', '.']).filter(|word| !word.is_empty()).collect();
     assert_eq!(sorted(documented), sorted(NOT_PASSED_ON.to_vec()));
 }
 
@@ -319,11 +306,7 @@ fn statuses() -> Vec<String> {
 }
 
 fn connected() -> Connected {
-    Connected {
-        name: "NAME".to_owned(),
-        addresses: vec!["ADDRESSES".to_owned()],
-        logged_in: false,
-    }
+    Connected { name: "NAME".to_owned(), addresses: vec!["ADDRESSES".to_owned()], logged_in: false }
 }
 
 #[test]
@@ -340,10 +323,7 @@ fn the_page_has_the_fields_of_the_journal() {
     let sent: Vec<_> = code
         .split('"')
         .filter(|word| *word == "MESSAGE_ID" || word.starts_with("TAILSCALE_AUTOCONNECT_"))
-        .filter(|word| {
-            word.chars()
-                .all(|sign| sign == '_' || sign.is_ascii_uppercase())
-        })
+        .filter(|word| word.chars().all(|sign| sign == '_' || sign.is_ascii_uppercase()))
         .collect();
     let mut sent = sorted(sent);
     sent.dedup();

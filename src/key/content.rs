@@ -33,15 +33,13 @@ impl KeyKind {
 pub fn belongs_to(kind: KeyKind, server: &str) -> Result<(), &'static str> {
     let is_tailscales = server.is_empty() || is_tailscales(server);
     match (kind, is_tailscales) {
-        (KeyKind::Headscale, true) => Err(
-            "holds a key of headscale, but the login server is Tailscale's; \
-             name the server that has made the key with --login-server",
-        ),
+        (KeyKind::Headscale, true) => {
+            Err("holds a key of headscale, but the login server is Tailscale's; \
+             name the server that has made the key with --login-server")
+        }
         (KeyKind::Auth | KeyKind::Wrapped | KeyKind::OAuthSecret { names_api: false }, false) => {
-            Err(
-                "holds a key of Tailscale's service, but the login server is another; \
-                 use a key that this server has made",
-            )
+            Err("holds a key of Tailscale's service, but the login server is another; \
+                 use a key that this server has made")
         }
         _ => Ok(()),
     }
@@ -68,9 +66,7 @@ use Unfit::{Because, Encrypted, Holds};
 pub fn parse(bytes: &[u8]) -> Result<(&str, KeyKind), Unfit> {
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     if bytes.len() > MAX_BYTES {
-        return Err(Because(
-            "is longer than 4 KiB; an auth key is one short line",
-        ));
+        return Err(Because("is longer than 4 KiB; an auth key is one short line"));
     }
     if bytes.starts_with(b"age-encryption.org/") {
         return Err(Encrypted("age"));
@@ -104,10 +100,7 @@ pub fn with_parameters(
     let all = given.or(Parameters::parse(own).unwrap_or_default());
     let separator = if all.is_empty() { "" } else { "?" };
     let names_api = all.name_api();
-    (
-        Zeroizing::new(format!("{secret}{separator}{all}")),
-        KeyKind::OAuthSecret { names_api },
-    )
+    (Zeroizing::new(format!("{secret}{separator}{all}")), KeyKind::OAuthSecret { names_api })
 }
 
 /// Of what kind a key is; nothing else has one.
@@ -330,23 +323,11 @@ mod tests {
             (b" \r\n\t", "empty"),
             (b"\xef\xbb\xbf\n", "empty"),
             (&long, "longer than 4 KiB"),
-            (
-                b"age-encryption.org/v1\n-> X25519 \xff",
-                "encrypted with age",
-            ),
-            (
-                b"-----BEGIN AGE ENCRYPTED FILE-----\nYWdl\n",
-                "encrypted with age",
-            ),
-            (
-                b"-----BEGIN PGP MESSAGE-----\n\nYWdl\n",
-                "encrypted with PGP",
-            ),
+            (b"age-encryption.org/v1\n-> X25519 \xff", "encrypted with age"),
+            (b"-----BEGIN AGE ENCRYPTED FILE-----\nYWdl\n", "encrypted with age"),
+            (b"-----BEGIN PGP MESSAGE-----\n\nYWdl\n", "encrypted with PGP"),
             (b"-----BEGIN CERTIFICATE-----\nYWdl\n", "PEM document"),
-            (
-                b"{\"data\": \"ENC[AES256_GCM,data:x]\"}",
-                "encrypted with sops",
-            ),
+            (b"{\"data\": \"ENC[AES256_GCM,data:x]\"}", "encrypted with sops"),
             (b"$ANSIBLE_VAULT;1.1;AES256\n3534\n", "Ansible Vault"),
             (b"\xff\xfe\x00", "is not text"),
             (b"tskey-auth-a\ntskey-auth-b\n", "more than one line"),
@@ -355,10 +336,7 @@ mod tests {
             (b"tskey-webhook-k1", "webhook"),
             (b"tskey-scim-k1", "SCIM"),
             (b"hskey-api-k1-x", "API key of headscale"),
-            (
-                b"hskey-authreq-abcdefghijklmnopqrstuvwx",
-                "a login to approve",
-            ),
+            (b"hskey-authreq-abcdefghijklmnopqrstuvwx", "a login to approve"),
             (b"AGE-SECRET-KEY-1QQQ", "age identity"),
             (b"nodekey:0123", "node key"),
             (b"ssh-ed25519 AAAA host", "SSH key"),
@@ -414,11 +392,8 @@ mod tests {
     #[test]
     fn a_key_goes_only_where_it_belongs() {
         use KeyKind::*;
-        let tailscale = [
-            "",
-            "https://controlplane.tailscale.com",
-            "https://login.tailscale.com:443/",
-        ];
+        let tailscale =
+            ["", "https://controlplane.tailscale.com", "https://login.tailscale.com:443/"];
         let others = ["https://headscale.example.org", "http://127.0.0.1:8080"];
         let of_tailscale = [Auth, Wrapped, OAuthSecret { names_api: false }];
         for server in tailscale {
@@ -455,23 +430,14 @@ mod tests {
         );
         assert_eq!(
             with("tskey-client-k-s?ephemeral=true&baseURL=https://a", given),
-            oauth(
-                "tskey-client-k-s?ephemeral=false&preauthorized=true&baseURL=https://a",
-                true
-            )
+            oauth("tskey-client-k-s?ephemeral=false&preauthorized=true&baseURL=https://a", true)
         );
         assert_eq!(
             with("tskey-client-k-s", "baseURL=https://a"),
             oauth("tskey-client-k-s?baseURL=https://a", true)
         );
-        assert_eq!(
-            with("tskey-client-k-s", ""),
-            oauth("tskey-client-k-s", false)
-        );
-        assert_eq!(
-            with("tskey-auth-k-s", given),
-            ("tskey-auth-k-s".to_owned(), KeyKind::Auth)
-        );
+        assert_eq!(with("tskey-client-k-s", ""), oauth("tskey-client-k-s", false));
+        assert_eq!(with("tskey-auth-k-s", given), ("tskey-auth-k-s".to_owned(), KeyKind::Auth));
     }
 
     fn near_key() -> impl Strategy<Value = Vec<u8>> {

@@ -36,11 +36,7 @@ pub enum KeyFileError {
     Missing(PathBuf),
     /// It, or the way to it, cannot be read.
     #[error("the auth key file {} cannot be read ({reason}); {remedy}", .path.display())]
-    Unreadable {
-        path: PathBuf,
-        reason: String,
-        remedy: &'static str,
-    },
+    Unreadable { path: PathBuf, reason: String, remedy: &'static str },
     /// Somebody writes to it.
     #[error(
         "the auth key file {} is being written while it is read; \
@@ -53,10 +49,7 @@ pub enum KeyFileError {
     Empty(PathBuf),
     /// It is no file with an auth key, and will not become one by itself.
     #[error("the auth key file {} {problem}", .path.display())]
-    Unusable {
-        path: PathBuf,
-        problem: Cow<'static, str>,
-    },
+    Unusable { path: PathBuf, problem: Cow<'static, str> },
 }
 
 impl KeyFileError {
@@ -71,19 +64,13 @@ impl KeyFileError {
 
     /// It will not do, for this reason: words that go on from its name.
     pub fn unusable(path: &Path, problem: impl Into<Cow<'static, str>>) -> Self {
-        Self::Unusable {
-            path: path.to_owned(),
-            problem: problem.into(),
-        }
+        Self::Unusable { path: path.to_owned(), problem: problem.into() }
     }
 
     /// Whether waiting may help: the secret is not there, or not readable, yet. If it stays so,
     /// systemd should try again later.
     pub fn may_heal(&self) -> bool {
-        matches!(
-            self,
-            Self::Missing(_) | Self::Unreadable { .. } | Self::Changing(_)
-        )
+        matches!(self, Self::Missing(_) | Self::Unreadable { .. } | Self::Changing(_))
     }
 
     /// Whether the file is worth another look within this run. That includes an empty file,
@@ -170,11 +157,7 @@ impl AuthKey {
                  only an OAuth client secret takes them"
             );
         }
-        Ok(Self {
-            secret,
-            kind,
-            _lock: file,
-        })
+        Ok(Self { secret, kind, _lock: file })
     }
 
     pub fn kind(&self) -> KeyKind {
@@ -239,15 +222,16 @@ pub fn look(source: &KeySource, salt: &[u8; 16]) -> Look {
     let path = &source.path;
     match open(path) {
         Ok((mut file, metadata)) => {
-            let key = read_unchanged(&mut file, path, &metadata)
-                .and_then(|bytes| key_in(&bytes, source));
+            let key =
+                read_unchanged(&mut file, path, &metadata).and_then(|bytes| key_in(&bytes, source));
             Look {
-            digest: key.as_ref().map(|(secret, _)| digest(secret, salt)).unwrap_or_default(),
-            kind: key.map(|(_, kind)| kind),
-            file: Some(FileFacts::from(&metadata)),
-            exposure: exposure_of(path, &metadata),
-            locked: is_locked(file),
-        }}
+                digest: key.as_ref().map(|(secret, _)| digest(secret, salt)).unwrap_or_default(),
+                kind: key.map(|(_, kind)| kind),
+                file: Some(FileFacts::from(&metadata)),
+                exposure: exposure_of(path, &metadata),
+                locked: is_locked(file),
+            }
+        }
         Err(error) => Look {
             file: fs::metadata(path).ok().as_ref().map(FileFacts::from),
             locked: false,
@@ -297,17 +281,16 @@ fn exposure(mode: u32, parts: &[PathPart], process: Process) -> Vec<String> {
             "can be replaced by other users, who then decide which tailnet this machine joins: \
              {why}"
         )),
-        Ok(of_others) => of_others
-            .iter()
-            .find(|part| part.kind == FileKind::Directory)
-            .map(|part| {
+        Ok(of_others) => {
+            of_others.iter().find(|part| part.kind == FileKind::Directory).map(|part| {
                 format!(
                     "can be replaced by user {}, who then decides which tailnet this machine \
                      joins: the directory {} is that user's",
                     part.owner,
                     part.path.display()
                 )
-            }),
+            })
+        }
     };
     touched.into_iter().chain(replaced).collect()
 }
@@ -379,10 +362,9 @@ fn open_error(path: &Path, error: &io::Error) -> KeyFileError {
             path,
             "is a link that leads back to itself; link it to the file that holds the auth key",
         ),
-        Some(Errno::NAMETOOLONG) => KeyFileError::unusable(
-            path,
-            "cannot be there: its path is too long; correct the path",
-        ),
+        Some(Errno::NAMETOOLONG) => {
+            KeyFileError::unusable(path, "cannot be there: its path is too long; correct the path")
+        }
         _ => unreadable(path, error),
     }
 }
@@ -391,11 +373,7 @@ fn unreadable(path: &Path, error: &io::Error) -> KeyFileError {
     let is_denied = error.kind() == io::ErrorKind::PermissionDenied;
     KeyFileError::Unreadable {
         path: path.to_owned(),
-        reason: if is_denied {
-            "permission denied".to_owned()
-        } else {
-            error.to_string()
-        },
+        reason: if is_denied { "permission denied".to_owned() } else { error.to_string() },
         remedy: match Process::current().is_root() {
             false => "run as root or make the file readable for this user",
             true if is_denied => {

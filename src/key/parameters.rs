@@ -17,9 +17,8 @@ pub const NO_OTHERS: &str =
 const NAMES: [&str; 3] = ["ephemeral", "preauthorized", "baseURL"];
 
 /// What Go takes for a truth value.
-pub const TRUTHS: [&str; 12] = [
-    "true", "false", "1", "0", "t", "f", "T", "F", "TRUE", "FALSE", "True", "False",
-];
+pub const TRUTHS: [&str; 12] =
+    ["true", "false", "1", "0", "t", "f", "T", "F", "TRUE", "FALSE", "True", "False"];
 
 /// Parameters that tailscale takes. Each is kept as it was written.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -117,10 +116,7 @@ mod tests {
         }
         for (text, same) in [
             ("?ephemeral=true", "ephemeral=true"),
-            (
-                "&preauthorized=true&&ephemeral=true&",
-                "ephemeral=true&preauthorized=true",
-            ),
+            ("&preauthorized=true&&ephemeral=true&", "ephemeral=true&preauthorized=true"),
             ("ephemeral=true&ephemeral=false", "ephemeral=true"),
             ("ephemeral=&preauthorized=true", "preauthorized=true"),
         ] {

@@ -65,10 +65,7 @@ impl Users {
 impl Process {
     pub fn current() -> Self {
         let users = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
-        Self {
-            user: rustix::process::geteuid().as_raw(),
-            users: Users::of(&users),
-        }
+        Self { user: rustix::process::geteuid().as_raw(), users: Users::of(&users) }
     }
 
     /// Whether that is root, of our user namespace at least.
@@ -216,9 +213,7 @@ pub fn parts_of_other_users(
         let is_sticky = part.mode & 0o1000 != 0;
         match part.kind {
             FileKind::Directory if is_world_writable(part.mode) && !is_sticky => {
-                return Err(format!(
-                    "everybody can write to the directory {path}; chmod o-w it"
-                ));
+                return Err(format!("everybody can write to the directory {path}; chmod o-w it"));
             }
             FileKind::Other if is_world_writable(part.mode) => {
                 return Err(format!("everybody can write to {path}; chmod o-w it"));
@@ -343,14 +338,8 @@ mod tests {
 
     use super::*;
 
-    const ROOTS: Process = Process {
-        user: ROOT,
-        users: Users::All,
-    };
-    const ALICES: Process = Process {
-        user: 1000,
-        users: Users::All,
-    };
+    const ROOTS: Process = Process { user: ROOT, users: Users::All };
+    const ALICES: Process = Process { user: 1000, users: Users::All };
     const MALLORY: u32 = 1001;
     const SERVICE: u32 = 997;
 
@@ -366,11 +355,7 @@ mod tests {
             if nth > 0 {
                 path.push(format!("step{nth}"));
             }
-            let kind = if nth == last {
-                kind
-            } else {
-                FileKind::Directory
-            };
+            let kind = if nth == last { kind } else { FileKind::Directory };
             let part = PathPart {
                 path: path.clone(),
                 kind,
@@ -396,36 +381,11 @@ mod tests {
     #[test]
     fn the_sockets_that_people_have_get_the_key() {
         let cases: [(&str, u32, Owned, Process); 9] = [
-            (
-                "Debian's and NixOS's",
-                ROOT,
-                &[ETC, ETC, ETC, (ROOT, 0o666)],
-                ROOTS,
-            ),
-            (
-                "the same for the operator",
-                ROOT,
-                &[ETC, ETC, ETC, (ROOT, 0o666)],
-                ALICES,
-            ),
-            (
-                "alice's own",
-                1000,
-                &[ETC, ETC, (1000, 0o700), (1000, 0o666)],
-                ALICES,
-            ),
-            (
-                "alice's own in /tmp",
-                1000,
-                &[ETC, TMP, (1000, 0o755), (1000, 0o666)],
-                ALICES,
-            ),
-            (
-                "a container's in /tmp",
-                ROOT,
-                &[ETC, TMP, (ROOT, 0o666)],
-                ROOTS,
-            ),
+            ("Debian's and NixOS's", ROOT, &[ETC, ETC, ETC, (ROOT, 0o666)], ROOTS),
+            ("the same for the operator", ROOT, &[ETC, ETC, ETC, (ROOT, 0o666)], ALICES),
+            ("alice's own", 1000, &[ETC, ETC, (1000, 0o700), (1000, 0o666)], ALICES),
+            ("alice's own in /tmp", 1000, &[ETC, TMP, (1000, 0o755), (1000, 0o666)], ALICES),
+            ("a container's in /tmp", ROOT, &[ETC, TMP, (ROOT, 0o666)], ROOTS),
             (
                 "a daemon's with a user",
                 SERVICE,
@@ -438,18 +398,8 @@ mod tests {
                 &[ETC, ETC, (SERVICE, 0o755), (SERVICE, 0o666)],
                 ALICES,
             ),
-            (
-                "a group's",
-                ROOT,
-                &[ETC, ETC, (ROOT, 0o2775), (ROOT, 0o660)],
-                ROOTS,
-            ),
-            (
-                "socket activation",
-                ROOT,
-                &[ETC, ETC, ETC, (SERVICE, 0o660)],
-                ROOTS,
-            ),
+            ("a group's", ROOT, &[ETC, ETC, (ROOT, 0o2775), (ROOT, 0o660)], ROOTS),
+            ("socket activation", ROOT, &[ETC, ETC, ETC, (SERVICE, 0o660)], ROOTS),
         ];
         for (whose, listener, parts, process) in cases {
             assert_eq!(to_socket(listener, parts, process), Ok(()), "{whose}");
@@ -518,16 +468,8 @@ mod tests {
 
     #[test]
     fn what_a_namespace_stands_on_is_no_objection_but_a_listener_outside_is() {
-        let parts = [
-            (OVERFLOW, 0o755),
-            (OVERFLOW, 0o1777),
-            (ROOT, 0o755),
-            (ROOT, 0o666),
-        ];
-        let inside = Process {
-            user: ROOT,
-            users: Users::SomeWithoutOverflow,
-        };
+        let parts = [(OVERFLOW, 0o755), (OVERFLOW, 0o1777), (ROOT, 0o755), (ROOT, 0o666)];
+        let inside = Process { user: ROOT, users: Users::SomeWithoutOverflow };
         assert_eq!(to_socket(ROOT, &parts, inside), Ok(()));
         assert!(to_socket(OVERFLOW, &parts, inside).is_err());
         assert!(
@@ -592,12 +534,7 @@ mod tests {
     #[test]
     fn a_command_found_in_path_must_be_roots_under_root() {
         let run = |named, parts: Owned, process| {
-            may_run(
-                Path::new("/x/tailscale"),
-                named,
-                &path(FileKind::Other, parts),
-                process,
-            )
+            may_run(Path::new("/x/tailscale"), named, &path(FileKind::Other, parts), process)
         };
         let program = (ROOT, 0o755);
         let store = (ROOT, 0o1775);
@@ -679,13 +616,8 @@ mod tests {
         let shared = directory.0.join("shared");
         fs::create_dir(&shared).unwrap();
         fs::write(shared.join("file"), "").unwrap();
-        let marked = || {
-            path_parts(&shared.join("file"))
-                .unwrap()
-                .pop()
-                .unwrap()
-                .in_shared_directory
-        };
+        let marked =
+            || path_parts(&shared.join("file")).unwrap().pop().unwrap().in_shared_directory;
         assert!(!marked());
         fs::set_permissions(&shared, fs::Permissions::from_mode(0o1777)).unwrap();
         assert!(marked());
@@ -711,36 +643,21 @@ mod tests {
             find_command(Path::new("command"), Some(&search))
         };
         let first = Some((base.join("first/command"), Named::InPath));
-        assert_eq!(
-            search(&["@none", "@folder", "@plain", "@first", "@second"]),
-            first
-        );
+        assert_eq!(search(&["@none", "@folder", "@plain", "@first", "@second"]), first);
         assert_eq!(search(&["@plain", ""]), None);
         // The tests run in the package's directory.
-        assert_eq!(
-            find_command(Path::new("run.sh"), Some(OsStr::new("tests:./tests"))),
-            None
-        );
+        assert_eq!(find_command(Path::new("run.sh"), Some(OsStr::new("tests:./tests"))), None);
         for path in ["/usr/bin/tailscale", "./tailscale", "bin/tailscale"] {
             let path = PathBuf::from(path);
-            assert_eq!(
-                find_command(&path, None),
-                Some((path.clone(), Named::ByPath))
-            );
+            assert_eq!(find_command(&path, None), Some((path.clone(), Named::ByPath)));
         }
     }
 
     #[test]
     fn the_command_gets_our_environment_but_for_what_is_ours_alone() {
-        for name in [
-            "PATH",
-            "HOME",
-            "HTTPS_PROXY",
-            "no_proxy",
-            "SSL_CERT_FILE",
-            "TS_DEBUG_UP",
-            "LANG",
-        ] {
+        for name in
+            ["PATH", "HOME", "HTTPS_PROXY", "no_proxy", "SSL_CERT_FILE", "TS_DEBUG_UP", "LANG"]
+        {
             assert!(is_passed_on(OsStr::new(name)), "{name}");
         }
         for name in [

@@ -243,20 +243,10 @@ mod tests {
 
     #[test]
     fn no_line_is_as_wide_as_the_terminal() {
-        let texts = [
-            "waiting for tailscaled",
-            "wäiting für …",
-            "等待控制服务器的回答",
-        ];
-        for (text, columns) in texts
-            .iter()
-            .flat_map(|text| (0..60).map(move |n| (text, n)))
-        {
+        let texts = ["waiting for tailscaled", "wäiting für …", "等待控制服务器的回答"];
+        for (text, columns) in texts.iter().flat_map(|text| (0..60).map(move |n| (text, n))) {
             let line = line("⠋", text, SECONDS, columns);
-            assert!(
-                line.is_empty() || width(&line) < usize::from(columns),
-                "{columns}: {line:?}"
-            );
+            assert!(line.is_empty() || width(&line) < usize::from(columns), "{columns}: {line:?}");
         }
     }
 }

@@ -32,9 +32,12 @@ fn fresh() -> Prefs {
 
 /// Those of a node of this login server.
 fn of(server: &str) -> Prefs {
-    with(&fresh(), json!({
-        "ControlURL": server, "WantRunning": true, "LoggedOut": false, "Config": { "NodeID": "n1" },
-    }))
+    with(
+        &fresh(),
+        json!({
+            "ControlURL": server, "WantRunning": true, "LoggedOut": false, "Config": { "NodeID": "n1" },
+        }),
+    )
 }
 
 fn with(prefs: &Prefs, changes: serde_json::Value) -> Prefs {
@@ -212,7 +215,8 @@ fn a_node_that_was_logged_in_when_the_power_was_cut_is_not_taken_back_at_the_nex
                 words => with_error(known_node(state), words),
             };
             let mut walk = Walk::new(Some(OWN), seen, of(OWN));
-            walk.record = Record { salt: [1; 16], login: Some(begun(fresh(), "")), ..Record::default() };
+            walk.record =
+                Record { salt: [1; 16], login: Some(begun(fresh(), "")), ..Record::default() };
             walk.key = Ok("k2");
             match walk.waits(seconds(25)) {
                 Action::Wait(..) => {}
@@ -233,7 +237,9 @@ fn flags_of_a_login_that_succeeded_when_the_power_was_cut_stay() {
     walk.record = Record { salt: [1; 16], login: Some(login), ..Record::default() };
     walk.key = Ok("k2");
     match walk.next() {
-        Action::PutBack { prefs, .. } => assert_eq!(prefs, prefs_of(json!({ "RunWebClient": true }))),
+        Action::PutBack { prefs, .. } => {
+            assert_eq!(prefs, prefs_of(json!({ "RunWebClient": true })))
+        }
         action => panic!("{action:?}"),
     }
 }
@@ -261,7 +267,8 @@ fn a_flag_that_the_command_does_not_know_costs_no_other_setting() {
 /// Somebody's key is refused in words that nobody knows: ours is good.
 #[test]
 fn a_key_of_somebody_else_that_is_refused_in_unknown_words_does_not_keep_ours_off() {
-    let under_way = with(&fresh(), json!({ "ControlURL": OWN, "WantRunning": true, "LoggedOut": false }));
+    let under_way =
+        with(&fresh(), json!({ "ControlURL": OWN, "WantRunning": true, "LoggedOut": false }));
     for state in ["NeedsLogin", "NoState"] {
         let seen = with_error(status(state), "no such thing here");
         let mut walk = Walk::new(Some(OWN), seen, under_way.clone());
@@ -274,7 +281,8 @@ fn a_key_of_somebody_else_that_is_refused_in_unknown_words_does_not_keep_ours_of
 /// A login at a server that was mistyped, and of which nothing was remembered.
 #[test]
 fn a_login_at_a_server_that_is_not_the_asked_one_is_not_waited_for() {
-    let under_way = with(&fresh(), json!({ "ControlURL": OTHER, "WantRunning": true, "LoggedOut": false }));
+    let under_way =
+        with(&fresh(), json!({ "ControlURL": OTHER, "WantRunning": true, "LoggedOut": false }));
     for state in ["NeedsLogin", "NoState"] {
         let seen = with_error(status(state), "fetch control key: connection refused");
         let mut walk = Walk::new(Some(OWN), seen, under_way.clone());
@@ -327,7 +335,10 @@ fn a_bus_that_never_falls_silent_does_not_keep_a_run_from_looking() {
     let mut walk = Walk::new(Some(OWN), status("NeedsLogin"), fresh());
     walk.profile = "";
     walk.logs_in();
-    walk.tells(with(&fresh(), json!({ "ControlURL": OWN, "WantRunning": true, "LoggedOut": false })));
+    walk.tells(with(
+        &fresh(),
+        json!({ "ControlURL": OWN, "WantRunning": true, "LoggedOut": false }),
+    ));
     walk.next();
     let before = walk.done.len();
     for _ in 0..100 {
@@ -348,7 +359,8 @@ fn a_server_that_asks_for_a_person_whatever_the_key_is_not_sent_it_without_a_pau
     let mut walk = Walk::new(Some(OWN), status("NeedsLogin"), fresh());
     walk.profile = "";
     let mut logins = Vec::new();
-    let begun = with(&fresh(), json!({ "ControlURL": OWN, "WantRunning": true, "LoggedOut": false }));
+    let begun =
+        with(&fresh(), json!({ "ControlURL": OWN, "WantRunning": true, "LoggedOut": false }));
     while walk.now < seconds(600) && logins.len() < 100 {
         match walk.waits(seconds(600)) {
             Action::LogIn(_) => {
@@ -408,7 +420,10 @@ fn what_a_command_sent_in_its_last_moment_is_seen() {
     let action = walk.next();
     assert!(matches!(action, Action::Wait(..)), "{action:?}");
     walk.now += ms(15);
-    walk.tells(with(&fresh(), json!({ "ControlURL": OWN, "WantRunning": true, "LoggedOut": false })));
+    walk.tells(with(
+        &fresh(),
+        json!({ "ControlURL": OWN, "WantRunning": true, "LoggedOut": false }),
+    ));
     let action = walk.next();
     assert!(matches!(action, Action::PutBack { .. }), "{action:?}");
 }
@@ -437,7 +452,8 @@ fn a_server_is_the_same_however_it_is_written() {
 
 /// An admin gives another value to what the login was given as a flag, before the command comes to it.
 #[test]
-fn what_somebody_changes_before_the_command_comes_to_it_is_put_back_although_a_flag_says_otherwise() {
+fn what_somebody_changes_before_the_command_comes_to_it_is_put_back_although_a_flag_says_otherwise()
+{
     for live in [true, false] {
         let before = with(&of(OWN), json!({ "Hostname": "old", "ShieldsUp": true }));
         let mut walk = Walk::new(Some(OWN), known_node("NeedsLogin"), before.clone());

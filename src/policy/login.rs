@@ -121,10 +121,13 @@ impl Machine {
                 self.logins += 1;
             }
             // No key was sent.
-            Err(why) => self.came_to_nothing(match Failure::not_started(&why, &self.setup.program) {
-                Some(failure) => Then::Impossible(failure),
-                None => Then::Pause(why.words().to_owned()),
-            }, now),
+            Err(why) => self.came_to_nothing(
+                match Failure::not_started(&why, &self.setup.program) {
+                    Some(failure) => Then::Impossible(failure),
+                    None => Then::Pause(why.words().to_owned()),
+                },
+                now,
+            ),
         }
     }
 
@@ -224,10 +227,8 @@ impl Machine {
 
     /// tailscaled no longer has the key.
     pub(super) fn lost_the_key(&mut self, why: &str, now: Time) {
-        let is_tailscaleds = matches!(
-            self.login,
-            Login::UnderWay { .. } | Login::Doubted { told: false, .. }
-        );
+        let is_tailscaleds =
+            matches!(self.login, Login::UnderWay { .. } | Login::Doubted { told: false, .. });
         if is_tailscaleds && !self.command_runs {
             self.pause(why.to_owned(), RETRY_FIRST, now);
         }
@@ -280,7 +281,8 @@ impl Machine {
             }
             Login::UnderWay { since, before } => match error {
                 Some(error @ (LoginError::Refused(_) | LoginError::Unknown(_))) => {
-                    let is_stale = before.login_error().map(LoginError::words) == Some(error.words());
+                    let is_stale =
+                        before.login_error().map(LoginError::words) == Some(error.words());
                     if !is_stale || now >= since.saturating_add(STALE_DOUBT) {
                         let (before, error) = (before.clone(), error.clone());
                         self.login = Login::Doubted { since: now, before, error, told: false };
@@ -294,14 +296,19 @@ impl Machine {
                     let why = "the control server asks for a person".to_owned();
                     self.login = Login::Failing { since: now, then: Then::Pause(why) };
                 }
-                None if matches!(situation, Situation::NeedsLogin { .. }) && self.is_logged_out() => {
+                None if matches!(situation, Situation::NeedsLogin { .. })
+                    && self.is_logged_out() =>
+                {
                     // A restart that nobody saw.
                     self.lost_the_key("tailscaled was restarted", now);
                 }
                 _ => {}
             },
-            Login::Doubted { since, before, told, error: doubted } if now >= since.saturating_add(DOUBT) => {
-                let is_shown = matches!(error, Some(LoginError::Refused(_) | LoginError::Unknown(_)));
+            Login::Doubted { since, before, told, error: doubted }
+                if now >= since.saturating_add(DOUBT) =>
+            {
+                let is_shown =
+                    matches!(error, Some(LoginError::Refused(_) | LoginError::Unknown(_)));
                 if *told || is_shown {
                     let error = error.filter(|_| is_shown).unwrap_or(doubted).clone();
                     self.believe(error, *told, now);
@@ -347,9 +354,10 @@ impl Machine {
 
     /// The node is connected, and nothing is left to put back.
     fn settle_if_done(&mut self) {
-        let is_done = self.history.as_ref().is_none_or(|history| {
-            history.is_replaced() && history.owed().is_empty()
-        });
+        let is_done = self
+            .history
+            .as_ref()
+            .is_none_or(|history| history.is_replaced() && history.owed().is_empty());
         if self.login == Login::Came && self.known.is_some() && is_done {
             self.settle();
             self.login = Login::Settled;
@@ -371,7 +379,9 @@ impl Machine {
                 self.resolve(before, ended, now);
             }
             // They have been read, and are as they were.
-            Login::Came if self.history.as_ref().is_some_and(|history| history.owed().is_empty()) => {
+            Login::Came
+                if self.history.as_ref().is_some_and(|history| history.owed().is_empty()) =>
+            {
                 self.settle();
                 self.login = Login::Settled;
             }
@@ -397,8 +407,9 @@ impl Machine {
         let own = prefs::text(&begun.before, "ControlURL");
         let is_its_server = is_same_server(server, &begun.server) || server == own;
         // Its own profile gets its ID with the login.
-        let is_its_profile = known.profile.as_deref().is_none_or(|profile| profile == begun.profile)
-            || begun.profile.is_empty();
+        let is_its_profile =
+            known.profile.as_deref().is_none_or(|profile| profile == begun.profile)
+                || begun.profile.is_empty();
         if !is_its_profile || !is_its_server {
             self.login = Login::None;
             return;
@@ -408,10 +419,8 @@ impl Machine {
         // On a node that was logged in before, what has no key yet looks the same.
         let asks = matches!(self.situation, Some(Situation::AsksForPerson { .. }));
         // With a node key, it may have come to its end, and then it is none to be taken back.
-        let is_settling = matches!(
-            self.situation,
-            Some(Situation::Settling { .. } | Situation::Offline { .. })
-        );
+        let is_settling =
+            matches!(self.situation, Some(Situation::Settling { .. } | Situation::Offline { .. }));
         let is_under_way = prefs::login_under_way(history.last()) && !asks && !is_settling;
         self.profile = Some(begun.profile.clone());
         self.history = Some(history);
@@ -552,7 +561,9 @@ impl Machine {
                 let doubted = Waiting::Verdict(error.words().to_owned());
                 Some(self.wait_until(doubted, since.saturating_add(DOUBT), now))
             }
-            Login::Refused { since, refusal } => self.after_refusal(situation, *since, refusal, now),
+            Login::Refused { since, refusal } => {
+                self.after_refusal(situation, *since, refusal, now)
+            }
             Login::Pausing { words, until, .. } => match situation {
                 _ if matches!(self.key, Key::Ready(_)) && now < *until => Some(Action::ReleaseKey),
                 S::Settling { error: None, .. }
@@ -596,7 +607,13 @@ impl Machine {
 
     /// The CLI runs, or has ended and left the key with tailscaled, which tries by itself. A second
     /// login now could burn a single-use key.
-    fn under_way(&self, situation: &Situation, since: Time, before: &Situation, now: Time) -> Option<Action> {
+    fn under_way(
+        &self,
+        situation: &Situation,
+        since: Time,
+        before: &Situation,
+        now: Time,
+    ) -> Option<Action> {
         use Situation as S;
         let has_come = self.has_come(before);
         let lasted = now.saturating_sub(since.max(self.since));
@@ -610,12 +627,17 @@ impl Machine {
             return Some(Action::StopCommand);
         }
         let action = match situation {
-            S::NeedsApproval if !self.is_asked_elsewhere() => Some(self.wait(Waiting::Approval, now)),
+            S::NeedsApproval if !self.is_asked_elsewhere() => {
+                Some(self.wait(Waiting::Approval, now))
+            }
             S::NeedsApproval if !self.command_runs && lasted >= TAILSCALEDS_PATIENCE => None,
             S::Stopped if has_come => Some(self.wait(Waiting::StoppedByOther, now)),
             // Another profile is in use, and the CLI would wait for ever.
             S::NeedsLogin { error: None }
-                if self.command_runs && has_come && self.is_nobodys() && lasted >= self.switch_patience() =>
+                if self.command_runs
+                    && has_come
+                    && self.is_nobodys()
+                    && lasted >= self.switch_patience() =>
             {
                 Some(Action::StopCommand)
             }
@@ -634,10 +656,13 @@ impl Machine {
                 Some(self.wait(Waiting::ControlServer(Some(why.clone())), now))
             }
             S::Unknown(_) | S::NoState(_) => None,
-            _ => Some(self.wait(match situation.login_error() {
-                Some(error) => Waiting::ControlServer(Some(error.words().to_owned())),
-                None => Waiting::LoggingIn,
-            }, now)),
+            _ => Some(self.wait(
+                match situation.login_error() {
+                    Some(error) => Waiting::ControlServer(Some(error.words().to_owned())),
+                    None => Waiting::LoggingIn,
+                },
+                now,
+            )),
         };
         match action {
             Some(Action::Wait(..)) if awaits_others && matches!(self.key, Key::Ready(_)) => {
@@ -672,7 +697,13 @@ impl Machine {
     }
 
     /// The control server refused our key, and tailscaled has forgotten it.
-    fn after_refusal(&self, situation: &Situation, since: Time, refusal: &Refusal, now: Time) -> Option<Action> {
+    fn after_refusal(
+        &self,
+        situation: &Situation,
+        since: Time,
+        refusal: &Refusal,
+        now: Time,
+    ) -> Option<Action> {
         use Situation as S;
         let has_node_key = self.status.as_ref().is_some_and(|status| status.have_node_key);
         let may_recover = match situation {
@@ -688,9 +719,9 @@ impl Machine {
         };
         match &self.key {
             Key::Unread => Some(Action::ReadKey),
-            _ if may_recover && now < since.saturating_add(RECOVERY_PATIENCE) => {
-                Some(self.wait_until(Waiting::Settling, since.saturating_add(RECOVERY_PATIENCE), now))
-            }
+            _ if may_recover && now < since.saturating_add(RECOVERY_PATIENCE) => Some(
+                self.wait_until(Waiting::Settling, since.saturating_add(RECOVERY_PATIENCE), now),
+            ),
             // The secret was replaced in the meantime.
             Key::Ready(facts) if refusal.what == Refused::Key && is_other(&facts.digest) => None,
             _ => Some(Action::Fail(Failure::Refused(refusal.clone()))),
@@ -725,16 +756,24 @@ impl Machine {
             None => Action::Look,
             // The next run finds the record.
             Some(Situation::NoDaemon | Situation::Denied(_) | Situation::Unintelligible(_)) => end,
-            Some(_) if self.objection.is_some() && now >= stopping.since.saturating_add(END_PATIENCE) => end,
+            Some(_)
+                if self.objection.is_some()
+                    && now >= stopping.since.saturating_add(END_PATIENCE) =>
+            {
+                end
+            }
             Some(_) if let Some(wait) = self.wait_after_objection(now) => wait,
             Some(_) => match &self.login {
                 Login::Failing { .. } => self.take_back(),
                 _ if self.known.is_none() => Action::ReadPrefs,
                 _ => match self.put_back() {
                     Some(action) => action,
-                    None if matches!(self.login, Login::UnderWay { .. } | Login::Came) => {
-                        self.wait_until(Waiting::LoggingIn, stopping.since.saturating_add(END_PATIENCE), now)
-                    }
+                    None if matches!(self.login, Login::UnderWay { .. } | Login::Came) => self
+                        .wait_until(
+                            Waiting::LoggingIn,
+                            stopping.since.saturating_add(END_PATIENCE),
+                            now,
+                        ),
                     None => end,
                 },
             },
@@ -749,8 +788,9 @@ impl Machine {
             // It was to be tried again before anything would be taken back.
             self.login = Login::Failing { since: now, then: Then::End };
         }
-        let (Login::UnderWay { before, .. } | Login::Doubted { before, .. } | Login::Broke { before, .. }) =
-            &self.login
+        let (Login::UnderWay { before, .. }
+        | Login::Doubted { before, .. }
+        | Login::Broke { before, .. }) = &self.login
         else {
             return;
         };

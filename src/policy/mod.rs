@@ -4,12 +4,12 @@
 //!
 //! `decide` is the state table of CONTRIBUTING.md, grouped by what tailscaled shows.
 
+#[cfg(test)]
+mod attack_tests;
 mod login;
 mod put_back;
 mod situation;
 mod stay;
-#[cfg(test)]
-mod attack_tests;
 #[cfg(test)]
 mod tests;
 
@@ -19,7 +19,6 @@ use std::time::Duration;
 
 pub use crate::policy::situation::{Situation, locked_out};
 pub use crate::policy::stay::{Clock, obstacle, obstacle_of_key, renew_at};
-
 
 use crate::failure::{Connected, Failure, Mistake, Note, Obstacle, Waiting};
 use crate::key::{KeyFileError, KeyKind, NoKey, belongs_to};
@@ -108,9 +107,15 @@ pub enum Action {
     /// Set WantRunning, and nothing else.
     BringUp,
     /// Set these preferences, if the profile is the one of the login.
-    PutBack { prefs: Prefs, profile: Option<String> },
+    PutBack {
+        prefs: Prefs,
+        profile: Option<String>,
+    },
     /// Start with these preferences and without a key, if the profile is the one of the login.
-    TakeBack { prefs: Prefs, profile: Option<String> },
+    TakeBack {
+        prefs: Prefs,
+        profile: Option<String>,
+    },
     /// Send the key to renew the node key of a node that is online.
     Renew,
     /// Put that off.
@@ -175,7 +180,11 @@ pub enum Event {
     RecordAgain(Record),
     /// The answer to a look. `unbound` is the first of the node's addresses that cannot be bound yet;
     /// the preferences are asked for only where a login server is.
-    Seen { status: Result<Status, LocalApiError>, unbound: Option<IpAddr>, prefs: Option<Prefs> },
+    Seen {
+        status: Result<Status, LocalApiError>,
+        unbound: Option<IpAddr>,
+        prefs: Option<Prefs>,
+    },
     /// The time of the wall clock, before a look.
     Clock(Clock),
     /// The key of a renewal has gone to tailscaled, or has not.
@@ -183,13 +192,21 @@ pub enum Event {
     Postponed(Obstacle),
     Pinged,
     /// The preferences and the ID of their profile. `live`: each change of them will be told.
-    Prefs { prefs: Result<Prefs, LocalApiError>, profile: Option<String>, live: bool },
+    Prefs {
+        prefs: Result<Prefs, LocalApiError>,
+        profile: Option<String>,
+        live: bool,
+    },
     /// The bus has told something.
     Told(Notice),
     Key(Result<KeyFacts, NoKey>),
     Released,
     /// The record that was asked for is `saved`, or has to be done without for now; in it are the times.
-    Written { asked: Record, written: Record, saved: bool },
+    Written {
+        asked: Record,
+        written: Record,
+        saved: bool,
+    },
     Started(Result<(), NotStarted>),
     Ended(Ended),
     CommandStopped,
@@ -412,7 +429,8 @@ impl Machine {
     /// Whether a look has to include the preferences: the node's login server matters, or a login
     /// is followed and nothing tells its changes.
     pub fn wants_prefs(&self) -> bool {
-        let follows = self.history.is_some() && !self.known.as_ref().is_some_and(|known| known.live);
+        let follows =
+            self.history.is_some() && !self.known.as_ref().is_some_and(|known| known.live);
         follows || (self.setup.server.is_some() && self.server.is_none())
     }
 
@@ -424,7 +442,9 @@ impl Machine {
             Event::Record(record) => self.on_record(record),
             Event::RecordAgain(record) => self.on_record_again(record),
             Event::Seen { status, unbound, prefs } => self.on_seen(status, unbound, prefs, now),
-            Event::Prefs { prefs: Ok(prefs), profile, live } => self.on_prefs(prefs, profile, live, now),
+            Event::Prefs { prefs: Ok(prefs), profile, live } => {
+                self.on_prefs(prefs, profile, live, now)
+            }
             Event::Prefs { prefs: Err(error), .. } => {
                 self.situation = None;
                 self.objected(&error, now);
@@ -541,7 +561,8 @@ impl Machine {
     fn on_prefs(&mut self, prefs: Prefs, profile: Option<String>, live: bool, now: Time) {
         self.objection = None;
         self.server = Some(prefs::text(&prefs, "ControlURL").to_owned());
-        let is_other = |own: &String| !own.is_empty() && profile.as_ref().is_some_and(|now| now != own);
+        let is_other =
+            |own: &String| !own.is_empty() && profile.as_ref().is_some_and(|now| now != own);
         if self.history.is_some() && self.profile.as_ref().is_some_and(is_other) {
             self.other_profile();
         }
@@ -584,7 +605,8 @@ impl Machine {
             }
             // What was read before the bus was opened may be another profile's.
             if let Some(known) = self.known.as_mut().filter(|_| !gap) {
-                let is_out = !prefs::login_under_way(&prefs) && prefs::login_under_way(&known.prefs);
+                let is_out =
+                    !prefs::login_under_way(&prefs) && prefs::login_under_way(&known.prefs);
                 let is_other = prefs.get("Config") != known.prefs.get("Config");
                 known.prefs = prefs;
                 if is_out || is_other {
@@ -744,7 +766,8 @@ impl Machine {
             return wait;
         }
         // What is to be remembered is so before anything else is done.
-        let is_due = |unsaved: Time| now >= unsaved.saturating_add(RETRY_FIRST) && record.login.is_some();
+        let is_due =
+            |unsaved: Time| now >= unsaved.saturating_add(RETRY_FIRST) && record.login.is_some();
         if *record != self.stored || self.unsaved.is_some_and(is_due) {
             return Action::Write(record.clone());
         }
@@ -778,13 +801,18 @@ impl Machine {
             }
             S::ConnectedWithDeadKey(_) if self.is_staying() => self.wait(self.staying(), now),
             // The login has just come to its end.
-            S::Connected | S::ConnectedWithDeadKey(_) | S::AddressPending(_) if self.stay == Stay::Asked => {
+            S::Connected | S::ConnectedWithDeadKey(_) | S::AddressPending(_)
+                if self.stay == Stay::Asked =>
+            {
                 Action::Look
             }
             S::Connected | S::ConnectedWithDeadKey(_) | S::AddressPending(_) => self.finish(),
 
             // A key that somebody sent was refused, and keeps the node off.
-            S::Settling { .. } | S::SettlingNew { .. } | S::Offline { .. } | S::NeedsLogin { .. }
+            S::Settling { .. }
+            | S::SettlingNew { .. }
+            | S::Offline { .. }
+            | S::NeedsLogin { .. }
                 if let Some(LoginError::Refused(refusal)) = error
                     && now >= self.stranded.not_before =>
             {
@@ -798,24 +826,37 @@ impl Machine {
                 }
                 Some(_) if self.may_restart(error, lasted, now) => Action::Restart(Why::Offline),
                 Some(why) => self.wait(Waiting::ControlServer(Some(why.clone())), now),
-                None => self.wait_until(Waiting::Settling, self.since.saturating_add(SETTLING_PATIENCE), now),
+                None => self.wait_until(
+                    Waiting::Settling,
+                    self.since.saturating_add(SETTLING_PATIENCE),
+                    now,
+                ),
             },
             S::SettlingNew { trouble: Some(_), .. } if elsewhere => self.log_in(now),
             // Nothing comes of it by itself: a login has failed half-way, as on a disk that was full.
-            S::SettlingNew { trouble: None, .. } | S::SettlingNew { error: Some(LoginError::Unknown(_)), .. }
+            S::SettlingNew { trouble: None, .. }
+            | S::SettlingNew { error: Some(LoginError::Unknown(_)), .. }
                 if lasted >= SETTLING_PATIENCE =>
             {
                 self.log_in_unless_others(lasted, now)
             }
-            S::SettlingNew { trouble: None, .. } => {
-                self.wait_until(Waiting::Settling, self.since.saturating_add(SETTLING_PATIENCE), now)
+            S::SettlingNew { trouble: None, .. } => self.wait_until(
+                Waiting::Settling,
+                self.since.saturating_add(SETTLING_PATIENCE),
+                now,
+            ),
+            S::SettlingNew { trouble, .. } => {
+                self.wait(Waiting::ControlServer(trouble.clone()), now)
             }
-            S::SettlingNew { trouble, .. } => self.wait(Waiting::ControlServer(trouble.clone()), now),
             // A moment after its start it is not online yet.
-            S::Offline { trouble, .. } if elsewhere && (trouble.is_some() || lasted >= SETTLING_PATIENCE) => {
+            S::Offline { trouble, .. }
+                if elsewhere && (trouble.is_some() || lasted >= SETTLING_PATIENCE) =>
+            {
                 self.log_in(now)
             }
-            S::Offline { .. } if self.may_restart(error, lasted, now) => Action::Restart(Why::Offline),
+            S::Offline { .. } if self.may_restart(error, lasted, now) => {
+                Action::Restart(Why::Offline)
+            }
             S::Offline { trouble, .. } => self.wait(Waiting::ControlServer(trouble.clone()), now),
 
             S::Stopped if elsewhere => self.log_in(now),
@@ -834,7 +875,9 @@ impl Machine {
 
             S::NoState(words) => self.wait(Waiting::NoState(words.clone()), now),
             S::Unknown(state) => self.wait(Waiting::Unknown(state.clone()), now),
-            S::NoDaemon | S::Denied(_) | S::Unintelligible(_) => self.wait(Waiting::Tailscaled, now),
+            S::NoDaemon | S::Denied(_) | S::Unintelligible(_) => {
+                self.wait(Waiting::Tailscaled, now)
+            }
         }
     }
 
@@ -863,7 +906,11 @@ impl Machine {
                 Some(error) if is_unreachable => {
                     self.wait(Waiting::ControlServer(Some(error.words().to_owned())), now)
                 }
-                _ => self.wait_until(Waiting::LoggingIn, self.since.saturating_add(OTHERS_PATIENCE), now),
+                _ => self.wait_until(
+                    Waiting::LoggingIn,
+                    self.since.saturating_add(OTHERS_PATIENCE),
+                    now,
+                ),
             };
         }
         self.log_in(now)
@@ -876,7 +923,8 @@ impl Machine {
             Key::Ready(facts) => ready(facts),
             Key::Busy => self.wait(Waiting::OtherRun, now),
             Key::Wanting(error) => {
-                let over = self.key_wanted_since.unwrap_or(now).saturating_add(self.setup.authkey_wait);
+                let over =
+                    self.key_wanted_since.unwrap_or(now).saturating_add(self.setup.authkey_wait);
                 match error.is_worth_a_wait() && now < over {
                     true => self.wait_until(Waiting::KeyFile(error.clone()), over, now),
                     false => Action::Fail(Failure::KeyFile(error.clone())),
@@ -906,10 +954,14 @@ impl Machine {
             let server = self.server_of_login(&known.prefs);
             if let Err(problem) = belongs_to(facts.kind, &server) {
                 let file = self.setup.key_file.clone();
-                return Action::Fail(Mistake::KeyOfOtherServer { file, problem: problem.to_owned() }.into());
+                return Action::Fail(
+                    Mistake::KeyOfOtherServer { file, problem: problem.to_owned() }.into(),
+                );
             }
             let refused = self.stored.refused.as_ref();
-            if let Some(refused) = refused.filter(|it| it.digest == facts.digest && is_same_server(&it.server, &server)) {
+            if let Some(refused) = refused
+                .filter(|it| it.digest == facts.digest && is_same_server(&it.server, &server))
+            {
                 return Action::Fail(Failure::RefusedBefore {
                     file: self.setup.key_file.clone(),
                     words: refused.words.clone(),
@@ -924,7 +976,8 @@ impl Machine {
                 key: facts.digest.clone(),
                 before: history.without_the_login(),
             };
-            let is_stored = self.stored.login.as_ref().is_some_and(|stored| stored.is_same_as(&login));
+            let is_stored =
+                self.stored.login.as_ref().is_some_and(|stored| stored.is_same_as(&login));
             if !is_stored {
                 return Action::Write(Record { login: Some(login), ..self.stored.clone() });
             }

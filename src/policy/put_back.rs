@@ -89,7 +89,8 @@ impl History {
             self.wanted.extend(changed.clone());
             let is_off = now.get("WantRunning") == Some(&serde_json::Value::Bool(false));
             if (self.replaced || is_off) && self.last.get("WantRunning") != now.get("WantRunning") {
-                changed.extend(now.get_key_value("WantRunning").map(|(k, v)| (k.clone(), v.clone())));
+                changed
+                    .extend(now.get_key_value("WantRunning").map(|(k, v)| (k.clone(), v.clone())));
             }
             self.original.extend(changed);
         }
@@ -105,7 +106,8 @@ impl History {
         let changed = prefs::differences(&now, &self.last);
         let has_begun = prefs::login_under_way(&now) && !prefs::login_under_way(&self.last)
             || prefs::text(&now, "ControlURL") != prefs::text(&self.last, "ControlURL");
-        if prefs::are_of_login(&now, &self.asked, &self.ours) && (has_begun || !changed.is_empty()) {
+        if prefs::are_of_login(&now, &self.asked, &self.ours) && (has_begun || !changed.is_empty())
+        {
             return self.told(now);
         }
         let kept = prefs::kept(&self.wanted, &now, &self.asked);
@@ -116,14 +118,17 @@ impl History {
         // Else a tailscaled that was restarted may have forgotten it.
         let is_there = prefs::login_under_way(&now);
         for (name, value) in changed {
-            let is_given = prefs::is_given_by(&self.ours, &name) && !prefs::is_set_by(&self.asked, &name);
+            let is_given =
+                prefs::is_given_by(&self.ours, &name) && !prefs::is_set_by(&self.asked, &name);
             if is_given && is_there {
                 self.wanted.insert(name.clone(), value.clone());
                 self.original.insert(name, value);
                 continue;
             }
             self.replaced |= prefs::is_default(&name, &value);
-            self.wanted.extend(kept.get_key_value(&name).map(|(name, value)| (name.clone(), value.clone())));
+            self.wanted.extend(
+                kept.get_key_value(&name).map(|(name, value)| (name.clone(), value.clone())),
+            );
             if !prefs::is_default(&name, &value) && !prefs::is_set_by(&self.asked, &name) {
                 self.original.insert(name, value);
             }
@@ -134,8 +139,10 @@ impl History {
     /// Whether these may be another profile's: their login server is neither the old one nor that of
     /// the login, or their node is another. (A login can bring that too.)
     pub fn is_elsewhere(&self, now: &Prefs, server: &str) -> bool {
-        let is_other = |one: &str, other: &str| !one.is_empty() && !other.is_empty() && one != other;
-        let [own, last, url] = [&self.original, &self.last, now].map(|prefs| prefs::text(prefs, "ControlURL"));
+        let is_other =
+            |one: &str, other: &str| !one.is_empty() && !other.is_empty() && one != other;
+        let [own, last, url] =
+            [&self.original, &self.last, now].map(|prefs| prefs::text(prefs, "ControlURL"));
         is_other(url, own) && is_other(url, last) && !is_same_server(url, server)
             || is_other(node_id(now), node_id(&self.last))
     }

@@ -17,9 +17,15 @@ pub enum Situation {
     /// tailscaled does not let us in.
     Denied(String),
     /// Coming up, or trying to reach the control server, with a node key.
-    Settling { error: Option<LoginError>, trouble: Option<String> },
+    Settling {
+        error: Option<LoginError>,
+        trouble: Option<String>,
+    },
     /// The same with nothing to come up with.
-    SettlingNew { error: Option<LoginError>, trouble: Option<String> },
+    SettlingNew {
+        error: Option<LoginError>,
+        trouble: Option<String>,
+    },
     /// Running and online.
     Connected,
     /// The same, while tailscaled sends a dead key again and again, as after `tailscale down` and
@@ -28,12 +34,19 @@ pub enum Situation {
     /// Connected, but an address isn't on the interface yet.
     AddressPending(IpAddr),
     /// Running on the last network map it knew.
-    Offline { error: Option<LoginError>, trouble: Option<String> },
+    Offline {
+        error: Option<LoginError>,
+        trouble: Option<String>,
+    },
     Stopped,
     /// tailscaled needs an auth key.
-    NeedsLogin { error: Option<LoginError> },
+    NeedsLogin {
+        error: Option<LoginError>,
+    },
     /// tailscaled has given up on keys and asks for a person.
-    AsksForPerson { error: Option<LoginError> },
+    AsksForPerson {
+        error: Option<LoginError>,
+    },
     NeedsApproval,
     /// tailscaled cannot open its state, in its words: no login can work.
     NoState(String),
@@ -48,14 +61,18 @@ impl Situation {
         let trouble = || trouble(&status.health);
         let asks = !status.auth_url.is_empty();
         match status.backend_state.as_str() {
-            "NoState" if let Some(words) = health_with(status, "State store failed") => Self::NoState(words),
+            "NoState" if let Some(words) = health_with(status, "State store failed") => {
+                Self::NoState(words)
+            }
             "NoState" | "Starting" => match tells_of_node_key(status) && !status.have_node_key {
                 true => Self::SettlingNew { error, trouble: trouble() },
                 false => Self::Settling { error, trouble: trouble() },
             },
             "Running" if status.node.online => match (unbound, error) {
                 (Some(address), _) => Self::AddressPending(address),
-                (None, Some(LoginError::Refused(refusal))) => Self::ConnectedWithDeadKey(refusal.words),
+                (None, Some(LoginError::Refused(refusal))) => {
+                    Self::ConnectedWithDeadKey(refusal.words)
+                }
                 (None, _) => Self::Connected,
             },
             "Running" | "NeedsLogin" if asks => Self::AsksForPerson { error },

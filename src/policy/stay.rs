@@ -13,7 +13,8 @@ use crate::failure::{Connected, Note, Obstacle, Waiting};
 use crate::key::belongs_to;
 use crate::policy::login::{END_PATIENCE, Login};
 use crate::policy::{
-    Action, Backoff, Key, KeyFacts, Machine, OFFLINE_PATIENCE, Situation, Time, Why, is_same_server, locked_out,
+    Action, Backoff, Key, KeyFacts, Machine, OFFLINE_PATIENCE, Situation, Time, Why,
+    is_same_server, locked_out,
 };
 use crate::prefs::{self, Prefs};
 use crate::record::{NodeKey, RefusedKey};
@@ -83,16 +84,23 @@ const RESTED: Keeping = Keeping::Resting { until: Time::ZERO, obstacle: None };
 pub fn renew_at(node: &NodeKey) -> Clock {
     let mut hasher = DefaultHasher::new();
     node.key.hash(&mut hasher);
-    let part = RENEW_FROM + (RENEW_BY - RENEW_FROM) * fastrand::Rng::with_seed(hasher.finish()).f64();
+    let part =
+        RENEW_FROM + (RENEW_BY - RENEW_FROM) * fastrand::Rng::with_seed(hasher.finish()).f64();
     node.expiry.saturating_sub(node.life.mul_f64(1.0 - part))
 }
 
 /// What stands against a renewal of a node that is connected, whatever the key. `asked`: the login
 /// server that is asked for.
-pub fn obstacle(status: &Status, prefs: &Prefs, asked: Option<&str>, clock: Clock) -> Option<Obstacle> {
+pub fn obstacle(
+    status: &Status,
+    prefs: &Prefs,
+    asked: Option<&str>,
+    clock: Clock,
+) -> Option<Obstacle> {
     let server = prefs::text(prefs, "ControlURL");
     let tags = prefs.get("AdvertiseTags").and_then(Value::as_array);
-    let is_asked = |tag: &String| tags.is_some_and(|tags| tags.iter().any(|asked| asked == tag.as_str()));
+    let is_asked =
+        |tag: &String| tags.is_some_and(|tags| tags.iter().any(|asked| asked == tag.as_str()));
     Some(match () {
         () if status.major_and_minor() < KEEPS_ITS_MAP => Obstacle::OldVersion,
         () if clock < SANE => Obstacle::Clock,
@@ -105,12 +113,18 @@ pub fn obstacle(status: &Status, prefs: &Prefs, asked: Option<&str>, clock: Cloc
 }
 
 /// What stands against a renewal with this key.
-pub fn obstacle_of_key(key: &KeyFacts, prefs: &Prefs, refused: Option<&RefusedKey>) -> Option<Obstacle> {
+pub fn obstacle_of_key(
+    key: &KeyFacts,
+    prefs: &Prefs,
+    refused: Option<&RefusedKey>,
+) -> Option<Obstacle> {
     let server = prefs::text(prefs, "ControlURL");
     Some(match key.kind {
         kind if belongs_to(kind, server).is_err() => Obstacle::NoKey,
         kind if kind.is_oauth_secret() => Obstacle::OAuthSecret,
-        _ if refused.is_some_and(|it| it.digest == key.digest && it.server == server) => Obstacle::RefusedKey,
+        _ if refused.is_some_and(|it| it.digest == key.digest && it.server == server) => {
+            Obstacle::RefusedKey
+        }
         _ => return None,
     })
 }
@@ -148,10 +162,19 @@ impl Machine {
         match (keeping, situation) {
             (Keeping::Sent { since, before }, _) => self.outcome(situation, *since, before, now),
             (Keeping::Lost | Keeping::LeftAlone, _) if situation.is_connected() => Some(RESTED),
-            (Keeping::Unheard { until }, _) if situation.is_connected() && now >= *until => Some(RESTED),
-            (Keeping::Unheard { .. }, S::NeedsLogin { .. } | S::AsksForPerson { .. }) => Some(Keeping::Lost),
-            (Keeping::Resting { .. } | Keeping::Unheard { .. }, S::Stopped) => Some(Keeping::LeftAlone),
-            (Keeping::Resting { .. }, S::NeedsLogin { .. } | S::AsksForPerson { .. } | S::SettlingNew { .. }) => {
+            (Keeping::Unheard { until }, _) if situation.is_connected() && now >= *until => {
+                Some(RESTED)
+            }
+            (Keeping::Unheard { .. }, S::NeedsLogin { .. } | S::AsksForPerson { .. }) => {
+                Some(Keeping::Lost)
+            }
+            (Keeping::Resting { .. } | Keeping::Unheard { .. }, S::Stopped) => {
+                Some(Keeping::LeftAlone)
+            }
+            (
+                Keeping::Resting { .. },
+                S::NeedsLogin { .. } | S::AsksForPerson { .. } | S::SettlingNew { .. },
+            ) => {
                 let asks = matches!(situation, S::AsksForPerson { .. });
                 let expired = self.status.as_ref().is_some_and(|status| status.node.expired);
                 match asks && !expired && self.setup.rejoin {
@@ -167,8 +190,15 @@ impl Machine {
     }
 
     /// What a renewal has come to.
-    fn outcome(&self, situation: &Situation, since: Time, before: &str, now: Time) -> Option<Keeping> {
-        let refused = |words: &str| Some(Keeping::Failed { words: words.to_owned(), refused: true });
+    fn outcome(
+        &self,
+        situation: &Situation,
+        since: Time,
+        before: &str,
+        now: Time,
+    ) -> Option<Keeping> {
+        let refused =
+            |words: &str| Some(Keeping::Failed { words: words.to_owned(), refused: true });
         match (situation, situation.login_error()) {
             (Situation::ConnectedWithDeadKey(words), _) => refused(words),
             (_, Some(LoginError::Refused(refusal))) => refused(&refusal.words),
@@ -176,7 +206,8 @@ impl Machine {
                 Some(Keeping::Came)
             }
             (_, error) if now >= since.saturating_add(self.renewal_patience()) => {
-                let words = error.map_or("there was no answer in time", LoginError::words).to_owned();
+                let words =
+                    error.map_or("there was no answer in time", LoginError::words).to_owned();
                 Some(Keeping::Failed { words, refused: false })
             }
             _ => None,
@@ -187,6 +218,8 @@ impl Machine {
     fn forget_the_way(&mut self) {
         (self.logins, self.secondhand, self.complaint) = (0, 0, Default::default());
         (self.failures, self.key_wanted_since) = (Backoff::default(), None);
+        // It was ours.
+        self.others_login = false;
     }
 
     // ---- the life of a node key
@@ -194,7 +227,8 @@ impl Machine {
     /// Keeps in the record how long the node key lives.
     fn remember_node_key(&mut self) {
         let (key, expiry, clock) = (self.node_key(), self.expiry(), self.clock);
-        let (Some(key), Some(record)) = (key, self.record.as_mut().filter(|_| clock >= SANE)) else {
+        let (Some(key), Some(record)) = (key, self.record.as_mut().filter(|_| clock >= SANE))
+        else {
             return;
         };
         let known = record.node.take().filter(|node| node.key == key);
@@ -205,7 +239,7 @@ impl Machine {
                 let left = expiry.saturating_sub(clock);
                 let life = known.map_or(Duration::ZERO, |node| node.life).max(left);
                 // By this clock it has expired before it was seen.
-                (!life.is_zero()).then_some(NodeKey { key, expiry, life })
+                (!life.is_zero()).then(|| Box::new(NodeKey { key, expiry, life }))
             }
         });
     }
@@ -227,7 +261,7 @@ impl Machine {
     }
 
     fn known_node_key(&self) -> Option<&NodeKey> {
-        self.record.as_ref()?.node.as_ref()
+        self.record.as_ref()?.node.as_deref()
     }
 
     /// This part of the node key's life, but no more than that.
@@ -241,7 +275,8 @@ impl Machine {
 
     /// Whether the node key has come to its end by itself.
     fn is_over(&self) -> bool {
-        self.known_node_key().is_some() && self.left() <= self.part_of_life(BETWEEN_TRIES, Duration::MAX)
+        self.known_node_key().is_some()
+            && self.left() <= self.part_of_life(BETWEEN_TRIES, Duration::MAX)
     }
 
     fn renew_at(&self) -> Option<Clock> {
@@ -251,30 +286,44 @@ impl Machine {
     // ---- what to do
 
     /// What to do for a node that we stay with; none if it's what a run does, too.
-    pub(super) fn keep(&self, keeping: &Keeping, situation: &Situation, now: Time) -> Option<Action> {
+    pub(super) fn keep(
+        &self,
+        keeping: &Keeping,
+        situation: &Situation,
+        now: Time,
+    ) -> Option<Action> {
         use Situation as S;
         match (keeping, situation) {
             (Keeping::Failed { .. }, _) => Some(Action::Restart(Why::Renewal)),
             (Keeping::Came, _) => Some(Action::Ping),
             (Keeping::Sent { since, .. }, _) => {
                 let limit = since.saturating_add(self.renewal_patience());
-                let look = now.saturating_add((now.saturating_sub(*since) / 10).max(super::LOOK_LEAST));
+                let look =
+                    now.saturating_add((now.saturating_sub(*since) / 10).max(super::LOOK_LEAST));
                 Some(Action::Wait(self.staying(), look.min(limit)))
             }
-            (Keeping::Lost, S::Stopped) => Some(Action::Wait(Waiting::LeftAlone, now.saturating_add(QUIET))),
+            (Keeping::Lost, S::Stopped) => {
+                Some(Action::Wait(Waiting::LeftAlone, now.saturating_add(QUIET)))
+            }
             (Keeping::Lost, _) => None,
             // Only where the node key has come to its end is it ours to log the node in.
-            (_, S::Stopped | S::NeedsLogin { .. } | S::AsksForPerson { .. } | S::SettlingNew { .. })
+            (
+                _,
+                S::Stopped | S::NeedsLogin { .. } | S::AsksForPerson { .. } | S::SettlingNew { .. },
+            )
             | (_, S::Connected | S::AddressPending(_))
                 if matches!(self.key, Key::Ready(_)) && !self.is_time(keeping, now) =>
             {
                 Some(Action::ReleaseKey)
             }
             (Keeping::LeftAlone, _) => Some(self.leave_alone(situation, now)),
-            (_, S::Stopped | S::NeedsLogin { .. } | S::AsksForPerson { .. } | S::SettlingNew { .. }) => {
-                Some(self.wait(Waiting::Settling, now))
+            (
+                _,
+                S::Stopped | S::NeedsLogin { .. } | S::AsksForPerson { .. } | S::SettlingNew { .. },
+            ) => Some(self.wait(Waiting::Settling, now)),
+            (_, S::Connected | S::AddressPending(_)) if self.is_time(keeping, now) => {
+                Some(self.renew(now))
             }
-            (_, S::Connected | S::AddressPending(_)) if self.is_time(keeping, now) => Some(self.renew(now)),
             (
                 Keeping::Resting { until, .. } | Keeping::Unheard { until },
                 S::Connected | S::AddressPending(_),
@@ -305,7 +354,9 @@ impl Machine {
             (Key::Unread, None) => return Action::ReadKey,
             (Key::Busy, None) => return self.wait(self.staying(), now),
             (Key::Wanting(_), None) => Some(Obstacle::NoKey),
-            (Key::Ready(facts), None) => obstacle_of_key(facts, &known.prefs, self.stored.refused.as_ref()),
+            (Key::Ready(facts), None) => {
+                obstacle_of_key(facts, &known.prefs, self.stored.refused.as_ref())
+            }
         };
         match obstacle {
             Some(obstacle) => Action::Postpone(obstacle),
@@ -317,11 +368,15 @@ impl Machine {
     /// its login, which tailscaled does not do by itself.
     fn leave_alone(&self, situation: &Situation, now: Time) -> Action {
         let has_node_key = self.status.as_ref().is_some_and(|status| status.have_node_key);
-        let patience = self.part_of_life(BETWEEN_TRIES, match situation {
-            Situation::NeedsLogin { .. } => OFFLINE_PATIENCE,
-            _ => AT_THE_PAGE,
-        });
-        let is_asking = matches!(situation, Situation::NeedsLogin { .. } | Situation::AsksForPerson { .. });
+        let patience = self.part_of_life(
+            BETWEEN_TRIES,
+            match situation {
+                Situation::NeedsLogin { .. } => OFFLINE_PATIENCE,
+                _ => AT_THE_PAGE,
+            },
+        );
+        let is_asking =
+            matches!(situation, Situation::NeedsLogin { .. } | Situation::AsksForPerson { .. });
         let look = self.since.saturating_add(patience).max(self.offline.not_before);
         match is_asking && has_node_key {
             true if now >= look => Action::Restart(Why::Offline),

@@ -88,14 +88,7 @@ fn what_the_user_asked_for_is_kept() {
     let names: Vec<_> = all.keys().map(String::as_str).collect();
     assert_eq!(
         names,
-        [
-            "AdvertiseRoutes",
-            "ExitNodeID",
-            "NoSNAT",
-            "OperatorUser",
-            "RouteAll",
-            "ShieldsUp"
-        ]
+        ["AdvertiseRoutes", "ExitNodeID", "NoSNAT", "OperatorUser", "RouteAll", "ShieldsUp"]
     );
 }
 
@@ -112,10 +105,7 @@ fn exit_routes_and_other_routes_live_together() {
     let of_routes = "--advertise-routes=10.0.0.0/8";
     assert_eq!(left(&other, &exit, exit_node), json!(both));
     assert_eq!(left(&exit, &other, of_routes), json!(both));
-    assert_eq!(
-        left(&both, &other, "--advertise-exit-node=false"),
-        json!(other)
-    );
+    assert_eq!(left(&both, &other, "--advertise-exit-node=false"), json!(other));
     assert_eq!(left(&both, &exit, "--advertise-routes="), json!(exit));
     // As they are, if they are the same.
     let mixed = [exit[0], other[0], exit[1]];
@@ -128,14 +118,8 @@ fn access_to_the_lan_is_not_asked_for_by_an_exit_node() {
     let before = prefs(json!({ "ExitNodeAllowLANAccess": true, "AutoExitNode": "any" }));
     let after = prefs(json!({ "ExitNodeAllowLANAccess": false, "AutoExitNode": "" }));
     let lost_with = |flag: &str| Value::Object(lost(&before, &after, &words(&[flag])));
-    assert_eq!(
-        lost_with("--exit-node="),
-        json!({ "ExitNodeAllowLANAccess": true })
-    );
-    assert_eq!(
-        lost_with("--exit-node-allow-lan-access=false"),
-        json!({ "AutoExitNode": "any" })
-    );
+    assert_eq!(lost_with("--exit-node="), json!({ "ExitNodeAllowLANAccess": true }));
+    assert_eq!(lost_with("--exit-node-allow-lan-access=false"), json!({ "AutoExitNode": "any" }));
     // Without an exit node, `up` does not take the flag.
     assert_eq!(as_flags(&before, &[], NEW), Vec::<String>::new());
     let used = words(&["--exit-node=100.64.0.9"]);
@@ -147,10 +131,7 @@ fn access_to_the_lan_is_not_asked_for_by_an_exit_node() {
 fn a_flag_of_the_user_takes_the_place_of_the_nodes() {
     let before = prefs(json!({ "RouteAll": true, "Hostname": "x", "RunSSH": true }));
     let asked = words(&["--ssh=false", "-hostname", "y"]);
-    assert_eq!(
-        as_flags(&before, &asked, NEW),
-        words(&["--accept-routes=true"])
-    );
+    assert_eq!(as_flags(&before, &asked, NEW), words(&["--accept-routes=true"]));
 }
 
 #[test]
@@ -170,13 +151,8 @@ fn a_flag_is_given_only_to_a_version_that_has_it_and_if_it_fits() {
     let filtering = "--stateful-filtering=true";
     assert_eq!(flags((1, 66)), words(&[connector, filtering]));
     assert_eq!(flags((1, 64)), words(&[connector]));
-    assert_eq!(
-        flags((1, 84)),
-        words(&[connector, "--report-posture=true", filtering])
-    );
-    let routes: Vec<_> = (0..5000)
-        .map(|n| format!("10.{}.{}.0/24", n / 250, n % 250))
-        .collect();
+    assert_eq!(flags((1, 84)), words(&[connector, "--report-posture=true", filtering]));
+    let routes: Vec<_> = (0..5000).map(|n| format!("10.{}.{}.0/24", n / 250, n % 250)).collect();
     let many = prefs(json!({ "AdvertiseRoutes": routes, "Hostname": "x" }));
     assert_eq!(as_flags(&many, &[], NEW), words(&["--hostname=x"]));
 }
@@ -187,48 +163,27 @@ fn the_preferences_of_a_login_are_known_by_its_flags() {
         "WantRunning": true, "LoggedOut": false, "RouteAll": true, "Hostname": "x",
         "CorpDNS": true, "NetfilterMode": 2, "Config": { "NodeID": "" }, "RunSSH": true,
     });
-    let (asked, ours) = (
-        words(&["--ssh"]),
-        words(&["--accept-routes=true", "--hostname=x"]),
-    );
+    let (asked, ours) = (words(&["--ssh"]), words(&["--accept-routes=true", "--hostname=x"]));
     let is = |change: fn(&mut Prefs)| {
         let mut prefs = prefs(of_login.clone());
         change(&mut prefs);
         are_of_login(&prefs, &asked, &ours)
     };
     assert!(is(|_| {}));
-    assert!(is(|prefs| drop(
-        prefs.insert("RunSSH".into(), json!(false))
-    )));
-    assert!(!is(|prefs| drop(
-        prefs.insert("Hostname".into(), json!("y"))
-    )));
+    assert!(is(|prefs| drop(prefs.insert("RunSSH".into(), json!(false)))));
+    assert!(!is(|prefs| drop(prefs.insert("Hostname".into(), json!("y")))));
     assert!(!is(|prefs| drop(prefs.remove("RouteAll"))));
-    assert!(!is(|prefs| drop(
-        prefs.insert("RunWebClient".into(), json!(true))
-    )));
-    assert!(!is(|prefs| drop(
-        prefs.insert("WantRunning".into(), json!(false))
-    )));
-    assert!(!is(|prefs| drop(
-        prefs.insert("LoggedOut".into(), json!(true))
-    )));
+    assert!(!is(|prefs| drop(prefs.insert("RunWebClient".into(), json!(true)))));
+    assert!(!is(|prefs| drop(prefs.insert("WantRunning".into(), json!(false)))));
+    assert!(!is(|prefs| drop(prefs.insert("LoggedOut".into(), json!(true)))));
 }
 
 /// Preferences of which some have names that matter.
 fn some_prefs() -> impl Strategy<Value = Prefs> {
     let name = prop_oneof![
         select(&NO_SETTINGS[..]).prop_map(str::to_owned),
-        select(
-            &[
-                "Hostname",
-                "RunSSH",
-                "AutoUpdate",
-                "CorpDNS",
-                "AdvertiseRoutes"
-            ][..]
-        )
-        .prop_map(str::to_owned),
+        select(&["Hostname", "RunSSH", "AutoUpdate", "CorpDNS", "AdvertiseRoutes"][..])
+            .prop_map(str::to_owned),
         "[A-Za-z]{0,6}",
     ];
     let name = name.prop_filter("no preference is called so", |name| !name.ends_with("Set"));
@@ -304,9 +259,7 @@ proptest! {
 
 #[test]
 fn masks_mark_each_field_and_both_parts_of_auto_update() {
-    let masked = masked(&prefs(
-        json!({ "RunSSH": true, "AutoUpdate": { "Apply": true } }),
-    ));
+    let masked = masked(&prefs(json!({ "RunSSH": true, "AutoUpdate": { "Apply": true } })));
     assert_eq!(
         masked,
         json!({
@@ -389,21 +342,15 @@ fn an_operator_is_kept_unless_the_user_names_one() {
     let flags = |prefs: &Prefs, asked: &[&str]| as_flags(prefs, &words(asked), NEW);
     assert_eq!(flags(&set, &["--ssh"]), ["--operator=alice"]);
     assert_eq!(flags(&set, &["--operator=bob"]), Vec::<String>::new());
-    assert_eq!(
-        flags(&prefs(json!({ "OperatorUser": "" })), &[]),
-        Vec::<String>::new()
-    );
+    assert_eq!(flags(&prefs(json!({ "OperatorUser": "" })), &[]), Vec::<String>::new());
     assert_eq!(flags(&prefs(json!({})), &[]), Vec::<String>::new());
 }
 
 #[test]
 fn a_login_is_under_way_once_up_has_said_so_and_until_a_restart() {
-    for (want, out, under_way) in [
-        (true, false, true),
-        (false, true, false),
-        (true, true, false),
-        (false, false, false),
-    ] {
+    for (want, out, under_way) in
+        [(true, false, true), (false, true, false), (true, true, false), (false, false, false)]
+    {
         let prefs = prefs(json!({ "WantRunning": want, "LoggedOut": out }));
         assert_eq!(login_under_way(&prefs), under_way);
     }

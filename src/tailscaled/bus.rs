@@ -139,7 +139,15 @@ impl Bus {
 
 impl Open {
     fn new(response: Response) -> Self {
-        Self { response, line: Vec::new(), overlong: false, has_told: false, has_told_prefs: false, ended: false, notice: None }
+        Self {
+            response,
+            line: Vec::new(),
+            overlong: false,
+            has_told: false,
+            has_told_prefs: false,
+            ended: false,
+            notice: None,
+        }
     }
 
     /// Waits until something arrives, or until a bus that has told something ends: tailscaled may be

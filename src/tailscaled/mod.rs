@@ -224,9 +224,8 @@ async fn answer(request: RequestBuilder) -> Result<Vec<u8>, LocalApiError> {
         }
         Ok((status, body))
     };
-    let (status, body) = timeout(REQUEST_LIMIT, exchange)
-        .await
-        .map_err(|_| LocalApiError::NoAnswer)??;
+    let (status, body) =
+        timeout(REQUEST_LIMIT, exchange).await.map_err(|_| LocalApiError::NoAnswer)??;
     if status.is_success() {
         return Ok(body);
     }
@@ -282,10 +281,7 @@ fn classify(error: &reqwest::Error) -> LocalApiError {
         }
         Some(_) => LocalApiError::Unreachable(cause.to_string()),
         // hyper's own error, which has no kind: it hung up before it had answered.
-        None if cause
-            .to_string()
-            .contains("connection closed before message completed") =>
-        {
+        None if cause.to_string().contains("connection closed before message completed") => {
             LocalApiError::Unreachable("it hung up without an answer".into())
         }
         None => LocalApiError::BadAnswer(cause.to_string()),

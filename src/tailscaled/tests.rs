@@ -33,10 +33,7 @@ fn broken_off<T>(
     answer: &[u8],
     ask: impl AsyncFn(LocalApi) -> Result<T, LocalApiError>,
 ) -> Vec<Result<T, LocalApiError>> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let lengths: Vec<usize> = (0..=answer.len()).collect();
     let mut outcomes = Vec::new();
     // A stand-in keeps its connections until its end.
@@ -86,10 +83,8 @@ fn assert_only_the_last_is_one<T: fmt::Debug>(mut outcomes: Vec<Result<T, LocalA
     let last = outcomes.pop().unwrap();
     assert!(last.is_ok(), "{last:?}");
     for (length, outcome) in outcomes.into_iter().enumerate() {
-        let is_gone = matches!(
-            outcome,
-            Err(LocalApiError::Unreachable(_) | LocalApiError::BadAnswer(_))
-        );
+        let is_gone =
+            matches!(outcome, Err(LocalApiError::Unreachable(_) | LocalApiError::BadAnswer(_)));
         assert!(is_gone, "after {length} bytes: {outcome:?}");
     }
 }
@@ -129,10 +124,7 @@ fn told(chunks: &[&str]) -> Vec<Notice> {
     answer += "0\r\n\r\n";
     let fake = FakeTailscaled::start(move |_| Response::raw(answer.as_bytes()));
     let api = LocalApi::new(fake.socket()).unwrap();
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let mut bus = Bus::default();
         bus.open(&api, Duration::from_secs(1));
@@ -153,9 +145,7 @@ fn the_bus_tells_each_state_of_the_preferences_in_order_and_that_the_first_comes
         "}}\n{\"Prefs\":{\"Hostname\":\"c\"}}\nnonsense\n{\"State\":6}\n{\"Prefs\":[]}\n",
     ]);
     let names = notices.iter().flat_map(|notice| &notice.prefs);
-    let names: Vec<_> = names
-        .map(|prefs| prefs["Hostname"].as_str().unwrap())
-        .collect();
+    let names: Vec<_> = names.map(|prefs| prefs["Hostname"].as_str().unwrap()).collect();
     assert_eq!(names, ["a", "b", "c"]);
     for (number, notice) in notices.iter().enumerate() {
         assert_eq!(notice.after_a_gap, number == 0, "{notices:?}");
@@ -173,10 +163,7 @@ fn nothing_that_the_bus_tells_is_lost_with_a_wait_that_is_broken_off() {
     let answer = head + &line("a") + &line("b") + "0\r\n\r\n";
     let fake = FakeTailscaled::start(move |_| Response::raw(answer.as_bytes()));
     let api = LocalApi::new(fake.socket()).unwrap();
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let names = runtime.block_on(async {
         let mut bus = Bus::default();
         bus.open(&api, Duration::from_secs(1));
@@ -196,10 +183,7 @@ fn nothing_that_the_bus_tells_is_lost_with_a_wait_that_is_broken_off() {
 
 #[test]
 fn a_line_of_the_bus_that_is_too_long_is_passed_over() {
-    let long = format!(
-        "{{\"Prefs\":{{\"Hostname\":\"{}\"}}}}\n",
-        "x".repeat(MAX_BODY)
-    );
+    let long = format!("{{\"Prefs\":{{\"Hostname\":\"{}\"}}}}\n", "x".repeat(MAX_BODY));
     let notices = told(&["{}\n", &long, "{\"Prefs\":{\"Hostname\":\"b\"}}\n"]);
     let told: Vec<_> = notices.iter().flat_map(|notice| &notice.prefs).collect();
     assert_eq!(told.len(), 1);
@@ -255,10 +239,7 @@ fn check<T: for<'a> Deserialize<'a>>(body: &[u8]) -> Result<Option<T>, TestCaseE
     match parse::<T>("it", body) {
         Ok(answer) => Ok(Some(answer)),
         Err(LocalApiError::BadAnswer(said)) => {
-            prop_assert!(
-                said.chars().count() < 300 && said.lines().count() == 1,
-                "{said}"
-            );
+            prop_assert!(said.chars().count() < 300 && said.lines().count() == 1, "{said}");
             Ok(None)
         }
         Err(error) => panic!("{error:?}"),

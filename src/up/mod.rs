@@ -84,7 +84,8 @@ impl Cli {
         let (program, named, parts) = found.ok_or(NotStarted::NoCommand)?;
         // One that cannot be looked at cannot be started either, which says why.
         if let Ok(parts) = parts {
-            trust::may_run(&program, named, &parts, Process::current()).map_err(NotStarted::Untrusted)?;
+            trust::may_run(&program, named, &parts, Process::current())
+                .map_err(NotStarted::Untrusted)?;
         }
         Ok(program)
     }
@@ -342,9 +343,7 @@ mod tests {
 
     #[test]
     fn an_output_that_is_let_go_is_read_no_more() {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .build()
-            .unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(async {
             // As of a process that the command has left behind.
             let (stream, _held) = tokio::io::duplex(1);

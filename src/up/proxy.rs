@@ -15,21 +15,12 @@ const FILE: &str = "/etc/default/tailscaled";
 const MAX_BYTES: u64 = 64 * 1024;
 
 /// As Go knows them.
-const VARIABLES: [&str; 6] = [
-    "HTTPS_PROXY",
-    "https_proxy",
-    "HTTP_PROXY",
-    "http_proxy",
-    "NO_PROXY",
-    "no_proxy",
-];
+const VARIABLES: [&str; 6] =
+    ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "NO_PROXY", "no_proxy"];
 
 /// The variables of a proxy that tailscaled has, if we have none ourselves.
 pub fn of_tailscaled() -> Vec<(String, String)> {
-    if VARIABLES
-        .iter()
-        .any(|name| std::env::var_os(name).is_some())
-    {
+    if VARIABLES.iter().any(|name| std::env::var_os(name).is_some()) {
         return Vec::new();
     }
     let text = File::open(FILE).and_then(|file| read_to_string(file.take(MAX_BYTES)));
@@ -70,9 +61,6 @@ mod tests {
             ("no_proxy", "localhost,.example"),
             ("https_proxy", "http://spaced:1"),
         ];
-        assert_eq!(
-            found,
-            expected.map(|(name, value)| (name.to_owned(), value.to_owned()))
-        );
+        assert_eq!(found, expected.map(|(name, value)| (name.to_owned(), value.to_owned())));
     }
 }

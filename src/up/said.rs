@@ -53,7 +53,9 @@ impl LoginError {
     /// The words alone.
     pub fn words(&self) -> &str {
         match self {
-            Self::Refused(Refusal { words, .. }) | Self::Unreachable(words) | Self::Unknown(words) => words,
+            Self::Refused(Refusal { words, .. })
+            | Self::Unreachable(words)
+            | Self::Unknown(words) => words,
         }
     }
 }
@@ -183,7 +185,9 @@ fn refused(text: &str) -> Option<Refused> {
     let words = lower.strip_prefix("handling register with auth key: ").unwrap_or(&lower);
     if PASSING.iter().any(|word| words.contains(word)) {
         None
-    } else if words.contains("tags") && (words.contains("not permitted") || words.contains("invalid")) {
+    } else if words.contains("tags")
+        && (words.contains("not permitted") || words.contains("invalid"))
+    {
         Some(Refused::Tags)
     } else if OWNER.iter().any(|word| words.contains(word)) {
         Some(Refused::Owner)
@@ -325,8 +329,10 @@ pub fn read(code: Option<i32>, stderr: &str) -> Ended {
     if SETTINGS.iter().any(|words| stderr.contains(words)) {
         return Ended::BadSettings(brief(error));
     }
-    const LOST: [&str; 2] = ["failed to connect to local tailscaled", "500 Internal Server Error: "];
-    if ["EOF", "unexpected EOF"].contains(&error) || LOST.iter().any(|words| stderr.contains(words)) {
+    const LOST: [&str; 2] =
+        ["failed to connect to local tailscaled", "500 Internal Server Error: "];
+    if ["EOF", "unexpected EOF"].contains(&error) || LOST.iter().any(|words| stderr.contains(words))
+    {
         return Ended::Lost(brief(error));
     }
     match (error, code) {

@@ -41,12 +41,7 @@ pub struct Row {
 
 impl Row {
     pub fn new(what: &'static str, unit: Unit, note: &'static str) -> Self {
-        Self {
-            what,
-            unit,
-            samples: Default::default(),
-            note,
-        }
+        Self { what, unit, samples: Default::default(), note }
     }
 
     pub fn add(&mut self, who: Contender, sample: Sample) {
@@ -77,10 +72,7 @@ impl Row {
 
     /// How many times as much as ours.
     pub fn times_ours(&self, who: Contender) -> Option<f64> {
-        let (theirs, ours) = (
-            self.spread(who)?.median,
-            self.spread(Contender::Ours)?.median,
-        );
+        let (theirs, ours) = (self.spread(who)?.median, self.spread(Contender::Ours)?.median);
         (ours > 0.0 && self.unit != Unit::Failures).then(|| theirs / ours)
     }
 
@@ -111,10 +103,8 @@ impl Row {
             if who == Contender::Ours {
                 text = format!("**{text}**");
             }
-            let (lower, upper) = (
-                self.unit.show(spread.lower_quartile),
-                self.unit.show(spread.upper_quartile),
-            );
+            let (lower, upper) =
+                (self.unit.show(spread.lower_quartile), self.unit.show(spread.upper_quartile));
             if lower != upper {
                 let _ = write!(text, " ({lower} – {upper})");
             }
@@ -212,8 +202,5 @@ fn machine(field: &Field) -> String {
         .map(|output| String::from_utf8_lossy(&output.stdout).into_owned())
         .unwrap_or_default();
     let version = said.lines().next().unwrap_or_default();
-    format!(
-        "Measured on {cores} cores of {cpu}, Linux {}, tailscale {version}.",
-        kernel.join(".")
-    )
+    format!("Measured on {cores} cores of {cpu}, Linux {}, tailscale {version}.", kernel.join("."))
 }

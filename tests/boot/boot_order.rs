@@ -123,19 +123,11 @@ const A_SECOND: &str = "DefaultDependencies=no\n[Service]\nType=oneshot\nRemainA
 const SLOW: &[Slow] = &[
     Slow {
         last: "slow.service",
-        units: &[(
-            "slow.service",
-            "sysinit.target",
-            "[Unit]\nBefore=sysinit.target\n",
-        )],
+        units: &[("slow.service", "sysinit.target", "[Unit]\nBefore=sysinit.target\n")],
     },
     Slow {
         last: "slow.service",
-        units: &[(
-            "slow.service",
-            "basic.target",
-            "[Unit]\nBefore=basic.target\n",
-        )],
+        units: &[("slow.service", "basic.target", "[Unit]\nBefore=basic.target\n")],
     },
     Slow {
         last: "slow.service",
@@ -147,11 +139,7 @@ const SLOW: &[Slow] = &[
     },
     Slow {
         last: "agenix-install-secrets.service",
-        units: &[(
-            "agenix-install-secrets.service",
-            "sysinit.target",
-            "[Unit]\n",
-        )],
+        units: &[("agenix-install-secrets.service", "sysinit.target", "[Unit]\n")],
     },
     Slow {
         last: "sops-install-secrets.service",
@@ -167,31 +155,19 @@ const SLOW: &[Slow] = &[
     },
     Slow {
         last: "cloud-init-network.service",
-        units: &[(
-            "cloud-init-network.service",
-            "multi-user.target",
-            "[Unit]\n",
-        )],
+        units: &[("cloud-init-network.service", "multi-user.target", "[Unit]\n")],
     },
     Slow {
         last: "run-agenix.d.mount",
         units: &[
-            (
-                "slow.service",
-                "sysinit.target",
-                "[Unit]\nBefore=run-agenix.d.mount\n",
-            ),
+            ("slow.service", "sysinit.target", "[Unit]\nBefore=run-agenix.d.mount\n"),
             ("run-agenix.d.mount", "sysinit.target", "/run/agenix.d"),
         ],
     },
     Slow {
         last: "run-secrets.d.mount",
         units: &[
-            (
-                "slow.service",
-                "sysinit.target",
-                "[Unit]\nBefore=run-secrets.d.mount\n",
-            ),
+            ("slow.service", "sysinit.target", "[Unit]\nBefore=run-secrets.d.mount\n"),
             ("run-secrets.d.mount", "sysinit.target", "/run/secrets.d"),
         ],
     },
@@ -203,9 +179,8 @@ fn it_starts_after_the_early_boot_the_secrets_cloud_init_and_tailscaled_however_
     let tailnet = Tailnet::start_apart();
     let mut machine = Machine::new(Debian::Trixie, &tailnet);
     let assert_after = |machine: &Machine, last: &str| {
-        let ours = machine.wait_ours("started", |unit| {
-            unit.number("ExecMainStartTimestampMonotonic") > 0
-        });
+        let ours =
+            machine.wait_ours("started", |unit| unit.number("ExecMainStartTimestampMonotonic") > 0);
         let before = machine.wait_unit(last, "there", |unit| unit.is("ActiveState", "active"));
         assert!(
             ours.time("ExecMainStart") >= before.time("ActiveEnter"),
@@ -213,11 +188,7 @@ fn it_starts_after_the_early_boot_the_secrets_cloud_init_and_tailscaled_however_
         );
     };
 
-    machine.drop_in_of(
-        "tailscaled.service",
-        "slow",
-        "[Service]\nExecStartPre=/usr/bin/sleep 1\n",
-    );
+    machine.drop_in_of("tailscaled.service", "slow", "[Service]\nExecStartPre=/usr/bin/sleep 1\n");
     machine.boot();
     assert_after(&machine, "tailscaled.service");
     machine.power_off();

@@ -90,11 +90,7 @@ pub fn user_namespace(debian: Debian) {
     assert_restricted(&machine);
     let journal = machine.journal(UNIT);
     assert!(journal.contains("owner 65534"), "{journal}");
-    assert_eq!(
-        probed(&journal),
-        ["wrote /var/lib/tailscale-autoconnect", "done"],
-        "{journal}"
-    );
+    assert_eq!(probed(&journal), ["wrote /var/lib/tailscale-autoconnect", "done"], "{journal}");
 }
 
 #[test]

@@ -47,10 +47,7 @@ fn the_key_can_be_the_secret_of_an_oauth_client() {
 
     let state = tailnet.state();
     let device = &state.nodes[0];
-    assert_eq!(
-        (&device.tags[..], device.ephemeral),
-        (&["tag:server".to_owned()][..], false)
-    );
+    assert_eq!((&device.tags[..], device.ephemeral), (&["tag:server".to_owned()][..], false));
     assert!(!state.api_requests.is_empty());
     assert!(machine.is_online());
 }
@@ -144,10 +141,7 @@ fn the_secret_of_an_oauth_client_is_exchanged_by_the_proxy_that_only_tailscaled_
     machine.wait_done();
 
     let asked = machine.journal("proxy.service");
-    assert!(
-        asked.contains("asked: POST http://api.example.test/"),
-        "{asked}"
-    );
+    assert!(asked.contains("asked: POST http://api.example.test/"), "{asked}");
     assert_eq!(tailnet.state().nodes[0].tags, ["tag:server"]);
     assert!(machine.is_online());
 }

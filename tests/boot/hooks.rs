@@ -22,10 +22,9 @@ pub fn run_when_connected(debian: Debian) {
         "[Service]\nExecStart=\n\
          ExecStart=/usr/bin/tailscale-autoconnect --authkey-file /etc/tailscale/authkey\n",
     );
-    for (name, text) in [
-        ("tailnet-hook.service", HOOK),
-        ("tailscale-delete-key.service", DELETE_KEY),
-    ] {
+    for (name, text) in
+        [("tailnet-hook.service", HOOK), ("tailscale-delete-key.service", DELETE_KEY)]
+    {
         machine.write(&format!("etc/systemd/system/{name}"), text);
         machine.drop_in_of(name, "often", OFTEN);
         machine.offline(&["systemctl", "enable", name]);
@@ -80,10 +79,7 @@ fn systemd_finds_no_fault_with_the_example_units() {
     let tailnet = Tailnet::start_apart();
     let mut machine = Machine::new(Debian::Trixie, &tailnet);
     machine.write("etc/systemd/system/tailnet-hook.service", HOOK);
-    machine.write(
-        "etc/systemd/system/tailscale-delete-key.service",
-        DELETE_KEY,
-    );
+    machine.write("etc/systemd/system/tailscale-delete-key.service", DELETE_KEY);
     machine.boot();
     for name in [UNIT, "tailnet-hook.service", "tailscale-delete-key.service"] {
         let verified = machine.try_run(&["systemd-analyze", "verify", name]);

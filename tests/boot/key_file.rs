@@ -51,10 +51,7 @@ pub fn unusable_secret(debian: Debian) {
 
     assert_eq!(ours.end(), "exited 78");
     // A restart would be auto-restart, not failed.
-    assert_eq!(
-        (ours.get("SubState"), ours.number("NRestarts")),
-        ("failed", 0)
-    );
+    assert_eq!((ours.get("SubState"), ours.number("NRestarts")), ("failed", 0));
     machine.wait_exit_shown("78/CONFIG", "is still encrypted with age");
     assert_eq!(tailnet.state().registers.total, 0);
 }
@@ -143,18 +140,11 @@ pub fn refused_key(debian: Debian) {
     let ours = machine.wait_ours("failed", |unit| unit.is("ActiveState", "failed"));
 
     assert_eq!(ours.end(), "exited 77");
-    assert_eq!(
-        (ours.get("SubState"), ours.number("NRestarts")),
-        ("failed", 0)
-    );
+    assert_eq!((ours.get("SubState"), ours.number("NRestarts")), ("failed", 0));
     let refused = "the control server refused the auth key: invalid key: API key";
     machine.wait_exit_shown("77/NOPERM", refused);
     let errors = machine.errors_of(UNIT);
-    assert_eq!(
-        errors.lines().filter(|line| line.contains(refused)).count(),
-        1,
-        "{errors}"
-    );
+    assert_eq!(errors.lines().filter(|line| line.contains(refused)).count(), 1, "{errors}");
     // The daemon doesn't go on sending it.
     let sent = tailnet.state().key(&dead).attempts;
     tailnet.holds_for(

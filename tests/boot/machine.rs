@@ -63,8 +63,7 @@ impl Unit {
     /// A property that is a number.
     pub fn number(&self, name: &str) -> u64 {
         let text = self.get(name);
-        text.parse()
-            .unwrap_or_else(|_| panic!("{name} is no number: {text:?}"))
+        text.parse().unwrap_or_else(|_| panic!("{name} is no number: {text:?}"))
     }
 
     /// A time since the kernel booted.
@@ -187,10 +186,8 @@ impl Machine {
 
     pub fn write(&self, path: &str, text: &str) {
         let path = self.path(path);
-        let written = path
-            .parent()
-            .map_or(Ok(()), fs::create_dir_all)
-            .and_then(|()| fs::write(&path, text));
+        let written =
+            path.parent().map_or(Ok(()), fs::create_dir_all).and_then(|()| fs::write(&path, text));
         written.unwrap_or_else(|error| panic!("cannot write {}: {error}", path.display()));
     }
 
@@ -244,10 +241,7 @@ impl Machine {
         assert!(self.leader.is_none(), "it is on");
         count_boot(&self.name);
         self.command("boot");
-        let container: u32 = self
-            .event("booted ", PATIENCE)
-            .parse()
-            .expect("a process number");
+        let container: u32 = self.event("booted ", PATIENCE).parse().expect("a process number");
         self.leader = Some(self.wait("its init", || init_of(container)));
         let manager = self.inside("run/systemd/private");
         self.wait("its service manager", || manager.exists().then_some(()));
@@ -256,9 +250,7 @@ impl Machine {
     /// Boots and waits until the boot is over, our unit's start aside.
     pub fn boot_to_the_end(&mut self) {
         self.boot();
-        self.wait_unit("multi-user.target", "reached", |unit| {
-            unit.is("ActiveState", "active")
-        });
+        self.wait_unit("multi-user.target", "reached", |unit| unit.is("ActiveState", "active"));
     }
 
     /// How long the boot took until multi-user.target was reached.
@@ -272,9 +264,7 @@ impl Machine {
         let begin = Instant::now();
         let leader = self.leader.expect("it is on");
         // SIGRTMIN+4 asks systemd to power off.
-        let sent = Command::new("kill")
-            .args(["-s", "RTMIN+4", &leader.to_string()])
-            .status();
+        let sent = Command::new("kill").args(["-s", "RTMIN+4", &leader.to_string()]).status();
         assert!(sent.is_ok_and(|status| status.success()));
         let code = self.event("ended ", PATIENCE);
         self.leader = None;
@@ -285,9 +275,7 @@ impl Machine {
     /// Cuts its power: nothing in it sees it coming. What it has written stays, synced or not.
     pub fn cut_power(&mut self) {
         let leader = self.leader.take().expect("it is on");
-        let killed = Command::new("kill")
-            .args(["-s", "KILL", &leader.to_string()])
-            .status();
+        let killed = Command::new("kill").args(["-s", "KILL", &leader.to_string()]).status();
         assert!(killed.is_ok_and(|status| status.success()));
         self.event("ended ", PATIENCE);
     }
@@ -306,11 +294,7 @@ impl Machine {
     fn event(&self, kind: &str, limit: Duration) -> String {
         match self.events.recv_timeout(limit) {
             Ok(line) if line.starts_with(kind) => line[kind.len()..].to_owned(),
-            other => panic!(
-                "no {kind:?} of {}: {other:?}\n{}",
-                self.name,
-                self.console()
-            ),
+            other => panic!("no {kind:?} of {}: {other:?}\n{}", self.name, self.console()),
         }
     }
 
@@ -387,9 +371,7 @@ impl Machine {
 
     /// Waits until our unit says that it waits for this.
     pub fn wait_status_text(&self, text: &str) -> Unit {
-        self.wait_ours(&format!("to say {text:?}"), |unit| {
-            unit.get("StatusText").contains(text)
-        })
+        self.wait_ours(&format!("to say {text:?}"), |unit| unit.get("StatusText").contains(text))
     }
 
     /// Waits until our unit has ended with success after the run `before`, or any if that is empty.
@@ -414,11 +396,7 @@ impl Machine {
             if let Some(seen) = seen() {
                 return seen;
             }
-            assert!(
-                Instant::now() < deadline,
-                "{}: waited in vain for {what}",
-                self.name
-            );
+            assert!(Instant::now() < deadline, "{}: waited in vain for {what}", self.name);
             thread::sleep(LOOK);
         }
     }
@@ -437,14 +415,7 @@ impl Machine {
 
     /// Those of them that are errors.
     pub fn errors_of(&self, unit: &str) -> String {
-        self.run(&[
-            "journalctl",
-            "--boot",
-            "--no-pager",
-            "--priority=err",
-            "--unit",
-            unit,
-        ])
+        self.run(&["journalctl", "--boot", "--no-pager", "--priority=err", "--unit", unit])
     }
 
     /// Waits until the journal has systemd's line about our exit status, and `systemctl status`
@@ -476,13 +447,7 @@ impl Machine {
         let prefs = self.run(&["tailscale", "debug", "prefs"]);
         let mut prefs: serde_json::Value = serde_json::from_str(&prefs).expect("JSON");
         let all = prefs.as_object_mut().expect("preferences");
-        for own in [
-            "Config",
-            "ControlURL",
-            "InternalExitNodePrior",
-            "LoggedOut",
-            "WantRunning",
-        ] {
+        for own in ["Config", "ControlURL", "InternalExitNodePrior", "LoggedOut", "WantRunning"] {
             all.remove(own);
         }
         prefs
@@ -506,21 +471,10 @@ impl Drop for Machine {
     fn drop(&mut self) {
         if thread::panicking() {
             let journal = self.leader.map(|_| {
-                let command = [
-                    "journalctl",
-                    "--no-pager",
-                    "--output=short-monotonic",
-                    "-n",
-                    "150",
-                ];
+                let command = ["journalctl", "--no-pager", "--output=short-monotonic", "-n", "150"];
                 String::from_utf8_lossy(&self.try_run(&command).stdout).into_owned()
             });
-            eprintln!(
-                "--- {}\n{}\n{}",
-                self.name,
-                self.console(),
-                journal.unwrap_or_default()
-            );
+            eprintln!("--- {}\n{}\n{}", self.name, self.console(), journal.unwrap_or_default());
         }
         // The keeper ends the machine when its standard input is closed.
         drop(self.commands.take());
@@ -532,8 +486,7 @@ impl Drop for Machine {
 fn count_boot(name: &str) {
     if let Some(log) = std::env::var_os("BOOT_LOG") {
         let log = fs::OpenOptions::new().create(true).append(true).open(log);
-        log.and_then(|mut log| writeln!(log, "{name}"))
-            .expect("BOOT_LOG names a file");
+        log.and_then(|mut log| writeln!(log, "{name}")).expect("BOOT_LOG names a file");
     }
 }
 
@@ -558,10 +511,7 @@ const CLEAN: [&str; 4] = [
 
 fn bounded(limit: Duration, program: &str) -> Command {
     let mut command = Command::new("timeout");
-    command
-        .arg("--kill-after=1")
-        .arg(limit.as_secs().to_string())
-        .arg(program);
+    command.arg("--kill-after=1").arg(limit.as_secs().to_string()).arg(program);
     command
 }
 
@@ -600,20 +550,15 @@ fn properties(text: &str) -> BTreeMap<String, String> {
 fn init_of(container: u32) -> Option<u32> {
     let children =
         fs::read_to_string(format!("/proc/{container}/task/{container}/children")).ok()?;
-    children
-        .split_whitespace()
-        .filter_map(|pid| pid.parse().ok())
-        .find(|pid: &u32| {
-            let read = |file| fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
-            let is_first = |line: &str| line.starts_with("NSpid:") && line.ends_with("\t1");
-            read("status").lines().any(is_first) && read("comm").trim() == "systemd"
-        })
+    children.split_whitespace().filter_map(|pid| pid.parse().ok()).find(|pid: &u32| {
+        let read = |file| fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
+        let is_first = |line: &str| line.starts_with("NSpid:") && line.ends_with("\t1");
+        read("status").lines().any(is_first) && read("comm").trim() == "systemd"
+    })
 }
 
 fn script(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/boot")
-        .join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/boot").join(name)
 }
 
 /// What a script makes, once in this process.
@@ -638,12 +583,8 @@ fn root(debian: Debian) -> PathBuf {
         Debian::Bookworm => "bookworm",
         Debian::Trixie => "trixie",
     };
-    let mut roots = ROOTS
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner);
-    let root = roots
-        .entry(release)
-        .or_insert_with(|| made("root.sh", Some(release)));
+    let mut roots = ROOTS.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let root = roots.entry(release).or_insert_with(|| made("root.sh", Some(release)));
     root.clone()
 }
 

@@ -33,9 +33,7 @@ fn machine_with_settings(debian: Debian, tailnet: &Tailnet, key: &str) -> (Machi
     machine.secret(key);
     machine.offline(&["systemctl", "disable", UNIT]);
     machine.boot_to_the_end();
-    machine.wait_unit("tailscaled.service", "up", |unit| {
-        unit.is("ActiveState", "active")
-    });
+    machine.wait_unit("tailscaled.service", "up", |unit| unit.is("ActiveState", "active"));
     let mut set = vec!["tailscale", "set"];
     set.extend(SETTINGS);
     machine.run(&set);
@@ -69,10 +67,7 @@ fn record(machine: &Machine) -> Option<Value> {
 fn machine_that_freezes(debian: Debian, tailnet: &Tailnet, key: &str) -> (Machine, Value) {
     let (machine, settings) = machine_with_settings(debian, tailnet, key);
     machine.write_script("usr/local/bin/freezing", FREEZING);
-    machine.drop_in(
-        "20-freezing",
-        &setting("TAILSCALE", "/usr/local/bin/freezing"),
-    );
+    machine.drop_in("20-freezing", &setting("TAILSCALE", "/usr/local/bin/freezing"));
     machine.run(&["systemctl", "daemon-reload"]);
     machine.run(&["touch", "/run/freeze"]);
     (machine, settings)
@@ -85,9 +80,7 @@ pub fn before_the_answer(debian: Debian) {
     tailnet.fault("down");
 
     start(&machine);
-    machine.wait("the login's own settings", || {
-        (machine.settings() != settings).then_some(())
-    });
+    machine.wait("the login's own settings", || (machine.settings() != settings).then_some(()));
     assert!(record(&machine).is_some_and(|record| !record["login"].is_null()));
     cut(&mut machine);
     tailnet.lift_faults();

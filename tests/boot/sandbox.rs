@@ -44,11 +44,7 @@ pub fn only_state_to_write(debian: Debian) {
     machine.wait_done();
 
     let journal = machine.journal(UNIT);
-    assert_eq!(
-        probed(&journal),
-        ["wrote /var/lib/tailscale-autoconnect", "done"],
-        "{journal}"
-    );
+    assert_eq!(probed(&journal), ["wrote /var/lib/tailscale-autoconnect", "done"], "{journal}");
     let mode = machine.run(&["stat", "-c", "%U %a", "/var/lib/tailscale-autoconnect"]);
     assert_eq!(mode, "root 700\n");
     // The probe can tell: outside of the sandbox, root can do all of it.
@@ -96,11 +92,7 @@ pub fn unit_is_sound(debian: Debian) {
     let security = machine.run(&["systemd-analyze", "security", "--no-pager", UNIT]);
     let level = security
         .lines()
-        .find_map(|line| {
-            line.split_once("Overall exposure level for ")?
-                .1
-                .split_once(": ")
-        })
+        .find_map(|line| line.split_once("Overall exposure level for ")?.1.split_once(": "))
         .and_then(|(_, level)| level.split_whitespace().next()?.parse::<f32>().ok())
         .expect("it says a level");
     assert!(level <= 1.8, "{security}");
@@ -132,13 +124,7 @@ fn the_key_is_in_no_journal_no_process_no_core_and_no_file_but_its_own() {
         .find_map(|line| line.strip_prefix("Max core file size"))
         .map(|limits| limits.split_whitespace().collect::<Vec<_>>());
     assert_eq!(core, Some(vec!["0", "0", "bytes"]));
-    machine.run(&[
-        "systemctl",
-        "kill",
-        "--signal=ABRT",
-        "--kill-whom=main",
-        UNIT,
-    ]);
+    machine.run(&["systemctl", "kill", "--signal=ABRT", "--kill-whom=main", UNIT]);
     let crashed = machine.wait_ours("crashed", |unit| unit.is("SubState", "auto-restart"));
     machine.wait_done();
 
@@ -154,9 +140,6 @@ fn the_key_is_in_no_journal_no_process_no_core_and_no_file_but_its_own() {
         scan_files_for(&machine.inside("run"), &key),
         [machine.inside("run/agenix.d/1/tailscale-token")]
     );
-    assert_eq!(
-        scan_files_for(&machine.written(), &key),
-        Vec::<std::path::PathBuf>::new()
-    );
+    assert_eq!(scan_files_for(&machine.written(), &key), Vec::<std::path::PathBuf>::new());
     assert_eq!(tailnet.state().key(&key).uses, 1);
 }

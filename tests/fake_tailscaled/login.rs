@@ -27,14 +27,9 @@ fn with_prefs(
 #[test]
 fn a_login_of_a_run_before_is_let_end_also_when_it_gets_its_node_key() {
     let under_way = || json!({ "WantRunning": true, "LoggedOut": false });
-    let fake = FakeTailscaled::start(with_prefs(
-        status_json("NeedsLogin", json!({})),
-        under_way(),
-    ));
+    let fake = FakeTailscaled::start(with_prefs(status_json("NeedsLogin", json!({})), under_way()));
     let (cli, key) = (FakeCli::hanging(), KeyFile::new(KEY));
-    let run = program_with_key(&fake, key.path())
-        .tailscale(cli.path())
-        .spawn();
+    let run = program_with_key(&fake, key.path()).tailscale(cli.path()).spawn();
     run.wait_status_text("logging in");
     let keyed = status_json("NeedsLogin", json!({ "HaveNodeKey": true }));
     fake.script(with_prefs(keyed, under_way()));
@@ -51,18 +46,13 @@ fn a_login_on_a_node_that_has_asked_for_a_person_for_long_is_not_ended_at_once()
     let before = json!({ "WantRunning": false, "LoggedOut": true });
     let fake = FakeTailscaled::start(with_prefs(asking(), before));
     let (cli, key) = (FakeCli::hanging(), KeyFile::absent());
-    let run = program_with_key(&fake, key.path())
-        .tailscale(cli.path())
-        .spawn();
+    let run = program_with_key(&fake, key.path()).tailscale(cli.path()).spawn();
     // Longer than a login may leave a person asked for.
     thread::sleep(Duration::from_secs(3));
     key.write(KEY);
     cli.wait_calls(1);
     // The status was read just before the login came.
-    fake.script(with_prefs(
-        asking(),
-        json!({ "WantRunning": true, "LoggedOut": false }),
-    ));
+    fake.script(with_prefs(asking(), json!({ "WantRunning": true, "LoggedOut": false })));
     let looks = fake.count(STATUS);
     fake.wait_count(STATUS, looks + 3);
     connect(&fake);
@@ -81,9 +71,7 @@ fn settings_are_put_back_again_if_tailscaled_went_away_meanwhile() {
     let needs_login = || status_json("NeedsLogin", json!({}));
     let fake = FakeTailscaled::start(with_prefs(needs_login(), before()));
     let (cli, key) = (FakeCli::hanging(), KeyFile::new(KEY));
-    let run = program_with_key(&fake, key.path())
-        .tailscale(cli.path())
-        .spawn();
+    let run = program_with_key(&fake, key.path()).tailscale(cli.path()).spawn();
     cli.wait_calls(1);
     let patches = Mutex::new(0);
     let reset = with_prefs(needs_login(), after);
@@ -108,10 +96,7 @@ fn settings_are_put_back_again_if_tailscaled_went_away_meanwhile() {
         }
         thread::sleep(Duration::from_millis(50));
     }
-    fake.script(with_prefs(
-        status_json("Running", json!({})),
-        put_back(),
-    ));
+    fake.script(with_prefs(status_json("Running", json!({})), put_back()));
     run.wait().assert_code(0);
     assert_eq!(of(&fake), 3, "{:?}", changes(&fake));
 }
@@ -134,9 +119,7 @@ fn a_tailscaled_that_does_not_forget_a_refused_key_at_once_is_asked_again() {
     });
     let refusal = "backend error: invalid key: API key does not exist\n";
     let (cli, key) = (FakeCli::printing("", refusal, 1), KeyFile::new(KEY));
-    let run = program_with_key(&fake, key.path())
-        .tailscale(cli.path())
-        .run();
+    let run = program_with_key(&fake, key.path()).tailscale(cli.path()).run();
     run.assert_code(77);
     assert_eq!(fake.count(START), 3, "{:?}", changes(&fake));
     assert_eq!(cli.calls().len(), 1);

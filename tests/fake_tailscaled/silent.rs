@@ -96,9 +96,7 @@ fn a_key_file_that_does_not_answer_holds_up_neither_a_boot_nor_the_end() {
     let Some((_fake, run)) = program_beside(dir.dir()) else {
         return;
     };
-    let run = run
-        .authkey_file(dir.path())
-        .args(["--ready-after", "500ms"]);
+    let run = run.authkey_file(dir.path()).args(["--ready-after", "500ms"]);
     let late = run.clone().args(["--timeout", "5s"]).run();
     late.assert_code(66);
     let why = "(the file system does not answer); is what it is mounted from there?";
@@ -119,10 +117,7 @@ fn a_command_that_does_not_answer_is_looked_at_again() {
     let Some((_fake, run)) = program_beside(dir.dir()) else {
         return;
     };
-    let run = run
-        .authkey_file(key.path())
-        .tailscale(dir.dir().join("tailscale"))
-        .spawn();
+    let run = run.authkey_file(key.path()).tailscale(dir.dir().join("tailscale")).spawn();
     run.wait_status_text(
         "the login failed and is tried again: cannot look at the tailscale command",
     );
@@ -138,30 +133,15 @@ fn a_check_ends_whatever_does_not_answer() {
     };
     let run = run.arg("--check");
     let cli = FakeCli::printing("1.98.10\n", "", 0);
-    let no_key = run
-        .clone()
-        .authkey_file(dir.path())
-        .tailscale(cli.path())
-        .run();
+    let no_key = run.clone().authkey_file(dir.path()).tailscale(cli.path()).run();
     no_key.assert_code(66);
-    let said = no_key
-        .stdout
-        .split_whitespace()
-        .collect::<Vec<_>>()
-        .join(" ");
+    let said = no_key.stdout.split_whitespace().collect::<Vec<_>>().join(" ");
     assert!(said.contains("the file system does not answer"), "{said}");
 
     let key = KeyFile::new(A_KEY);
-    let no_command = run
-        .authkey_file(key.path())
-        .tailscale(dir.dir().join("tailscale"))
-        .run();
+    let no_command = run.authkey_file(key.path()).tailscale(dir.dir().join("tailscale")).run();
     no_command.assert_code(75);
-    let said = no_command
-        .stdout
-        .split_whitespace()
-        .collect::<Vec<_>>()
-        .join(" ");
+    let said = no_command.stdout.split_whitespace().collect::<Vec<_>>().join(" ");
     assert!(said.contains("does not answer; repair it"), "{said}");
 }
 
@@ -175,11 +155,7 @@ fn a_command_that_is_stuck_in_the_kernel_holds_nothing_up() {
     let stuck = dir.dir().join("stuck").display().to_string();
     let cli = FakeCli::script(&format!("exec cat {stuck}"));
     let go = key.dir().join("go");
-    let run = run
-        .env("GO", &go)
-        .authkey_file(key.path())
-        .tailscale(cli.path())
-        .spawn();
+    let run = run.env("GO", &go).authkey_file(key.path()).tailscale(cli.path()).spawn();
     let mut device = take_device(&run, &go);
     read_request(&mut device);
     connect(&fake);
@@ -196,10 +172,7 @@ fn a_command_that_does_not_answer_for_long_takes_no_thread_with_each_look() {
     let Some((_fake, run)) = program_beside(dir.dir()) else {
         return;
     };
-    let run = run
-        .authkey_file(key.path())
-        .tailscale(dir.dir().join("tailscale"))
-        .spawn();
+    let run = run.authkey_file(key.path()).tailscale(dir.dir().join("tailscale")).spawn();
     run.wait_status_text("tailscale command");
     let threads = || {
         let tasks = fs::read_dir(format!("/proc/{}/task", run.pid()));

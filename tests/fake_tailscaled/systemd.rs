@@ -18,9 +18,7 @@ fn waiting() -> FakeTailscaled {
 
 /// The places of the notifications that have this line.
 fn places(notifications: &[Notification], name: &str) -> Vec<usize> {
-    (0..notifications.len())
-        .filter(|place| notifications[*place].get(name).is_some())
-        .collect()
+    (0..notifications.len()).filter(|place| notifications[*place].get(name).is_some()).collect()
 }
 
 #[test]
@@ -69,9 +67,7 @@ fn ready_comes_after_the_grace_while_the_work_goes_on() {
 #[test]
 fn a_failure_after_ready_keeps_its_exit_code() {
     let fake = waiting();
-    let run = program(&fake)
-        .args(["--ready-after", "200ms", "--timeout", "1s"])
-        .run();
+    let run = program(&fake).args(["--ready-after", "200ms", "--timeout", "1s"]).run();
     run.assert_code(75);
     assert!(run.ready_at().is_some());
 }
@@ -79,25 +75,18 @@ fn a_failure_after_ready_keeps_its_exit_code() {
 #[test]
 fn the_start_timeout_is_extended_before_ready_and_not_after() {
     let fake = waiting();
-    let run = program(&fake)
-        .args(["--ready-after", "400ms", "--timeout", "1s"])
-        .run();
+    let run = program(&fake).args(["--ready-after", "400ms", "--timeout", "1s"]).run();
     let extends = places(&run.notifications, "EXTEND_TIMEOUT_USEC");
     let ready = places(&run.notifications, "READY");
     assert_eq!(extends.len(), 1, "{:?}", run.notifications);
     assert!(extends < ready, "{:?}", run.notifications);
-    assert_eq!(
-        run.notifications[extends[0]].get("EXTEND_TIMEOUT_USEC"),
-        Some("60000000")
-    );
+    assert_eq!(run.notifications[extends[0]].get("EXTEND_TIMEOUT_USEC"), Some("60000000"));
 }
 
 #[test]
 fn without_a_grace_ready_comes_at_once_and_no_time_is_asked_for() {
     let fake = waiting();
-    let run = program(&fake)
-        .args(["--ready-after", "0", "--timeout", "500ms"])
-        .run();
+    let run = program(&fake).args(["--ready-after", "0", "--timeout", "500ms"]).run();
     run.assert_code(75);
     assert!(run.ready_at().is_some());
     assert!(places(&run.notifications, "EXTEND_TIMEOUT_USEC").is_empty());
@@ -146,10 +135,7 @@ fn an_abstract_socket_of_a_service_manager_hears_it_too() {
     let manager = UnixDatagram::bind_addr(&address).expect("a name of our own");
     manager.set_read_timeout(Some(PATIENCE)).expect("a socket");
     let fake = FakeTailscaled::with_status(status_json("Running", json!({})));
-    let run = program(&fake)
-        .without_notify()
-        .env("NOTIFY_SOCKET", format!("@{name}"))
-        .run();
+    let run = program(&fake).without_notify().env("NOTIFY_SOCKET", format!("@{name}")).run();
     run.assert_code(0);
     let mut told = [0; 4096];
     while let Ok(length) = manager.recv(&mut told) {

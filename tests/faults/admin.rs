@@ -68,11 +68,7 @@ impl Admin {
                 said.story.push((Instant::now(), words));
             }
         });
-        Self {
-            commands: Some(sender),
-            thread: Some(thread),
-            said,
-        }
+        Self { commands: Some(sender), thread: Some(thread), said }
     }
 
     pub fn does(&self, command: Kind) {
@@ -93,9 +89,7 @@ impl Admin {
 
     /// Whether some are still to be done, or under way.
     pub fn is_busy(&self) -> bool {
-        self.thread
-            .as_ref()
-            .is_some_and(|thread| !thread.is_finished())
+        self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
     }
 
     pub fn said(&self) -> Said {

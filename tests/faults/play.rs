@@ -175,10 +175,7 @@ impl<'a> World<'a> {
             cell.mount(&node.state_dir());
         }
 
-        let good = tailnet.key(&KeySpec {
-            reusable: schedule.reusable,
-            ..KeySpec::default()
-        });
+        let good = tailnet.key(&KeySpec { reusable: schedule.reusable, ..KeySpec::default() });
         let dead =
             |start: &str| format!("hskey-auth-{start}6789ab-") + &"0123456789abcdef".repeat(3);
         let (unknown, admins) = (dead("012345"), dead("987654"));
@@ -259,9 +256,7 @@ impl<'a> World<'a> {
         fs::create_dir(&record).expect("a folder of our own");
         let run = |is_second| {
             let other = other.as_ref();
-            run_of(
-                schedule, contender, program, &tailnet, other, &node, &file, &record, is_second,
-            )
+            run_of(schedule, contender, program, &tailnet, other, &node, &file, &record, is_second)
         };
         let changes = matches!(schedule.plan, Plan::OtherFlags | Plan::Corrected(_));
         let unit = Unit::new(contender, run(false));
@@ -289,10 +284,7 @@ impl<'a> World<'a> {
             pending: schedule
                 .faults
                 .iter()
-                .map(|fault| Pending {
-                    fault: *fault,
-                    stage: Stage::Waiting,
-                })
+                .map(|fault| Pending { fault: *fault, stage: Stage::Waiting })
                 .collect(),
             content: content_at_first.clone(),
             shown: Content::Absent,
@@ -418,29 +410,19 @@ impl<'a> World<'a> {
 
     fn is_active(&self, kind: Kind) -> bool {
         let of_kind = |one: &Pending| one.fault.kind == kind;
-        let mut active = self
-            .pending
-            .iter()
-            .filter(|one| matches!(one.stage, Stage::Active(_)));
+        let mut active = self.pending.iter().filter(|one| matches!(one.stage, Stage::Active(_)));
         active.any(of_kind)
     }
 
     /// Kills a run that is old enough, while each is killed.
     fn kill_again(&mut self) {
-        let active = self
-            .pending
-            .iter()
-            .filter(|one| matches!(one.stage, Stage::Active(_)));
+        let active = self.pending.iter().filter(|one| matches!(one.stage, Stage::Active(_)));
         let after = active.filter_map(|one| match one.fault.kind {
             Kind::UnitKilledAgain(ms) => Some(Duration::from_millis(ms)),
             _ => None,
         });
         let after = after.min();
-        if self
-            .unit
-            .runs_for()
-            .is_some_and(|time| after.is_some_and(|after| time >= after))
-        {
+        if self.unit.runs_for().is_some_and(|time| after.is_some_and(|after| time >= after)) {
             self.unit.kill_all();
         }
     }
@@ -448,9 +430,7 @@ impl<'a> World<'a> {
     /// The records of logins that the program keeps.
     pub fn records(&self) -> impl Iterator<Item = PathBuf> {
         let files = fs::read_dir(&self.record).into_iter().flatten().flatten();
-        files
-            .map(|file| file.path())
-            .filter(|path| path.extension().is_some_and(|is| is == "json"))
+        files.map(|file| file.path()).filter(|path| path.extension().is_some_and(|is| is == "json"))
     }
 
     /// Lets a fault begin; those that last are brought about by [`Self::apply`].
@@ -497,8 +477,7 @@ impl<'a> World<'a> {
             Kind::DaemonKilled | Kind::DaemonRestarted => false,
             Kind::RateLimited(count) => {
                 let limit = serde_json::json!({"count": count, "retry_after_s": 1});
-                self.tailnet
-                    .policy(serde_json::json!({ "rate_limit": limit }));
+                self.tailnet.policy(serde_json::json!({ "rate_limit": limit }));
                 true
             }
             Kind::SecretTurned => {
@@ -506,10 +485,9 @@ impl<'a> World<'a> {
                 true
             }
             Kind::SecretRenewed => {
-                let key = self.tailnet.key(&KeySpec {
-                    reusable: self.schedule.reusable,
-                    ..KeySpec::default()
-                });
+                let key = self
+                    .tailnet
+                    .key(&KeySpec { reusable: self.schedule.reusable, ..KeySpec::default() });
                 self.unit.keep_secret(&key);
                 self.good_keys.push(key.clone());
                 self.content = Content::Text(key);
@@ -593,12 +571,11 @@ impl<'a> World<'a> {
         let held = active.contains(&Kind::RegistersHeld);
         if held != self.held {
             let delay = if held { HELD.as_millis() } else { 0 };
-            self.tailnet
-                .policy(serde_json::json!({ "register_delay_ms": delay }));
+            self.tailnet.policy(serde_json::json!({ "register_delay_ms": delay }));
             self.held = held;
         }
 
-        let failing = active.iter().filter_map(|kind| match kind {
+        let mut failing = active.iter().filter_map(|kind| match kind {
             Kind::WordsChange => {
                 let turn = self.began.elapsed().as_millis() / SAME_WORDS.as_millis();
                 Some(Failing::Words(turn as usize))
@@ -606,7 +583,7 @@ impl<'a> World<'a> {
             Kind::RegisterStatus(status) => Some(Failing::Status(*status)),
             _ => None,
         });
-        let failing = failing.last().unwrap_or_default();
+        let failing = failing.next_back().unwrap_or_default();
         if failing != self.failing {
             match failing {
                 Failing::No => self.fail_registers(0, "", 0),
@@ -644,8 +621,7 @@ impl<'a> World<'a> {
                     Some(_) => {
                         let done = cell.read_only(&state, true);
                         if !done {
-                            self.story
-                                .push((Instant::now(), "not made read-only: in use".into()));
+                            self.story.push((Instant::now(), "not made read-only: in use".into()));
                         }
                     }
                     None => {}
@@ -775,8 +751,7 @@ impl<'a> World<'a> {
             one.stage = Stage::Over;
         }
         self.apply();
-        self.tailnet
-            .policy(serde_json::json!({"rate_limit": {"count": 0, "retry_after_s": 0}}));
+        self.tailnet.policy(serde_json::json!({"rate_limit": {"count": 0, "retry_after_s": 0}}));
         self.fail_registers(0, "", 0);
         self.admin.finish();
         while self.admin.is_busy() && now.elapsed() < Duration::from_secs(20) {
@@ -788,10 +763,7 @@ impl<'a> World<'a> {
 
     /// Uses the first profile again. Returns what has become of the second.
     fn switch_back(&mut self) -> Option<String> {
-        let profiles = self
-            .profiles
-            .as_ref()
-            .filter(|_| self.admin.said().switched)?;
+        let profiles = self.profiles.as_ref().filter(|_| self.admin.said().switched)?;
         let mut touched = None;
         let current = current_profile(&self.node);
         // The daemon may have been away when it was asked.
@@ -799,10 +771,7 @@ impl<'a> World<'a> {
             && let Some(prefs) = self.prefs().map(settings_of)
             && prefs != profiles.prefs
         {
-            touched = Some(format!(
-                "the second profile was {}, and is {prefs}",
-                profiles.prefs
-            ));
+            touched = Some(format!("the second profile was {}, and is {prefs}", profiles.prefs));
         }
         let (first, node) = (profiles.first.clone(), Arc::clone(&self.node));
         self.tell("back to the first profile");
@@ -907,11 +876,7 @@ impl<'a> World<'a> {
                 && [Some(&*self.tailnet), self.other.as_ref()]
                     .into_iter()
                     .flatten()
-                    .any(|tailnet| {
-                        tailnet
-                            .device(&self.node)
-                            .is_some_and(|device| device.online)
-                    })
+                    .any(|tailnet| tailnet.device(&self.node).is_some_and(|device| device.online))
     }
 
     /// Why the node need not be online before the next start.
@@ -947,10 +912,7 @@ impl<'a> World<'a> {
     }
 
     pub fn status(&self) -> Option<Value> {
-        let reply = self
-            .node
-            .local_get("/localapi/v0/status?peers=false")
-            .ok()?;
+        let reply = self.node.local_get("/localapi/v0/status?peers=false").ok()?;
         (reply.status == 200).then(|| serde_json::from_slice(&reply.body).ok())?
     }
 
@@ -990,11 +952,7 @@ impl Profiles {
         let switched = node.local_request("POST", &path, None);
         assert_eq!(switched.expect("tailscaled answers").status, 204);
         node.wait_online();
-        Self {
-            first,
-            second,
-            prefs,
-        }
+        Self { first, second, prefs }
     }
 }
 

@@ -27,10 +27,8 @@ pub fn print(options: &Options, all: &[Outcome], skipped: usize, took: Duration)
     );
     println!("|---|---:|---:|---:|---:|---:|---:|");
     for contender in &options.contenders {
-        let of: Vec<&Outcome> = all
-            .iter()
-            .filter(|one| one.contender == contender.name())
-            .collect();
+        let of: Vec<&Outcome> =
+            all.iter().filter(|one| one.contender == contender.name()).collect();
         let count = |what: fn(&Outcome) -> bool| of.iter().filter(|one| what(one)).count();
         println!(
             "| {} | {} | {} | {} | {} ({}) | {} | {} ({}) |",
@@ -62,10 +60,7 @@ pub fn print(options: &Options, all: &[Outcome], skipped: usize, took: Duration)
         .map(|kind| name_of(&kind))
         .filter(|name| all.len() >= LARGE && !fired.contains_key(name.as_str()))
         .collect();
-    let fired: Vec<String> = fired
-        .iter()
-        .map(|(name, count)| format!("{name} {count}"))
-        .collect();
+    let fired: Vec<String> = fired.iter().map(|(name, count)| format!("{name} {count}")).collect();
     println!("Faults that happened: {}.", fired.join(", "));
     let mut recoveries: Vec<f64> = all.iter().filter_map(|one| one.recovery).collect();
     recoveries.sort_by(f64::total_cmp);
@@ -74,12 +69,7 @@ pub fn print(options: &Options, all: &[Outcome], skipped: usize, took: Duration)
     }
     let failed: Vec<&Outcome> = all.iter().filter(|one| !one.failures.is_empty()).collect();
     for one in &failed {
-        println!(
-            "failed: seed {} ({}): {}",
-            one.seed,
-            one.scene,
-            one.failures.join("; ")
-        );
+        println!("failed: seed {} ({}): {}", one.seed, one.scene, one.failures.join("; "));
     }
     if !never.is_empty() {
         println!("failed: these faults never happened: {}", never.join(", "));

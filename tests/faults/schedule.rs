@@ -195,12 +195,7 @@ pub struct Setting {
 }
 
 const fn setting(flag: &'static str, pref: &'static str, value: &'static str) -> Setting {
-    Setting {
-        flag,
-        pref,
-        value,
-        up_has_it: true,
-    }
+    Setting { flag, pref, value, up_has_it: true }
 }
 
 pub const SETTINGS: [Setting; 7] = [
@@ -210,24 +205,14 @@ pub const SETTINGS: [Setting; 7] = [
     setting("--hostname=by-the-admin", "Hostname", "\"by-the-admin\""),
     setting("--accept-routes=false", "RouteAll", "false"),
     setting("--shields-up=false", "ShieldsUp", "false"),
-    Setting {
-        up_has_it: false,
-        ..setting("--webclient=true", "RunWebClient", "true")
-    },
+    Setting { up_has_it: false, ..setting("--webclient=true", "RunWebClient", "true") },
 ];
 /// Those that make sense on a new node.
 const FIRST_SETTINGS: [usize; 5] = [0, 1, 2, 3, 6];
 
 /// Everything of the control server that lasts a while.
-const CONTROL: [&str; 7] = [
-    "down",
-    "hang",
-    "reset",
-    "500",
-    "garbage",
-    "slow",
-    "drop_register_reply",
-];
+const CONTROL: [&str; 7] =
+    ["down", "hang", "reset", "500", "garbage", "slow", "drop_register_reply"];
 
 /// All kinds of faults, to see that none is left out.
 pub fn kinds() -> impl Iterator<Item = Kind> {
@@ -315,11 +300,7 @@ impl Schedule {
             }
             let at = draw_moment(&mut random, Kind::AdminSwitch);
             let lasts = Duration::ZERO;
-            faults.push(Fault {
-                at,
-                kind: Kind::AdminSwitch,
-                lasts,
-            });
+            faults.push(Fault { at, kind: Kind::AdminSwitch, lasts });
         } else if strandings {
             faults.truncate(2);
             faults.extend(draw_strandings(&mut random));
@@ -374,21 +355,10 @@ fn draw_scene(random: &mut Rng) -> Scene {
             _ => Left::Unknown,
         }),
         // A node that was deleted while it ran shows nothing of it for half a minute.
-        58..=61 => Scene::Renewal {
-            deleted: true,
-            live: true,
-        },
-        62..=77 => Scene::Renewal {
-            deleted: random.bool(),
-            live: false,
-        },
-        78..=81 => Scene::Renewal {
-            deleted: false,
-            live: true,
-        },
-        82..=89 => Scene::Stopped {
-            boot: random.bool(),
-        },
+        58..=61 => Scene::Renewal { deleted: true, live: true },
+        62..=77 => Scene::Renewal { deleted: random.bool(), live: false },
+        78..=81 => Scene::Renewal { deleted: false, live: true },
+        82..=89 => Scene::Stopped { boot: random.bool() },
         _ => Scene::Hopeless(match random.u8(0..6) {
             0 => Bad::Unknown,
             1 => Bad::Revoked,
@@ -436,20 +406,12 @@ fn draw_change(random: &mut Rng) -> Fault {
 /// Somebody's dead key strands the node, it is freed, and is stranded once more later.
 fn draw_strandings(random: &mut Rng) -> [Fault; 4] {
     let mut at = random.u64(300..2500);
-    let kinds = [
-        Kind::AdminUpDead,
-        Kind::UnitRestarted,
-        Kind::AdminUpDead,
-        Kind::UnitRestarted,
-    ];
+    let kinds = [Kind::AdminUpDead, Kind::UnitRestarted, Kind::AdminUpDead, Kind::UnitRestarted];
     let gaps = [500..2500, 4000..12_000, 500..2500, 0..1];
     let mut gaps = gaps.into_iter();
     kinds.map(|kind| {
-        let fault = Fault {
-            at: Moment::After(Duration::from_millis(at)),
-            kind,
-            lasts: Duration::ZERO,
-        };
+        let fault =
+            Fault { at: Moment::After(Duration::from_millis(at)), kind, lasts: Duration::ZERO };
         at += random.u64(gaps.next().expect("one for each"));
         fault
     })
@@ -502,10 +464,7 @@ fn draw_moment(random: &mut Rng, kind: Kind) -> Moment {
     let ms = Duration::from_millis;
     // Nothing runs before the start.
     let before = kind.lasts() && !matches!(kind, Kind::UnitKilledAgain(_))
-        || matches!(
-            kind,
-            Kind::RateLimited(_) | Kind::RegistersFail(..) | Kind::SecretRenewed
-        );
+        || matches!(kind, Kind::RateLimited(_) | Kind::RegistersFail(..) | Kind::SecretRenewed);
     match random.u8(0..100) {
         // It does harm to a node that is in, or about to be.
         0..=61 if kind == Kind::AdminUpDead => Moment::After(ms(random.u64(500..4000))),
@@ -575,11 +534,7 @@ impl Kind {
 impl fmt::Display for Schedule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "seed {}: {}", self.seed, self.scene)?;
-        let kind = if self.reusable {
-            "reusable"
-        } else {
-            "single-use"
-        };
+        let kind = if self.reusable { "reusable" } else { "single-use" };
         match self.scene {
             Scene::Fresh | Scene::Renewal { .. } => write!(f, " with a {kind} key")?,
             _ => {}

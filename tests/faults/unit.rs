@@ -217,9 +217,7 @@ impl Unit {
         };
         family(running.pid()).into_iter().find(|pid| {
             let words = cmdline_of(*pid);
-            words
-                .first()
-                .is_some_and(|name| name.ends_with("/tailscale"))
+            words.first().is_some_and(|name| name.ends_with("/tailscale"))
                 && words.iter().any(|word| word == "up")
         })
     }
@@ -263,10 +261,8 @@ impl Unit {
         let mut all = family(running.pid());
         all.push(running.pid());
         for pid in all {
-            for (what, words) in [
-                ("arguments", cmdline_of(pid)),
-                ("environment", environ_of(pid)),
-            ] {
+            for (what, words) in [("arguments", cmdline_of(pid)), ("environment", environ_of(pid))]
+            {
                 let shown = words.join(" ");
                 if self.secrets.iter().any(|secret| shown.contains(secret)) {
                     let name = cmdline_of(pid).into_iter().next().unwrap_or_default();
@@ -354,11 +350,8 @@ impl Unit {
 /// The processes that came from this one, as far as they still hang together.
 fn family(pid: u32) -> Vec<u32> {
     let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
-    let mut all: Vec<u32> = text
-        .unwrap_or_default()
-        .split_whitespace()
-        .filter_map(|word| word.parse().ok())
-        .collect();
+    let mut all: Vec<u32> =
+        text.unwrap_or_default().split_whitespace().filter_map(|word| word.parse().ok()).collect();
     for child in all.clone() {
         all.extend(family(child));
     }

@@ -78,10 +78,7 @@ pub fn judge(
         failures.push(format!("off the tailnet: {}", first.state));
     }
     if off {
-        failures.push(format!(
-            "off the tailnet after one more start: {}",
-            second.state
-        ));
+        failures.push(format!("off the tailnet after one more start: {}", second.state));
     }
     if burnt && !by_tailscale {
         failures.push("the key is spent, no fault explains it, and the node isn't in".to_owned());
@@ -110,13 +107,7 @@ pub fn judge(
     failures.extend(given_up(world, spent));
 
     // 4 and 5: no key is seen, no process left.
-    failures.extend(
-        world
-            .unit
-            .leaks
-            .iter()
-            .map(|place| format!("the key in the {place}")),
-    );
+    failures.extend(world.unit.leaks.iter().map(|place| format!("the key in the {place}")));
     for end in &world.unit.ends {
         failures.extend(traces(world, end));
     }
@@ -197,14 +188,11 @@ fn is_explained(world: &World) -> bool {
 
 fn are_near_a_use(world: &World, causes: &[(Instant, Instant)]) -> bool {
     let uses = world.watch.seen().uses;
-    uses.values()
-        .any(|(used, _)| are_near(*used, causes, TOGETHER))
+    uses.values().any(|(used, _)| are_near(*used, causes, TOGETHER))
 }
 
 fn are_near(moment: Instant, causes: &[(Instant, Instant)], apart: Duration) -> bool {
-    causes
-        .iter()
-        .any(|(from, to)| moment + apart >= *from && moment <= *to + apart)
+    causes.iter().any(|(from, to)| moment + apart >= *from && moment <= *to + apart)
 }
 
 /// The settings that are not as the admin said.
@@ -244,9 +232,8 @@ fn flags_unlike(world: &World) -> Option<String> {
     let set_by = |flags: &[&str]| {
         let has = |flag: &str| flags.contains(&flag);
         let text = |is: bool, value: &str| if is { value } else { "false" }.to_owned();
-        let operator = ["daemon", "nobody"]
-            .into_iter()
-            .find(|name| has(&format!("--operator={name}")));
+        let operator =
+            ["daemon", "nobody"].into_iter().find(|name| has(&format!("--operator={name}")));
         [
             operator.map_or("false".to_owned(), |name| format!("\"{name}\"")),
             text(has("--ssh"), "true"),
@@ -268,10 +255,8 @@ fn flags_unlike(world: &World) -> Option<String> {
         }
     }
     // What an admin's own command makes of them is the admin's.
-    let admins_up = world
-        .fired
-        .iter()
-        .any(|kind| matches!(kind, Kind::AdminUp | Kind::AdminUpDead));
+    let admins_up =
+        world.fired.iter().any(|kind| matches!(kind, Kind::AdminUp | Kind::AdminUpDead));
     if seen.all_uses.is_empty() || admins_up {
         allowed.push(set_by(&[]));
     }
@@ -293,17 +278,8 @@ fn given_up(world: &World, spent: bool) -> Option<String> {
         || matches!(world.schedule.scene, Scene::Hopeless(_))
         || matches!(world.schedule.plan, Plan::Corrected(mistake) if mistake != Mistake::NoServer)
         || spent;
-    let end = world
-        .unit
-        .ends
-        .iter()
-        .find(|end| matches!(end.code, Some(64 | 77 | 78)))?;
-    (!dead).then(|| {
-        format!(
-            "it gave up with {:?}, and nothing was wrong with its key",
-            end.code
-        )
-    })
+    let end = world.unit.ends.iter().find(|end| matches!(end.code, Some(64 | 77 | 78)))?;
+    (!dead).then(|| format!("it gave up with {:?}, and nothing was wrong with its key", end.code))
 }
 
 fn secrets(world: &World) -> Vec<String> {
@@ -320,19 +296,12 @@ fn keys_sent_in_vain(world: &World, state: &State) -> Vec<String> {
     let seen = world.watch.seen();
     let said = world.admin.said();
     let sent = state.registers.with_key - seen.before.with_key;
-    let had_node_key = matches!(
-        world.schedule.scene,
-        Scene::Reboot(_) | Scene::Stopped { .. }
-    );
+    let had_node_key = matches!(world.schedule.scene, Scene::Reboot(_) | Scene::Stopped { .. });
     // One that is to go to another login server needs a key there, and may be on its way back.
-    let moves = matches!(
-        world.schedule.plan,
-        Plan::Corrected(Mistake::NoServer | Mistake::OtherServer)
-    );
+    let moves =
+        matches!(world.schedule.plan, Plan::Corrected(Mistake::NoServer | Mistake::OtherServer));
     if had_node_key && !moves && sent > 0 && !said.dead_key {
-        failures.push(format!(
-            "a node with a good node key sent an auth key {sent} times"
-        ));
+        failures.push(format!("a node with a good node key sent an auth key {sent} times"));
     }
     for key in &world.good_keys {
         let Some((_, attempts)) = seen.uses.get(key).filter(|_| !world.schedule.reusable) else {
@@ -349,9 +318,7 @@ fn keys_sent_in_vain(world: &World, state: &State) -> Vec<String> {
             .map(|(now, before)| now - before)
             .sum();
         if more > 0 {
-            failures.push(format!(
-                "a key that was refused was sent again, {more} times"
-            ));
+            failures.push(format!("a key that was refused was sent again, {more} times"));
         }
     }
     if !world.schedule.reusable && state.keys.values().any(|key| key.uses > 1) {
@@ -365,23 +332,15 @@ fn traces(world: &World, end: &End) -> Vec<String> {
     let mut failures = Vec::new();
     let secrets = secrets(world);
     let notified = end.notifications.iter().map(|one| one.text.as_str());
-    let said: String = [end.stdout.as_str(), end.stderr.as_str()]
-        .into_iter()
-        .chain(notified)
-        .collect();
+    let said: String =
+        [end.stdout.as_str(), end.stderr.as_str()].into_iter().chain(notified).collect();
     if secrets.iter().any(|secret| said.contains(secret)) {
         failures.push("the key in what it said".to_owned());
     }
-    failures.extend(
-        end.files_with_keys
-            .iter()
-            .map(|path| format!("the key in {}", path.display())),
-    );
-    failures.extend(
-        end.left_behind
-            .iter()
-            .map(|words| format!("left behind: {}", words.join(" "))),
-    );
+    failures
+        .extend(end.files_with_keys.iter().map(|path| format!("the key in {}", path.display())));
+    failures
+        .extend(end.left_behind.iter().map(|words| format!("left behind: {}", words.join(" "))));
     if end.stderr.lines().count() > TALKATIVE {
         failures.push("it runs in circles".to_owned());
     }
@@ -394,21 +353,13 @@ fn traces(world: &World, end: &End) -> Vec<String> {
 fn wrong_end(bad: Bad, end: Option<&End>) -> Option<String> {
     let (code, words) = match bad {
         Bad::Unknown | Bad::Revoked | Bad::Expired => (77, "refused"),
-        Bad::Missing => (
-            66,
-            "does not exist; is the secret deployed to this machine?",
-        ),
+        Bad::Missing => (66, "does not exist; is the secret deployed to this machine?"),
         Bad::Empty => (78, "is empty; put an auth key into it"),
         Bad::TwoLines => (78, "line"),
     };
     let end = end?;
     let right = end.code == Some(code) && end.stderr.contains(words);
-    (!right).then(|| {
-        format!(
-            "ended with {:?} {:?} instead of {code}",
-            end.code, end.signal
-        )
-    })
+    (!right).then(|| format!("ended with {:?} {:?} instead of {code}", end.code, end.signal))
 }
 
 fn report(
@@ -441,10 +392,7 @@ fn report(
             (at.saturating_duration_since(world.began)).as_secs_f64()
         );
     }
-    let _ = writeln!(
-        text,
-        "  after the faults: {first:?}\n  after one more start: {second:?}"
-    );
+    let _ = writeln!(text, "  after the faults: {first:?}\n  after one more start: {second:?}");
     let _ = writeln!(
         text,
         "  registers: {:?} before: {:?}",
@@ -477,10 +425,6 @@ fn report(
     for line in &lines[lines.len().saturating_sub(40)..] {
         let _ = writeln!(text, "      {line}");
     }
-    let _ = writeln!(
-        text,
-        "  replay: tests/faults.sh --seed {}",
-        world.schedule.seed
-    );
+    let _ = writeln!(text, "  replay: tests/faults.sh --seed {}", world.schedule.seed);
     text
 }

@@ -32,10 +32,7 @@ impl Watch {
         let mut state = tailnet.state();
         let used_before: Vec<String> = used(&state).map(|(key, _)| key.clone()).collect();
         let mut uses: u64 = state.keys.values().map(|key| key.uses).sum();
-        let seen = Arc::new(Mutex::new(Seen {
-            before: state.registers,
-            ..Seen::default()
-        }));
+        let seen = Arc::new(Mutex::new(Seen { before: state.registers, ..Seen::default() }));
         let stop = Arc::new(AtomicBool::new(false));
         let (shared, stopped, tailnet) =
             (Arc::clone(&seen), Arc::clone(&stop), Arc::clone(tailnet));
@@ -62,18 +59,11 @@ impl Watch {
                 }
             }
         });
-        Self {
-            seen,
-            stop,
-            thread: Some(thread),
-        }
+        Self { seen, stop, thread: Some(thread) }
     }
 
     pub fn seen(&self) -> Seen {
-        self.seen
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 

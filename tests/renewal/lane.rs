@@ -50,7 +50,8 @@ impl Lane {
     pub fn new(program: &Path, over_derp: bool) -> Self {
         let tailnet = Tailnet::start();
         let derp = if over_derp { "true" } else { "false" };
-        let [node, peer] = [(), ()].map(|()| Node::builder().env("TS_DEBUG_ALWAYS_USE_DERP", derp).start());
+        let [node, peer] =
+            [(), ()].map(|()| Node::builder().env("TS_DEBUG_ALWAYS_USE_DERP", derp).start());
         peer.join(&tailnet);
         tailnet.node_keys_live(LIFE);
         let key = tailnet.reusable_key();
@@ -71,7 +72,19 @@ impl Lane {
         // A path that is new takes a while to settle.
         thread::sleep(Duration::from_secs(4));
         let prefs = preferences(&node);
-        Self { run: Some(run), stream, states, prefs, device, file, key, node, _peer: peer, tailnet, over_derp }
+        Self {
+            run: Some(run),
+            stream,
+            states,
+            prefs,
+            device,
+            file,
+            key,
+            node,
+            _peer: peer,
+            tailnet,
+            over_derp,
+        }
     }
 
     /// What is seen from the next register with the key on.
@@ -103,7 +116,8 @@ impl Lane {
         }
         let device = self.tailnet.device(&self.node);
         let is_same = device.is_some_and(|it| {
-            (it.id, &it.name, &it.addresses) == (self.device.id, &self.device.name, &self.device.addresses)
+            (it.id, &it.name, &it.addresses)
+                == (self.device.id, &self.device.name, &self.device.addresses)
                 && it.online
         });
         let stall = self.stream.stall_since(at - Duration::from_millis(200));
@@ -163,7 +177,8 @@ impl Lane {
         let server = format!("--login-server={}", self.tailnet.url());
         let key = format!("--auth-key=file:{}", self.file.path().display());
         let flags = ["--hostname=renewed", "--accept-dns=false"].map(str::to_owned);
-        let words = ["up".to_owned(), "--force-reauth".to_owned(), server, key].into_iter().chain(flags);
+        let words =
+            ["up".to_owned(), "--force-reauth".to_owned(), server, key].into_iter().chain(flags);
         let mut up = None;
         let round = self.round(LIFE, true, |lane| up = Some(lane.node.tailscale_spawn(words)));
         drop(up);
@@ -181,13 +196,15 @@ fn preferences(node: &Node) -> Value {
 /// The states that the IPN bus tells.
 fn watch(node: &Node) -> Arc<Mutex<Vec<i64>>> {
     let mut bus = UnixStream::connect(node.socket()).expect("tailscaled runs");
-    let request = "GET /localapi/v0/watch-ipn-bus?mask=18 HTTP/1.0\r\nHost: local-tailscaled.sock\r\n\r\n";
+    let request =
+        "GET /localapi/v0/watch-ipn-bus?mask=18 HTTP/1.0\r\nHost: local-tailscaled.sock\r\n\r\n";
     bus.write_all(request.as_bytes()).expect("tailscaled runs");
     let states = Arc::<Mutex<Vec<i64>>>::default();
     let told = Arc::clone(&states);
     thread::spawn(move || {
         for line in BufReader::new(bus).lines().map_while(Result::ok) {
-            let state = serde_json::from_str::<Value>(&line).ok().and_then(|it| it["State"].as_i64());
+            let state =
+                serde_json::from_str::<Value>(&line).ok().and_then(|it| it["State"].as_i64());
             told.lock().expect("no thread panics").extend(state);
         }
     });

@@ -40,12 +40,19 @@ fn main() -> ExitCode {
     let rounds = |lane: usize| count / lanes + usize::from(lane < count % lanes);
     let results: Vec<Results> = thread::scope(|scope| {
         let program = &program;
-        let play = |lane: usize| scope.spawn(move || Results::of(program, lane % 2 == 1, rounds(lane)));
+        let play =
+            |lane: usize| scope.spawn(move || Results::of(program, lane % 2 == 1, rounds(lane)));
         let lanes: Vec<_> = (0..lanes).map(play).collect();
         lanes.into_iter().map(|lane| lane.join().expect("a lane comes to its end")).collect()
     });
-    let all = |of: fn(&Results) -> &Vec<Round>| -> Vec<&Round> { results.iter().flat_map(of).collect() };
-    match report(&all(|it| &it.renewed), &all(|it| &it.dead), &all(|it| &it.forced), &all(|it| &it.quiet)) {
+    let all =
+        |of: fn(&Results) -> &Vec<Round>| -> Vec<&Round> { results.iter().flat_map(of).collect() };
+    match report(
+        &all(|it| &it.renewed),
+        &all(|it| &it.dead),
+        &all(|it| &it.forced),
+        &all(|it| &it.quiet),
+    ) {
         true => ExitCode::SUCCESS,
         false => {
             println!("A limit is missed.");
@@ -97,7 +104,12 @@ fn report(renewed: &[&Round], dead: &[&Round], forced: &[&Round], quiet: &[&Roun
     println!("{:<48}{:<36}{:<22}", "what", "measured", "limit");
 
     let is_renewed = |round: &Round| round.is_in_time && round.is_same;
-    row("renewed in time, and nothing else changed", of(renewed, is_renewed), "all", all(renewed, is_renewed));
+    row(
+        "renewed in time, and nothing else changed",
+        of(renewed, is_renewed),
+        "all",
+        all(renewed, is_renewed),
+    );
     let registers = |rounds: &[&Round]| {
         let most = rounds.iter().map(|round| round.registers).max().unwrap_or_default();
         let once = rounds.iter().filter(|round| round.registers == 1).count();
@@ -113,10 +125,20 @@ fn report(renewed: &[&Round], dead: &[&Round], forced: &[&Round], quiet: &[&Roun
         let (text, p95, most) = stalls(renewed, over_derp);
         let is_limited = version_is_at_least((1, 98));
         let limit = if is_limited { "p95 500, at most 1000" } else { "" };
-        row(&format!("  its stall, {name}, ms"), text, limit, !is_limited || (p95 <= 500.0 && most <= 1000.0));
+        row(
+            &format!("  its stall, {name}, ms"),
+            text,
+            limit,
+            !is_limited || (p95 <= 500.0 && most <= 1000.0),
+        );
     }
 
-    row("dead key: the node stays, and nothing changes", of(dead, |round| round.is_same), "all", all(dead, |round| round.is_same));
+    row(
+        "dead key: the node stays, and nothing changes",
+        of(dead, |round| round.is_same),
+        "all",
+        all(dead, |round| round.is_same),
+    );
     let (text, most) = registers(dead);
     row("  registers with the key", text, "2", most <= 2);
     let off = dead.iter().map(|round| round.off_ms).fold(0.0, f64::max);

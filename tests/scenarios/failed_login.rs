@@ -90,9 +90,7 @@ fn a_key_and_flags_that_were_changed_while_the_control_server_was_down_are_those
     stopped_while_waiting(program(&tailnet, &node, &file).up_flags(MARKS));
 
     file.swap(&new);
-    let run = program(&tailnet, &node, &file)
-        .up_flags(["--hostname=changed"])
-        .spawn();
+    let run = program(&tailnet, &node, &file).up_flags(["--hostname=changed"]).spawn();
     run.wait_status_text(WAITING);
     tailnet.lift_faults();
 
@@ -100,10 +98,7 @@ fn a_key_and_flags_that_were_changed_while_the_control_server_was_down_are_those
     assert_eq!(tailnet.state().key(&old).attempts, 0);
     let prefs = node.prefs();
     assert_eq!(prefs["Hostname"], "changed");
-    assert_eq!(
-        (&prefs["ShieldsUp"], &prefs["RouteAll"]),
-        (&false.into(), &false.into())
-    );
+    assert_eq!((&prefs["ShieldsUp"], &prefs["RouteAll"]), (&false.into(), &false.into()));
 }
 
 #[test]

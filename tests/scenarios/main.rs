@@ -36,10 +36,7 @@ fn program(tailnet: &Tailnet, node: &Node, key: &KeyFile) -> Run {
 
 /// The same without `--login-server`.
 fn program_without_server(node: &Node, key: &KeyFile) -> Run {
-    Run::new(env!("CARGO_BIN_EXE_tailscale-autoconnect"))
-        .node(node)
-        .cli()
-        .authkey_file(key.path())
+    Run::new(env!("CARGO_BIN_EXE_tailscale-autoconnect")).node(node).cli().authkey_file(key.path())
 }
 
 /// What a join comes to, however it went: the node is online, the key was used once, and READY

@@ -81,13 +81,8 @@ fn lan_access_without_an_exit_node_is_kept() {
 #[ignore = "needs real tailscaled: run tests/run.sh"]
 fn five_thousand_routes_are_kept() {
     let joined = Joined::new();
-    let all: Vec<_> = (0..5000_u32)
-        .map(|at| format!("10.{}.{}.0/24", at >> 8, at & 255))
-        .collect();
-    set(
-        &joined.node,
-        &[&format!("--advertise-routes={}", all.join(","))],
-    );
+    let all: Vec<_> = (0..5000_u32).map(|at| format!("10.{}.{}.0/24", at >> 8, at & 255)).collect();
+    set(&joined.node, &[&format!("--advertise-routes={}", all.join(","))]);
     let_expire(&joined);
     let before = settings(&joined.node);
     renew(&joined);
@@ -177,9 +172,7 @@ fn with_an_admin_before(node: &Node) -> FakeCli {
     let (cli, socket) = (node.cli(), node.socket());
     let (cli, socket) = (cli.display(), socket.display());
     let set = BY_AN_ADMIN.join(" ");
-    FakeCli::script(&format!(
-        "'{cli}' --socket='{socket}' {set} || exit 99\nexec '{cli}' \"$@\""
-    ))
+    FakeCli::script(&format!("'{cli}' --socket='{socket}' {set} || exit 99\nexec '{cli}' \"$@\""))
 }
 
 #[test]
@@ -237,10 +230,7 @@ fn kill_all(run: Running) {
 /// An expired node whose settings a killed run has lost; and what they were.
 fn lost(flags: &[&str], fault: &str) -> (Joined, KeyFile, Value) {
     let joined = Joined::new();
-    set(
-        &joined.node,
-        &["--webclient", without_a_flag(), "--hostname=kept"],
-    );
+    set(&joined.node, &["--webclient", without_a_flag(), "--hostname=kept"]);
     let_expire(&joined);
     let before = settings(&joined.node);
     let file = KeyFile::new(joined.tailnet.single_use_key());
@@ -372,8 +362,5 @@ pub fn switch_to(node: &Node, profile: &str) {
 pub fn profile(node: &Node) -> String {
     let current = node.local_get("/localapi/v0/profiles/current");
     let current = current.expect("tailscaled answers").json();
-    current["ID"]
-        .as_str()
-        .expect("a profile has an ID")
-        .to_owned()
+    current["ID"].as_str().expect("a profile has an ID").to_owned()
 }

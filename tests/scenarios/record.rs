@@ -105,9 +105,7 @@ fn the_first_of_several_state_directories_is_used() {
         fs::create_dir(folder).unwrap();
         fs::set_permissions(folder, Permissions::from_mode(0o700)).unwrap();
     }
-    let both = folders
-        .each_ref()
-        .map(|folder| folder.display().to_string());
+    let both = folders.each_ref().map(|folder| folder.display().to_string());
     let run = program(&tailnet, &node, &file).env("STATE_DIRECTORY", both.join(":"));
     run.run().assert_code(77);
     let kept = folders.map(|folder| fs::read_dir(folder).unwrap().count());

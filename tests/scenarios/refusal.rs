@@ -69,10 +69,7 @@ fn with_a_dead_key_in_flight(tailnet: &Tailnet, node: &Node) {
         format!("--auth-key={dead}"),
     ]);
     up.assert_code(1);
-    tailnet.wait_until(
-        |state| state.key(&dead).attempts > 1,
-        "the dead key to be sent again",
-    );
+    tailnet.wait_until(|state| state.key(&dead).attempts > 1, "the dead key to be sent again");
 }
 
 /// Runs `race` several times, each on a tailnet and a node of its own, four at a time.
@@ -140,9 +137,7 @@ fn tags_that_the_key_does_not_carry_are_refused_and_the_key_is_not_used_up() {
     let key = tailnet.single_use_key();
     let file = KeyFile::new(&key);
 
-    let run = program(&tailnet, &node, &file)
-        .up_flags(["--advertise-tags=tag:x"])
-        .run();
+    let run = program(&tailnet, &node, &file).up_flags(["--advertise-tags=tag:x"]).run();
 
     run.assert_code(77);
     let words = "requested tags [tag:x] are invalid or not permitted";
@@ -154,10 +149,7 @@ fn tags_that_the_key_does_not_carry_are_refused_and_the_key_is_not_used_up() {
     // The same key does without the tags, and one that carries them does with them.
     let run = program(&tailnet, &node, &file).up_flags(["--advertise-tags="]);
     assert_joined(&run.run(), &tailnet, &node, &key);
-    let tagged = tailnet.key(&KeySpec {
-        tags: vec!["tag:x".to_owned()],
-        ..KeySpec::default()
-    });
+    let tagged = tailnet.key(&KeySpec { tags: vec!["tag:x".to_owned()], ..KeySpec::default() });
     let other = Node::start();
     let run = program(&tailnet, &other, &KeyFile::new(&tagged))
         .up_flags(["--advertise-tags=tag:x"])
@@ -298,18 +290,13 @@ fn refused_with_an_echo(key: &str, lead: &str) {
     let node = Node::start();
     tailnet.policy(json!({"refuse_all": format!("{lead}{key} is not a key of ours")}));
 
-    let run = program(&tailnet, &node, &KeyFile::new(key))
-        .args(["-vv", "--json"])
-        .run();
+    let run = program(&tailnet, &node, &KeyFile::new(key)).args(["-vv", "--json"]).run();
 
     run.assert_code(77);
     assert!(tailnet.state().key(key).attempts > 0);
     assert_eq!(run.json()["exit_code"], 77);
     let said = format!("{}{:?}", run.output(), run.notifications);
-    assert!(
-        said.contains(lead.trim_end()),
-        "its own words are not shown"
-    );
+    assert!(said.contains(lead.trim_end()), "its own words are not shown");
     let secret = &key[key.len() - 40..];
     for part in (0..secret.len() - 8).map(|at| &secret[at..at + 8]) {
         assert!(!said.contains(part), "shows {part:?} of the key");

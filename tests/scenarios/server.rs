@@ -16,9 +16,7 @@ fn goes_nowhere(node: &Node, key: &str, with: impl FnOnce(Run) -> Run) {
     let before = all_preferences(node);
     let cli = FakeCli::script(&format!("exec '{}' \"$@\"", node.cli().display()));
     let file = KeyFile::new(key);
-    let run = program_without_server(node, &file)
-        .tailscale(cli.path())
-        .args(["--timeout", "5s"]);
+    let run = program_without_server(node, &file).tailscale(cli.path()).args(["--timeout", "5s"]);
     let run = with(run).run();
 
     run.assert_code(78);
@@ -49,9 +47,7 @@ fn a_key_of_tailscales_is_not_sent_to_the_control_server_that_the_node_knows() {
 #[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_key_of_tailscales_is_not_sent_to_another_control_server_named_after_the_dashes() {
     let (tailnet, node) = (Tailnet::start(), fresh());
-    goes_nowhere(&node, OF_TAILSCALE, |run| {
-        run.up_flags(["--login-server", tailnet.url()])
-    });
+    goes_nowhere(&node, OF_TAILSCALE, |run| run.up_flags(["--login-server", tailnet.url()]));
     assert_eq!(tailnet.state().registers.total, 0);
 }
 
@@ -62,9 +58,7 @@ fn a_key_of_headscales_is_not_sent_to_tailscale() {
     let node = fresh();
     goes_nowhere(&node, OF_HEADSCALE, |run| run);
     goes_nowhere(&node, OF_HEADSCALE, |run| run.login_server(TAILSCALE));
-    goes_nowhere(&node, OF_HEADSCALE, |run| {
-        run.up_flags(["--login-server", TAILSCALE])
-    });
+    goes_nowhere(&node, OF_HEADSCALE, |run| run.up_flags(["--login-server", TAILSCALE]));
 }
 
 /// A node of one control server, which is down, is asked to log in at another.
@@ -93,10 +87,7 @@ fn a_rebooted_node_whose_control_server_is_down_logs_in_at_another_that_is_asked
 fn a_running_node_whose_control_server_is_down_logs_in_at_another_that_is_asked_for() {
     let one = Joined::new();
     one.tailnet.fault("down");
-    one.node.wait_status(
-        |status| status["Self"]["Online"] == false,
-        "the node to be offline",
-    );
+    one.node.wait_status(|status| status["Self"]["Online"] == false, "the node to be offline");
     moves(&one);
 }
 

@@ -31,19 +31,13 @@ fn a_node_that_was_offline_for_long_and_is_then_kept_off_by_someones_dead_key_is
     let joined = Joined::new();
     let Joined { tailnet, node, .. } = &joined;
     tailnet.fault("down");
-    node.wait_status(
-        |status| status["Self"]["Online"] == false,
-        "the node to be offline",
-    );
+    node.wait_status(|status| status["Self"]["Online"] == false, "the node to be offline");
     let run = joined.program(&KeyFile::absent()).spawn();
     wait_long(&run, RESTARTED);
 
     let dead = deleted_key(tailnet);
     // As `tailscale up` does it, which would be waited for.
-    for (path, body) in [
-        ("start", json!({ "AuthKey": dead })),
-        ("login-interactive", json!({})),
-    ] {
+    for (path, body) in [("start", json!({ "AuthKey": dead })), ("login-interactive", json!({}))] {
         let path = format!("/localapi/v0/{path}");
         let reply = node.local_request("POST", &path, Some(&body));
         assert_eq!(reply.expect("tailscaled answers").status, 204);
@@ -78,10 +72,7 @@ fn a_used_key_that_down_and_up_made_tailscaled_send_again_is_silenced() {
     node.tailscale_ok(["down"]);
     node.wait_state("Stopped");
     node.tailscale_ok(["up"]);
-    tailnet.wait_until(
-        |state| state.key(&key).attempts > 1,
-        "the used key to be sent again",
-    );
+    tailnet.wait_until(|state| state.key(&key).attempts > 1, "the used key to be sent again");
 
     let run = program(&tailnet, &node, &file).run();
     assert_connected(&run);

@@ -51,9 +51,7 @@ fn joins_after(words: &str, time: Duration, most: u64) {
     let fails = |count| tailnet.policy(json!({"fail_registers": {"count": count, "error": words}}));
     fails(1_000_000);
 
-    let run = program(&tailnet, &node, &file)
-        .limit(Duration::from_secs(60))
-        .spawn();
+    let run = program(&tailnet, &node, &file).limit(Duration::from_secs(60)).spawn();
     run.wait_status_text(words);
     tailnet.holds_for(
         time,
@@ -94,11 +92,7 @@ fn a_key_refused_with_an_http_status_is_refused() {
 
         let run = program(&tailnet, &node, &file).run();
         run.assert_code(77);
-        assert!(
-            run.stderr.contains("the control server refused"),
-            "{}",
-            run.stderr
-        );
+        assert!(run.stderr.contains("the control server refused"), "{}", run.stderr);
         assert_eq!((run.stdout.as_str(), run.left_behind.len()), ("", 0));
         assert_quiet(&tailnet, &node, QUIET);
         assert_unchanged(&node, &before);

@@ -23,17 +23,12 @@ struct Shadow {
 impl Shadow {
     fn on(&mut self, event: &Event) {
         let mut server = |prefs: &Prefs| {
-            self.servers
-                .push(prefs::text(prefs, "ControlURL").to_owned());
+            self.servers.push(prefs::text(prefs, "ControlURL").to_owned());
         };
         match event {
             Event::Record(record) => self.stored = record.clone(),
             Event::Written { written, .. } => self.stored = written.clone(),
-            Event::Seen {
-                status,
-                unbound,
-                prefs,
-            } => {
+            Event::Seen { status, unbound, prefs } => {
                 self.seen = Some(match status {
                     Ok(status) => Situation::of(status, *unbound),
                     Err(error) => Situation::without_status(error),
@@ -42,9 +37,7 @@ impl Shadow {
                     server(prefs);
                 }
             }
-            Event::Prefs {
-                prefs: Ok(prefs), ..
-            } => server(prefs),
+            Event::Prefs { prefs: Ok(prefs), .. } => server(prefs),
             Event::Told(notice) => {
                 notice.prefs.iter().for_each(server);
             }
@@ -69,10 +62,7 @@ impl Shadow {
                     Some(asked) => prop_assert_eq!(asked, server),
                     None => {
                         let is_own = self.servers.iter().any(|own| own == server);
-                        prop_assert!(
-                            is_own || server == TAILSCALES_SERVER,
-                            "{server} is nobody's"
-                        );
+                        prop_assert!(is_own || server == TAILSCALES_SERVER, "{server} is nobody's");
                     }
                 }
                 let is_elsewhere = setup.server.is_some()
@@ -82,10 +72,7 @@ impl Shadow {
                 let seen = self.seen.as_ref().expect("a look before a login");
                 prop_assert!(needs_login(seen, is_elsewhere), "a login of {seen:?}");
                 let key = self.key.as_ref().expect("a key before a login");
-                prop_assert!(
-                    belongs_to(key.kind, server).is_ok(),
-                    "{key:?} sent to {server}"
-                );
+                prop_assert!(belongs_to(key.kind, server).is_ok(), "{key:?} sent to {server}");
                 let refused = self.stored.refused.as_ref();
                 let is_refused =
                     refused.is_some_and(|it| it.digest == key.digest && it.server == server);
@@ -107,9 +94,12 @@ impl Shadow {
                 let key = self.key.as_ref().expect("a key before a renewal");
                 let server = self.servers.last().expect("a server before a renewal");
                 prop_assert!(belongs_to(key.kind, server).is_ok(), "{key:?} sent to {server}");
-                prop_assert!(setup.server.as_ref().is_none_or(|asked| is_same_server(asked, server)));
+                prop_assert!(
+                    setup.server.as_ref().is_none_or(|asked| is_same_server(asked, server))
+                );
                 let refused = self.stored.refused.as_ref();
-                let is_refused = refused.is_some_and(|it| it.digest == key.digest && it.server == *server);
+                let is_refused =
+                    refused.is_some_and(|it| it.digest == key.digest && it.server == *server);
                 prop_assert!(!is_refused, "a refused key sent again");
             }
             Action::Finish(_) => {
@@ -149,11 +139,9 @@ fn settle(
                 unbound: None,
                 prefs: machine.wants_prefs().then(|| prefs.clone()),
             },
-            Action::ReadPrefs => Event::Prefs {
-                prefs: Ok(prefs.clone()),
-                profile: profile.clone(),
-                live,
-            },
+            Action::ReadPrefs => {
+                Event::Prefs { prefs: Ok(prefs.clone()), profile: profile.clone(), live }
+            }
             Action::ReadKey => Event::Key(key.clone()),
             Action::LogIn(_) => Event::Started(Ok(())),
             Action::Restart(_) => Event::Restarted(Ok(())),

@@ -40,17 +40,7 @@ pub fn words(rng: &mut Rng) -> String {
 }
 
 fn server(rng: &mut Rng) -> String {
-    one(
-        rng,
-        &[
-            "",
-            TAILSCALES_SERVER,
-            "https://login.tailscale.com/",
-            OWN,
-            OTHER,
-        ],
-    )
-    .to_owned()
+    one(rng, &["", TAILSCALES_SERVER, "https://login.tailscale.com/", OWN, OTHER]).to_owned()
 }
 
 pub fn flags(rng: &mut Rng) -> Vec<String> {
@@ -67,34 +57,15 @@ pub fn flags(rng: &mut Rng) -> Vec<String> {
 }
 
 pub fn status(rng: &mut Rng) -> Status {
-    let states = [
-        "NoState",
-        "Starting",
-        "Running",
-        "Stopped",
-        "NeedsLogin",
-        "NeedsMachineAuth",
-        "?",
-    ];
+    let states =
+        ["NoState", "Starting", "Running", "Stopped", "NeedsLogin", "NeedsMachineAuth", "?"];
     let mut status = Status {
         version: one(
             rng,
-            &[
-                "1.98.10",
-                "1.98.10",
-                "1.80.3-t1",
-                "1.64.2",
-                "",
-                "99999999999.1",
-                "-.",
-            ],
+            &["1.98.10", "1.98.10", "1.80.3-t1", "1.64.2", "", "99999999999.1", "-."],
         )
         .into(),
-        backend_state: if rng.bool() {
-            "NeedsLogin".into()
-        } else {
-            one(rng, &states).into()
-        },
+        backend_state: if rng.bool() { "NeedsLogin".into() } else { one(rng, &states).into() },
         have_node_key: rng.bool(),
         ..Status::default()
     };
@@ -107,25 +78,17 @@ pub fn status(rng: &mut Rng) -> Status {
         status.auth_url = "https://x".into();
     }
     if rng.bool() {
-        status
-            .health
-            .push(format!("last login error={}", words(rng)));
+        status.health.push(format!("last login error={}", words(rng)));
     }
     if once_in(rng, 4) {
-        status
-            .health
-            .push("Tailscale cannot connect because the network is down.".into());
+        status.health.push("Tailscale cannot connect because the network is down.".into());
     }
     status
 }
 
 pub fn prefs(rng: &mut Rng) -> Prefs {
     let name = one(rng, &["", "x", "y"]);
-    let routes = [
-        json!(null),
-        json!(["10.0.0.0/8"]),
-        json!(["0.0.0.0/0", "::/0", "10.0.0.0/8"]),
-    ];
+    let routes = [json!(null), json!(["10.0.0.0/8"]), json!(["0.0.0.0/0", "::/0", "10.0.0.0/8"])];
     let prefs = json!({
         "ControlURL": server(rng), "WantRunning": rng.bool(), "LoggedOut": rng.bool(),
         "RunSSH": rng.bool(), "RunWebClient": rng.bool(), "Hostname": name,
@@ -176,12 +139,7 @@ pub fn record(rng: &mut Rng) -> Record {
         server: server(rng),
         words: words(rng),
     });
-    Record {
-        salt: [rng.bool().into(); 16],
-        login,
-        refused,
-        node: None,
-    }
+    Record { salt: [rng.bool().into(); 16], login, refused, node: None }
 }
 
 /// A time of the wall clock about the expiries of node keys, and others.
@@ -195,22 +153,12 @@ pub fn clock(rng: &mut Rng) -> Event {
 }
 
 pub fn key(rng: &mut Rng) -> Result<KeyFacts, NoKey> {
-    let kinds = [
-        KeyKind::Auth,
-        KeyKind::Headscale,
-        KeyKind::OAuthSecret { names_api: true },
-    ];
+    let kinds = [KeyKind::Auth, KeyKind::Headscale, KeyKind::OAuthSecret { names_api: true }];
     match rng.u8(..12) {
         0 => Err(NoKey::Busy),
         1 => Err(NoKey::File(KeyFileError::Missing("/k".into()))),
-        2 => Err(NoKey::File(KeyFileError::unusable(
-            "/k".as_ref(),
-            "is a directory",
-        ))),
-        _ => Ok(KeyFacts {
-            kind: one(rng, &kinds),
-            digest: digest(rng),
-        }),
+        2 => Err(NoKey::File(KeyFileError::unusable("/k".as_ref(), "is a directory"))),
+        _ => Ok(KeyFacts { kind: one(rng, &kinds), digest: digest(rng) }),
     }
 }
 
@@ -220,10 +168,7 @@ pub fn ended(rng: &mut Rng) -> Ended {
         0 | 1 => Ended::Done,
         2 | 3 => Ended::LoginError(LoginError::of(&words)),
         4 => Ended::RateLimited(words),
-        5 => Ended::SecretRefused(Refusal {
-            what: Refused::Key,
-            words,
-        }),
+        5 => Ended::SecretRefused(Refusal { what: Refused::Key, words }),
         6 => Ended::Denied(words),
         7 => Ended::Locked,
         8 => Ended::UnknownFlag("ssh".into(), words),
@@ -279,19 +224,13 @@ pub fn outcome(rng: &mut Rng, action: &Action, wants_prefs: bool) -> Event {
         }
         Action::ReadPrefs => {
             let prefs = mostly(rng, prefs);
-            Event::Prefs {
-                prefs,
-                profile: profile(rng),
-                live: rng.bool(),
-            }
+            Event::Prefs { prefs, profile: profile(rng), live: rng.bool() }
         }
         Action::ReadKey => Event::Key(key(rng)),
         Action::ReleaseKey => Event::Released,
-        Action::Write(asked) => Event::Written {
-            asked: asked.clone(),
-            written: asked.clone(),
-            saved: rng.bool(),
-        },
+        Action::Write(asked) => {
+            Event::Written { asked: asked.clone(), written: asked.clone(), saved: rng.bool() }
+        }
         Action::LogIn(_) => Event::Started(started(rng)),
         Action::StopCommand => Event::CommandStopped,
         Action::Restart(_) => Event::Restarted(mostly(rng, |_| ())),
@@ -334,14 +273,8 @@ pub fn event(rng: &mut Rng) -> Event {
         6 => Action::StopCommand,
         7 => Action::Restart(Why::Offline),
         8 => Action::BringUp,
-        9 => Action::PutBack {
-            prefs: Prefs::new(),
-            profile: None,
-        },
-        10 => Action::TakeBack {
-            prefs: Prefs::new(),
-            profile: None,
-        },
+        9 => Action::PutBack { prefs: Prefs::new(), profile: None },
+        10 => Action::TakeBack { prefs: Prefs::new(), profile: None },
         11 => Action::Look,
         12 => Action::Renew,
         13 => Action::Postpone(Obstacle::NoKey),
@@ -365,10 +298,7 @@ pub fn distance(rng: &mut Rng) -> Duration {
 }
 
 pub fn setup(rng: &mut Rng) -> Setup {
-    let server = one(
-        rng,
-        &[None, Some(TAILSCALES_SERVER), Some(OWN), Some(OTHER)],
-    );
+    let server = one(rng, &[None, Some(TAILSCALES_SERVER), Some(OWN), Some(OTHER)]);
     Setup {
         server: server.map(str::to_owned),
         flags: flags(rng),

@@ -13,7 +13,8 @@ fn a_fleet_that_has_joined_at_once_renews_spread_over_a_fifth_of_the_life() {
     let mut seconds: HashMap<u64, u32> = HashMap::new();
     let mut parts = Vec::new();
     for node in 0..200 {
-        let at = renew_at(&NodeKey { key: format!("nodekey:{node:064x}"), expiry: begin + life, life });
+        let at =
+            renew_at(&NodeKey { key: format!("nodekey:{node:064x}"), expiry: begin + life, life });
         *seconds.entry(at.as_secs()).or_default() += 1;
         parts.push((at - begin).as_secs_f64() / life.as_secs_f64());
     }

@@ -111,9 +111,9 @@ impl Play {
             let wants_prefs = self.machine.wants_prefs();
             // The world has one time, and each run another.
             let event = match &action {
-                Action::Wait(_, until) => self
-                    .world
-                    .wait(self.began.saturating_add(*until), &mut self.happenings),
+                Action::Wait(_, until) => {
+                    self.world.wait(self.began.saturating_add(*until), &mut self.happenings)
+                }
                 action => self.world.act(action, wants_prefs, &mut self.happenings),
             };
             if self.world.kills {
@@ -121,8 +121,7 @@ impl Play {
             }
             if self.traces.is_some() {
                 let at = self.world.now;
-                self.trace
-                    .push(format!("{at:?} {action:?} -> {}", brief_event(&event)));
+                self.trace.push(format!("{at:?} {action:?} -> {}", brief_event(&event)));
             }
             let now = self.time();
             self.machine.on(event, now);
@@ -161,10 +160,7 @@ impl Play {
     fn judge_login(&mut self, now: Time) -> Result<(), TestCaseError> {
         let world = &self.world;
         let begun = world.store.login.as_ref().expect("a record before a login");
-        let known = world
-            .known
-            .as_ref()
-            .expect("the preferences before a login");
+        let known = world.known.as_ref().expect("the preferences before a login");
         let own = prefs::text(known, "ControlURL");
         let asked = world.setup.server.as_deref();
         let is_elsewhere =
@@ -190,11 +186,7 @@ impl Play {
             slept += Duration::from_millis(500) * 2u32.pow(u32::try_from(most).unwrap_or(9).min(9));
             most += 1;
         }
-        prop_assert!(
-            self.logins.len() <= most,
-            "{} logins by {now:?}",
-            self.logins.len()
-        );
+        prop_assert!(self.logins.len() <= most, "{} logins by {now:?}", self.logins.len());
         Ok(())
     }
 
@@ -220,11 +212,7 @@ impl Play {
     fn judge_settings(&self) -> Result<(), TestCaseError> {
         let profile = self.world.profile();
         let lost = prefs::differences(&settings(&profile.wanted), &settings(&profile.prefs));
-        prop_assert!(
-            lost.is_empty() || !self.world.has_told_all(),
-            "settings lost: {:?}",
-            lost
-        );
+        prop_assert!(lost.is_empty() || !self.world.has_told_all(), "settings lost: {:?}", lost);
         Ok(())
     }
 
@@ -283,11 +271,7 @@ fn brief(what: &impl std::fmt::Debug) -> String {
 
 fn brief_event(event: &Event) -> String {
     match event {
-        Event::Seen {
-            status: Ok(status),
-            prefs,
-            ..
-        } => {
+        Event::Seen { status: Ok(status), prefs, .. } => {
             format!("{:?} {prefs:?}", Situation::of(status, None))
         }
         event => brief(event),
@@ -300,9 +284,7 @@ fn play(seed: u64, steps: &[u64], judges_outcome: bool) -> Result<(), TestCaseEr
     let result = play.play();
     // The shortest is the best.
     if let (Err(error), Some(directory)) = (&result, &play.traces) {
-        let name = error
-            .to_string()
-            .replace(|c: char| !c.is_ascii_lowercase(), "");
+        let name = error.to_string().replace(|c: char| !c.is_ascii_lowercase(), "");
         let path = format!("{directory}/{name:.40}");
         let text = format!("{}\n{error}\n", play.trace.join("\n"));
         if std::fs::read(&path).map_or(true, |old| old.len() > text.len()) {

@@ -37,22 +37,13 @@ impl Walk {
             prefs: prefs_of(prefs),
             profile: "a",
             key: digest("d1"),
-            store: Record {
-                salt: [1; 16],
-                ..Record::default()
-            },
+            store: Record { salt: [1; 16], ..Record::default() },
             done: Vec::new(),
         }
     }
 
     fn new(status: Status) -> Self {
-        Self::with(
-            Setup {
-                key_file: "/k".into(),
-                ..Setup::default()
-            },
-            status,
-        )
+        Self::with(Setup { key_file: "/k".into(), ..Setup::default() }, status)
     }
 
     /// Does what is asked for, as long as it can go on by itself. What it comes to.
@@ -60,7 +51,9 @@ impl Walk {
         for _ in 0..40 {
             let action = self.machine.next(self.now);
             let event = match &action {
-                Action::Renew | Action::Postpone(_) | Action::Ping => panic!("nobody asked us to stay"),
+                Action::Renew | Action::Postpone(_) | Action::Ping => {
+                    panic!("nobody asked us to stay")
+                }
                 Action::ReadRecord => Event::Record(self.store.clone()),
                 Action::Look => Event::Seen {
                     status: Ok(self.status.clone()),
@@ -76,9 +69,7 @@ impl Walk {
                 Action::ReleaseKey => Event::Released,
                 Action::Write(record) => {
                     self.store = record.clone();
-                    Event::Written {
-                        asked: record.clone(),
-                        written: record.clone(), saved: true }
+                    Event::Written { asked: record.clone(), written: record.clone(), saved: true }
                 }
                 Action::PutBack { prefs, .. } => {
                     self.prefs.extend(prefs.clone());
@@ -132,10 +123,7 @@ impl Walk {
 
     fn tell(&mut self, prefs: Prefs) -> Action {
         self.prefs = prefs.clone();
-        self.on(Event::Told(Notice {
-            prefs: vec![prefs],
-            ..Notice::default()
-        }))
+        self.on(Event::Told(Notice { prefs: vec![prefs], ..Notice::default() }))
     }
 
     fn has_done(&mut self, name: &str) -> bool {
@@ -144,10 +132,7 @@ impl Walk {
 }
 
 fn digest(digest: &str) -> Result<KeyFacts, NoKey> {
-    Ok(KeyFacts {
-        kind: KeyKind::Auth,
-        digest: digest.to_owned(),
-    })
+    Ok(KeyFacts { kind: KeyKind::Auth, digest: digest.to_owned() })
 }
 
 fn refusal() -> LoginError {
@@ -172,14 +157,7 @@ fn new_login() -> Walk {
     assert!(is_login(&action), "{action:?}");
     assert_eq!(
         walk.done,
-        [
-            "read_record",
-            "look",
-            "read_key",
-            "read_prefs",
-            "look",
-            "write_record"
-        ]
+        ["read_record", "look", "read_key", "read_prefs", "look", "write_record"]
     );
     walk
 }
@@ -191,10 +169,7 @@ fn the_table_row_by_row() {
     for state in ["NoState", "Starting"] {
         let settling = keyed(status(state));
         assert_eq!(waits_for(&first(settling.clone())), &Waiting::Settling);
-        assert_eq!(
-            waits_for(&first(with_error(settling.clone(), TROUBLE))),
-            &control(TROUBLE)
-        );
+        assert_eq!(waits_for(&first(with_error(settling.clone(), TROUBLE))), &control(TROUBLE));
         let mut stranded = Walk::new(with_error(settling, REFUSAL));
         stranded.go();
         assert!(stranded.has_done("rescue"));
@@ -202,55 +177,31 @@ fn the_table_row_by_row() {
     let mut stranded = Walk::new(with_error(status("Running"), REFUSAL));
     stranded.go();
     assert!(stranded.has_done("rescue"));
-    assert!(matches!(
-        first(online(status("Running"))),
-        Action::Finish(_)
-    ));
+    assert!(matches!(first(online(status("Running"))), Action::Finish(_)));
     assert!(is_login(&first(asking(status("Running")))));
-    assert_eq!(
-        waits_for(&first(status("Running"))),
-        &Waiting::ControlServer(None)
-    );
+    assert_eq!(waits_for(&first(status("Running"))), &Waiting::ControlServer(None));
     assert!(is_login(&first(status("NeedsLogin"))));
     assert!(is_login(&first(asking(keyed(status("NeedsLogin"))))));
-    assert_eq!(
-        waits_for(&first(status("NeedsMachineAuth"))),
-        &Waiting::Approval
-    );
-    assert_eq!(
-        waits_for(&first(status("Dancing"))),
-        &Waiting::Unknown("Dancing".into())
-    );
+    assert_eq!(waits_for(&first(status("NeedsMachineAuth"))), &Waiting::Approval);
+    assert_eq!(waits_for(&first(status("Dancing"))), &Waiting::Unknown("Dancing".into()));
     let mut stopped = Walk::new(keyed(status("Stopped")));
     assert_eq!(stopped.go(), Action::BringUp);
     assert_eq!(stopped.done, ["read_record", "look", "bring_up", "look"]);
-    assert_eq!(
-        waits_for(&stopped.on(Event::BroughtUp(Ok(())))),
-        &Waiting::StoppedByOther
-    );
+    assert_eq!(waits_for(&stopped.on(Event::BroughtUp(Ok(())))), &Waiting::StoppedByOther);
 }
 
 #[test]
 fn an_address_that_stays_away_is_waited_for_only_so_long() {
     let address = IpAddr::from([100, 64, 0, 1]);
     let mut machine = Walk::new(online(status("Running"))).machine;
-    machine.on(
-        Event::Record(Record {
-            salt: [1; 16],
-            ..Record::default()
-        }),
-        Time::ZERO,
-    );
+    machine.on(Event::Record(Record { salt: [1; 16], ..Record::default() }), Time::ZERO);
     let seen = || Event::Seen {
         status: Ok(online(status("Running"))),
         unbound: Some(address),
         prefs: None,
     };
     machine.on(seen(), Time::ZERO);
-    assert_eq!(
-        waits_for(&machine.next(Time::ZERO)),
-        &Waiting::Address(address)
-    );
+    assert_eq!(waits_for(&machine.next(Time::ZERO)), &Waiting::Address(address));
     machine.on(seen(), ADDRESS_PATIENCE);
     assert!(matches!(machine.next(ADDRESS_PATIENCE), Action::Finish(_)));
 }
@@ -266,10 +217,7 @@ fn a_joined_node_that_reboots_with_a_used_key_never_reads_it() {
     for _ in 0..1000 {
         walk.after(Duration::from_secs(2));
     }
-    assert!(matches!(
-        walk.see(online(status("Running"))),
-        Action::Finish(_)
-    ));
+    assert!(matches!(walk.see(online(status("Running"))), Action::Finish(_)));
     assert!(!walk.has_done("read_key"));
 }
 
@@ -290,17 +238,11 @@ fn a_refused_key_is_taken_back_and_never_sent_again() {
         (&json!(false), &json!(""))
     );
     let refused = walk.store.refused.clone().unwrap();
-    assert_eq!(
-        (refused.digest.as_str(), walk.store.login.clone()),
-        ("d1", None)
-    );
+    assert_eq!((refused.digest.as_str(), walk.store.login.clone()), ("d1", None));
     // In the next run neither, but another one is.
     let mut next = Walk::new(status("NeedsLogin"));
     next.store = walk.store.clone();
-    assert!(matches!(
-        next.go(),
-        Action::Fail(Failure::RefusedBefore { .. })
-    ));
+    assert!(matches!(next.go(), Action::Fail(Failure::RefusedBefore { .. })));
     let mut replaced = Walk::new(status("NeedsLogin"));
     (replaced.store, replaced.key) = (walk.store, digest("d2"));
     assert!(is_login(&replaced.go()));
@@ -320,10 +262,7 @@ fn a_key_that_was_replaced_while_the_old_one_was_refused_is_used_at_once() {
 fn found(change: impl FnOnce(&mut Walk)) -> (Action, Walk) {
     let mut before = new_login();
     before.begin(json!({}));
-    let setup = Setup {
-        key_file: "/k".into(),
-        ..Setup::default()
-    };
+    let setup = Setup { key_file: "/k".into(), ..Setup::default() };
     let mut walk = Walk::with(setup, status("NeedsLogin"));
     (walk.store, walk.prefs) = (before.store, before.prefs);
     change(&mut walk);
@@ -334,10 +273,7 @@ fn found(change: impl FnOnce(&mut Walk)) -> (Action, Walk) {
 fn a_login_that_a_killed_run_has_left_is_let_end_if_it_is_the_same() {
     let (action, mut walk) = found(|_| {});
     assert_eq!(waits_for(&action), &Waiting::LoggingIn);
-    assert!(matches!(
-        walk.see(online(status("Running"))),
-        Action::Finish(_)
-    ));
+    assert!(matches!(walk.see(online(status("Running"))), Action::Finish(_)));
     assert_eq!(walk.store.login, None);
 }
 
@@ -356,15 +292,9 @@ fn a_login_that_a_killed_run_has_left_is_replaced_if_key_flags_or_server_are_oth
     }
     let (action, mut walk) = found(|walk| {
         walk.machine.setup.server = Some(chance::OTHER.into());
-        walk.key = Ok(KeyFacts {
-            kind: KeyKind::Headscale,
-            digest: "d1".into(),
-        });
+        walk.key = Ok(KeyFacts { kind: KeyKind::Headscale, digest: "d1".into() });
     });
-    assert!(
-        is_login(&action) && walk.has_done("forget_key"),
-        "{action:?}"
-    );
+    assert!(is_login(&action) && walk.has_done("forget_key"), "{action:?}");
 }
 
 #[test]
@@ -393,10 +323,7 @@ fn words_of_the_server_that_are_not_known_are_tried_again_ever_more_slowly() {
     }
     for (number, pause) in pauses.iter().enumerate() {
         let longest = (4.0 * 2f64.powi(i32::try_from(number).unwrap())).min(300.0);
-        assert!(
-            *pause >= longest / 2.0 && *pause <= longest + 0.2,
-            "{pauses:?}"
-        );
+        assert!(*pause >= longest / 2.0 && *pause <= longest + 0.2, "{pauses:?}");
     }
 }
 
@@ -409,10 +336,8 @@ fn a_complaint_that_nothing_at_tailscaled_answers_to_is_believed_at_its_third_ti
         while time < 3 && !is_login(&action) {
             action = walk.after(Duration::from_millis(500));
         }
-        let is_final = matches!(
-            action,
-            Action::Fail(Failure::Misconfigured(Mistake::Complaint(_)))
-        );
+        let is_final =
+            matches!(action, Action::Fail(Failure::Misconfigured(Mistake::Complaint(_))));
         assert_eq!(is_final, time == 3, "{time}: {action:?}");
     }
 }
@@ -438,10 +363,7 @@ fn an_error_whose_words_change_lasts_as_one() {
     let mut walk = Walk::new(keyed(status("NoState")));
     let mut rescued = false;
     for port in 0..40 {
-        walk.see(with_error(
-            keyed(status("NoState")),
-            &format!("oops at port {port}"),
-        ));
+        walk.see(with_error(keyed(status("NoState")), &format!("oops at port {port}")));
         walk.now += Duration::from_secs(1);
         rescued |= walk.has_done("rescue");
     }
@@ -451,8 +373,7 @@ fn an_error_whose_words_change_lasts_as_one() {
 #[test]
 fn settings_are_put_back_with_what_an_admin_has_set_before_and_after_the_replacement() {
     let mut walk = Walk::new(status("NeedsLogin"));
-    walk.prefs
-        .extend(prefs_of(json!({ "RunWebClient": true, "RunSSH": true })));
+    walk.prefs.extend(prefs_of(json!({ "RunWebClient": true, "RunSSH": true })));
     let Action::LogIn(flags) = walk.go() else {
         panic!("no login");
     };
@@ -505,11 +426,7 @@ fn a_setting_that_somebody_changes_before_the_replacement_wins_over_our_older_fl
 
 #[test]
 fn a_late_word_of_what_was_taken_back_is_not_taken_for_the_next_login() {
-    let setup = Setup {
-        flags: vec!["--ssh".into()],
-        key_file: "/k".into(),
-        ..Setup::default()
-    };
+    let setup = Setup { flags: vec!["--ssh".into()], key_file: "/k".into(), ..Setup::default() };
     let mut walk = Walk::with(setup, keyed(status("NeedsLogin")));
     walk.prefs = prefs_of(json!({
         "ControlURL": TAILSCALES_SERVER, "WantRunning": true, "LoggedOut": false, "RunSSH": false,
@@ -529,20 +446,13 @@ fn a_late_word_of_what_was_taken_back_is_not_taken_for_the_next_login() {
 
 #[test]
 fn two_flags_of_one_preference_are_kept_together() {
-    let setup = Setup {
-        flags: vec!["--advertise-exit-node".into()],
-        ..Setup::default()
-    };
+    let setup = Setup { flags: vec!["--advertise-exit-node".into()], ..Setup::default() };
     let mut walk = Walk::with(setup, status("NeedsLogin"));
-    walk.prefs
-        .insert("AdvertiseRoutes".into(), json!(["10.0.0.0/8"]));
+    walk.prefs.insert("AdvertiseRoutes".into(), json!(["10.0.0.0/8"]));
     let Action::LogIn(flags) = walk.go() else {
         panic!("no login");
     };
-    assert_eq!(
-        flags,
-        ["--advertise-routes=10.0.0.0/8", "--advertise-exit-node"]
-    );
+    assert_eq!(flags, ["--advertise-routes=10.0.0.0/8", "--advertise-exit-node"]);
     let routes = json!(["10.0.0.0/8", "0.0.0.0/0", "::/0"]);
     walk.begin(json!({ "AdvertiseRoutes": routes }));
     assert!(!walk.has_done("put_back"));
@@ -570,19 +480,13 @@ fn a_login_that_comes_to_its_end_while_it_is_taken_back_is_let_be() {
                         status("NeedsLogin")
                     };
                     walk.machine.on(
-                        Event::Seen {
-                            status: Ok(status),
-                            unbound: None,
-                            prefs: None,
-                        },
+                        Event::Seen { status: Ok(status), unbound: None, prefs: None },
                         walk.now,
                     );
                 }
                 Action::Write(record) => {
                     walk.machine.on(
-                        Event::Written {
-                            asked: record.clone(),
-                            written: record, saved: true },
+                        Event::Written { asked: record.clone(), written: record, saved: true },
                         walk.now,
                     );
                 }
@@ -602,17 +506,11 @@ fn a_login_that_comes_to_its_end_while_it_is_taken_back_is_let_be() {
 
 #[test]
 fn a_node_of_another_server_waits_between_its_logins_and_holds_no_key_meanwhile() {
-    let setup = Setup {
-        server: Some(chance::OTHER.into()),
-        key_file: "/k".into(),
-        ..Setup::default()
-    };
+    let setup =
+        Setup { server: Some(chance::OTHER.into()), key_file: "/k".into(), ..Setup::default() };
     let mut walk = Walk::with(setup, keyed(status("Running")));
     walk.prefs.insert("ControlURL".into(), json!(chance::OWN));
-    walk.key = Ok(KeyFacts {
-        kind: KeyKind::Headscale,
-        digest: "d1".into(),
-    });
+    walk.key = Ok(KeyFacts { kind: KeyKind::Headscale, digest: "d1".into() });
     walk.go();
     // It may be about to come online.
     assert!(is_login(&walk.after(Duration::from_secs(10))));
@@ -626,14 +524,10 @@ fn a_node_of_another_server_waits_between_its_logins_and_holds_no_key_meanwhile(
 #[test]
 fn a_setting_whose_flag_the_command_does_not_know_is_put_back_after_the_login() {
     let mut walk = Walk::new(status("NeedsLogin"));
-    walk.prefs
-        .extend(prefs_of(json!({ "PostureChecking": true })));
+    walk.prefs.extend(prefs_of(json!({ "PostureChecking": true })));
     assert!(is_login(&walk.go()));
     walk.on(Event::Started(Ok(())));
-    let action = walk.on(Event::Ended(Ended::UnknownFlag(
-        "report-posture".into(),
-        "no".into(),
-    )));
+    let action = walk.on(Event::Ended(Ended::UnknownFlag("report-posture".into(), "no".into())));
     assert_eq!(action, Action::LogIn(Vec::new()));
     walk.begin(json!({ "PostureChecking": false, "Hostname": "" }));
     assert!(walk.has_done("put_back"));
@@ -664,17 +558,8 @@ fn what_a_lost_login_has_changed_is_taken_back_if_the_next_one_never_comes() {
 
 #[test]
 fn a_signal_in_any_state_ends_the_run_and_a_refused_key_with_it() {
-    assert_eq!(
-        Walk::new(status("NeedsLogin")).on(Event::Stop),
-        Action::Stopped
-    );
-    for state in [
-        "NoState",
-        "Running",
-        "Stopped",
-        "NeedsMachineAuth",
-        "Dancing",
-    ] {
+    assert_eq!(Walk::new(status("NeedsLogin")).on(Event::Stop), Action::Stopped);
+    for state in ["NoState", "Running", "Stopped", "NeedsMachineAuth", "Dancing"] {
         let mut walk = Walk::new(keyed(status(state)));
         walk.go();
         assert_eq!(walk.on(Event::Stop), Action::Stopped, "{state}");
@@ -711,10 +596,7 @@ fn the_time_limit_names_what_was_waited_for() {
     walk.machine.setup.authkey_wait = Duration::from_secs(60);
     let waiting = waits_for(&walk.go()).clone();
     let end = walk.on(Event::TimeUp(Some(waiting)));
-    assert_eq!(
-        end,
-        Action::Fail(Failure::KeyFile(KeyFileError::Missing("/k".into())))
-    );
+    assert_eq!(end, Action::Fail(Failure::KeyFile(KeyFileError::Missing("/k".into()))));
 }
 
 #[test]
@@ -723,15 +605,9 @@ fn a_key_file_that_stays_away_ends_the_run_and_one_that_cannot_be_used_does_at_o
     walk.machine.setup.authkey_wait = Duration::from_secs(60);
     walk.key = Err(NoKey::File(KeyFileError::Missing("/k".into())));
     assert!(matches!(waits_for(&walk.go()), Waiting::KeyFile(_)));
-    assert!(matches!(
-        walk.after(Duration::from_secs(60)),
-        Action::Fail(Failure::KeyFile(_))
-    ));
+    assert!(matches!(walk.after(Duration::from_secs(60)), Action::Fail(Failure::KeyFile(_))));
     let mut walk = Walk::new(status("NeedsLogin"));
-    walk.key = Err(NoKey::File(KeyFileError::unusable(
-        "/k".as_ref(),
-        "is a directory",
-    )));
+    walk.key = Err(NoKey::File(KeyFileError::unusable("/k".as_ref(), "is a directory")));
     assert!(matches!(walk.go(), Action::Fail(Failure::KeyFile(_))));
     let mut walk = Walk::new(status("NeedsLogin"));
     walk.key = Err(NoKey::Busy);
@@ -742,25 +618,15 @@ fn a_key_file_that_stays_away_ends_the_run_and_one_that_cannot_be_used_does_at_o
 fn a_refusal_by_another_server_does_not_count() {
     let mut walk = Walk::new(status("NeedsLogin"));
     let server = chance::OWN.to_owned();
-    walk.store.refused = Some(RefusedKey {
-        at: 1,
-        digest: "d1".into(),
-        server,
-        words: REFUSAL.into(),
-    });
+    walk.store.refused =
+        Some(RefusedKey { at: 1, digest: "d1".into(), server, words: REFUSAL.into() });
     assert!(is_login(&walk.go()));
 }
 
 #[test]
 fn no_way_to_the_socket_is_final_after_a_moment() {
     let mut machine = Walk::new(status("")).machine;
-    machine.on(
-        Event::Record(Record {
-            salt: [1; 16],
-            ..Record::default()
-        }),
-        Time::ZERO,
-    );
+    machine.on(Event::Record(Record { salt: [1; 16], ..Record::default() }), Time::ZERO);
     let denied = || Event::Seen {
         status: Err(LocalApiError::Denied("no".into())),
         unbound: None,
@@ -769,60 +635,26 @@ fn no_way_to_the_socket_is_final_after_a_moment() {
     machine.on(denied(), Time::ZERO);
     assert_eq!(waits_for(&machine.next(Time::ZERO)), &Waiting::Tailscaled);
     machine.on(denied(), SOCKET_PATIENCE);
-    assert!(matches!(
-        machine.next(SOCKET_PATIENCE),
-        Action::Fail(Failure::Denied(_))
-    ));
+    assert!(matches!(machine.next(SOCKET_PATIENCE), Action::Fail(Failure::Denied(_))));
 }
 
 #[test]
 fn a_tailscaled_that_goes_away_while_it_is_asked_is_looked_at_again_and_waited_for() {
     let mut machine = Walk::new(status("")).machine;
     let gone = || LocalApiError::Unreachable("gone".into());
-    machine.on(
-        Event::Record(Record {
-            salt: [1; 16],
-            ..Record::default()
-        }),
-        Time::ZERO,
-    );
-    let seen = Event::Seen {
-        status: Ok(status("NeedsLogin")),
-        unbound: None,
-        prefs: None,
-    };
+    machine.on(Event::Record(Record { salt: [1; 16], ..Record::default() }), Time::ZERO);
+    let seen = Event::Seen { status: Ok(status("NeedsLogin")), unbound: None, prefs: None };
     machine.on(seen, Time::ZERO);
     machine.on(Event::Key(digest("d1")), Time::ZERO);
     for second in 0..100 {
         let now = Duration::from_secs(second);
-        assert_eq!(
-            machine.next(now),
-            if second == 0 {
-                Action::ReadPrefs
-            } else {
-                Action::Look
-            }
-        );
+        assert_eq!(machine.next(now), if second == 0 { Action::ReadPrefs } else { Action::Look });
         if second == 0 {
             let prefs = Err(gone());
-            machine.on(
-                Event::Prefs {
-                    prefs,
-                    profile: None,
-                    live: false,
-                },
-                now,
-            );
+            machine.on(Event::Prefs { prefs, profile: None, live: false }, now);
             assert_eq!(machine.next(now), Action::Look);
         }
-        machine.on(
-            Event::Seen {
-                status: Err(gone()),
-                unbound: None,
-                prefs: None,
-            },
-            now,
-        );
+        machine.on(Event::Seen { status: Err(gone()), unbound: None, prefs: None }, now);
         assert!(matches!(machine.next(now), Action::Wait(..)));
         machine.on(Event::Woke, now);
     }

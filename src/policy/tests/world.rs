@@ -137,12 +137,7 @@ pub fn settings(prefs: &Prefs) -> Prefs {
 impl World {
     pub fn new(seed: u64) -> Self {
         let mut rng = Rng::with_seed(seed);
-        let server = |url| Server {
-            url,
-            up: true,
-            errs: None,
-            asks_admin: false,
-        };
+        let server = |url| Server { url, up: true, errs: None, asks_admin: false };
         let mut servers = vec![server(OWN), server(OTHER)];
         for server in &mut servers {
             server.up = !once_in(&mut rng, 4);
@@ -152,11 +147,7 @@ impl World {
         let mut node = None;
         let is_known = rng.bool();
         if is_known {
-            node = Some(Node {
-                server: OWN.into(),
-                valid: !once_in(&mut rng, 3),
-                approved: true,
-            });
+            node = Some(Node { server: OWN.into(), valid: !once_in(&mut rng, 3), approved: true });
             prefs.insert("ControlURL".into(), json!(OWN));
             prefs.insert("WantRunning".into(), json!(!once_in(&mut rng, 6)));
             prefs.insert("LoggedOut".into(), json!(false));
@@ -178,10 +169,7 @@ impl World {
         };
         let flags = chance::flags(&mut rng);
         let id = if is_known { "a" } else { "" };
-        let mut fresh = Profile {
-            prefs: fresh_prefs(),
-            ..Profile::default()
-        };
+        let mut fresh = Profile { prefs: fresh_prefs(), ..Profile::default() };
         fresh.wanted = fresh.prefs.clone();
         let profile = Profile {
             id: id.into(),
@@ -190,11 +178,7 @@ impl World {
             node,
             has_map: is_known && once_in(&mut rng, 3),
         };
-        let secret = |dead, single_use| Secret {
-            dead,
-            single_use,
-            used: false,
-        };
+        let secret = |dead, single_use| Secret { dead, single_use, used: false };
         Self {
             now: Time::ZERO,
             setup: Setup {
@@ -227,14 +211,8 @@ impl World {
             command: None,
             command_ended: None,
             fault: None,
-            bus: Bus {
-                refused: once_in(&mut rng, 8),
-                ..Bus::default()
-            },
-            store: Record {
-                salt: [1; 16],
-                ..Record::default()
-            },
+            bus: Bus { refused: once_in(&mut rng, 8), ..Bus::default() },
+            store: Record { salt: [1; 16], ..Record::default() },
             is_odd: false,
             nodes: 0,
             was_stopped: false,
@@ -269,18 +247,13 @@ impl World {
 
     fn server(&self) -> Option<&Server> {
         let url = prefs::text(&self.profile().prefs, "ControlURL");
-        self.servers
-            .iter()
-            .find(|server| is_same_server(server.url, url))
+        self.servers.iter().find(|server| is_same_server(server.url, url))
     }
 
     /// The node, if its control server is the one in use.
     fn node(&self) -> Option<&Node> {
         let url = prefs::text(&self.profile().prefs, "ControlURL");
-        self.profile()
-            .node
-            .as_ref()
-            .filter(|node| is_same_server(&node.server, url))
+        self.profile().node.as_ref().filter(|node| is_same_server(&node.server, url))
     }
 
     // ---- tailscaled
@@ -305,11 +278,7 @@ impl World {
     /// It tries to get in, with what it has.
     fn try_once(&mut self) {
         let was = (self.error, self.asks, self.online);
-        let pause = if self.error.is_some() {
-            self.rng.u64(200..4000)
-        } else {
-            300
-        };
+        let pause = if self.error.is_some() { self.rng.u64(200..4000) } else { 300 };
         self.next_try = self.now + ms(pause);
         let (node, held) = (self.node().cloned(), self.held.filter(|held| !held.spent));
         let Some(server) = self.server().cloned().filter(|server| server.up) else {
@@ -348,21 +317,12 @@ impl World {
         let id = format!("n{}", self.nodes);
         self.error = None;
         self.online = !server.asks_admin;
-        self.held = Some(Held {
-            spent: true,
-            ..held
-        });
-        let node = Node {
-            server: server.url.into(),
-            valid: true,
-            approved: !server.asks_admin,
-        };
+        self.held = Some(Held { spent: true, ..held });
+        let node = Node { server: server.url.into(), valid: true, approved: !server.asks_admin };
         let asked = self.setup.flags.clone();
         let profile = self.profile_mut();
         profile.node = Some(node);
-        profile
-            .prefs
-            .insert("Config".into(), json!({ "NodeID": id }));
+        profile.prefs.insert("Config".into(), json!({ "NodeID": id }));
         if profile.id.is_empty() {
             profile.id = "a".into();
         }
@@ -404,10 +364,7 @@ impl World {
         match (was_on, self.is_on("WantRunning")) {
             // It sends the key of its last login again.
             (false, true) => {
-                let held = self.held.map(|held| Held {
-                    spent: false,
-                    ..held
-                });
+                let held = self.held.map(|held| Held { spent: false, ..held });
                 self.start(held);
             }
             (true, false) => (self.online, self.asks) = (false, false),
@@ -423,20 +380,13 @@ impl World {
         self.comes_up = self.now + ms(self.rng.u64(50..5000));
         if let Some(command) = self.command.take() {
             let is_odd = command.ends.is_some();
-            self.command_ended = Some(if is_odd {
-                Ended::Killed
-            } else {
-                Ended::Lost("EOF".into())
-            });
+            self.command_ended =
+                Some(if is_odd { Ended::Killed } else { Ended::Lost("EOF".into()) });
         }
         self.bus.rings |= self.bus.open;
         self.bus.open = false;
         // What has no node yet is not written to disk.
-        for profile in self
-            .profiles
-            .iter_mut()
-            .filter(|profile| profile.node.is_none())
-        {
+        for profile in self.profiles.iter_mut().filter(|profile| profile.node.is_none()) {
             let mut prefs = fresh_prefs();
             prefs.extend(settings(&profile.wanted));
             profile.wanted = prefs.clone();
@@ -473,9 +423,7 @@ impl World {
             status.auth_url = "https://x".into();
         }
         let error = self.error.filter(|_| want && !out);
-        status
-            .health
-            .extend(error.map(|error| format!("The last login error was: {error}")));
+        status.health.extend(error.map(|error| format!("The last login error was: {error}")));
         status
     }
 
@@ -495,12 +443,7 @@ impl World {
                 let (flags, secret) = (command.flags.clone(), command.secret);
                 let prefs = of_up(&flags, &self.profile().prefs);
                 self.profile_mut().prefs = prefs;
-                self.start(Some(Held {
-                    secret,
-                    ours: true,
-                    since: self.now,
-                    spent: false,
-                }));
+                self.start(Some(Held { secret, ours: true, since: self.now, spent: false }));
                 self.tell();
                 if once_in(&mut self.rng, 20) {
                     self.command = None;
@@ -548,11 +491,7 @@ impl World {
             if self.is_trying() {
                 next = next.min(self.next_try);
             }
-            if let Some(at) = self
-                .command
-                .as_ref()
-                .filter(|it| !it.has_begun)
-                .and_then(|it| it.at)
+            if let Some(at) = self.command.as_ref().filter(|it| !it.has_begun).and_then(|it| it.at)
             {
                 next = next.min(at);
             }
@@ -617,12 +556,7 @@ impl World {
             }
             11 if self.up && !self.is_on("LoggedOut") && self.node().is_some() => {
                 // Somebody's dead key.
-                let held = Held {
-                    secret: 2,
-                    ours: false,
-                    since: self.now,
-                    spent: false,
-                };
+                let held = Held { secret: 2, ours: false, since: self.now, spent: false };
                 self.start(Some(held));
             }
             12 | 13 => self.file = Some(one(&mut rng, &[0, 1])),
@@ -634,10 +568,7 @@ impl World {
                 self.approve();
             }
             18 => {
-                self.bus = Bus {
-                    refused: !self.bus.refused,
-                    ..Bus::default()
-                };
+                self.bus = Bus { refused: !self.bus.refused, ..Bus::default() };
                 self.was_disturbed = true;
             }
             19 | 20 if self.up => {
@@ -685,11 +616,7 @@ impl World {
     }
 
     fn approve(&mut self) {
-        for node in self
-            .profiles
-            .iter_mut()
-            .filter_map(|profile| profile.node.as_mut())
-        {
+        for node in self.profiles.iter_mut().filter_map(|profile| profile.node.as_mut()) {
             node.approved = true;
         }
         self.next_try = self.now;
@@ -712,10 +639,7 @@ impl World {
     /// The program and its command are gone.
     pub fn kill(&mut self) {
         (self.command, self.command_ended, self.kills) = (None, None, false);
-        self.bus = Bus {
-            refused: self.bus.refused,
-            ..Bus::default()
-        };
+        self.bus = Bus { refused: self.bus.refused, ..Bus::default() };
         self.seen = None;
     }
 
@@ -728,10 +652,7 @@ impl World {
         match self.is_odd && self.rng.bool() {
             true => Err(one(
                 &mut self.rng,
-                &[
-                    LocalApiError::NoAnswer,
-                    LocalApiError::BadAnswer("500: oops".into()),
-                ],
+                &[LocalApiError::NoAnswer, LocalApiError::BadAnswer("500: oops".into())],
             )),
             false => Ok(()),
         }
@@ -740,11 +661,7 @@ impl World {
     fn open_bus(&mut self) {
         if self.up && !self.bus.refused && !self.bus.open {
             let prefs = self.profile().prefs.clone();
-            self.bus = Bus {
-                open: true,
-                queue: vec![prefs],
-                ..Bus::default()
-            };
+            self.bus = Bus { open: true, queue: vec![prefs], ..Bus::default() };
         }
     }
 
@@ -774,37 +691,26 @@ impl World {
                 }
                 let prefs = (wants_prefs && status.is_ok()).then(|| self.profile().prefs.clone());
                 self.known = prefs.clone().or(self.known.take());
-                Event::Seen {
-                    status,
-                    unbound: None,
-                    prefs,
-                }
+                Event::Seen { status, unbound: None, prefs }
             }
             Action::ReadPrefs => {
                 self.open_bus();
                 let prefs = self.mostly().map(|()| self.profile().prefs.clone());
                 self.known = prefs.clone().ok().or(self.known.take());
                 let profile = Some(self.profile().id.clone());
-                Event::Prefs {
-                    prefs,
-                    profile,
-                    live: self.bus.open,
-                }
+                Event::Prefs { prefs, profile, live: self.bus.open }
             }
             Action::ReadKey => Event::Key(match self.file {
                 _ if self.file_is_locked => Err(NoKey::Busy),
-                Some(secret) => Ok(KeyFacts {
-                    kind: KeyKind::Headscale,
-                    digest: format!("d{secret}"),
-                }),
+                Some(secret) => {
+                    Ok(KeyFacts { kind: KeyKind::Headscale, digest: format!("d{secret}") })
+                }
                 None => Err(NoKey::File(KeyFileError::Missing("/k".into()))),
             }),
             Action::ReleaseKey => Event::Released,
             Action::Write(record) => {
                 self.store = record.clone();
-                Event::Written {
-                    asked: record.clone(),
-                    written: record.clone(), saved: true }
+                Event::Written { asked: record.clone(), written: record.clone(), saved: true }
             }
             Action::LogIn(flags) => {
                 let begun = self.store.login.as_ref().expect("a record");
@@ -813,13 +719,7 @@ impl World {
                 let hangs = once_in(&mut self.rng, 30);
                 let at = (!hangs).then(|| self.now + ms(self.rng.u64(5..1500)));
                 let ends = self.fault.take();
-                self.command = Some(Command {
-                    secret,
-                    flags,
-                    at,
-                    has_begun: false,
-                    ends,
-                });
+                self.command = Some(Command { secret, flags, at, has_begun: false, ends });
                 self.command_ended = None;
                 Event::Started(Ok(()))
             }
@@ -886,11 +786,7 @@ impl World {
             let running = std::mem::take(&mut self.bus.running);
             self.bus.rings = false;
             self.bus.has_told = self.bus.open;
-            return Event::Told(Notice {
-                prefs,
-                after_a_gap,
-                running,
-            });
+            return Event::Told(Notice { prefs, after_a_gap, running });
         }
         match self.command_ended.take() {
             Some(ended) => Event::Ended(ended),
@@ -900,9 +796,7 @@ impl World {
 
     /// Whether tailscaled is at a login of ours, or will be, so that another would be one too many.
     pub fn is_at_our_login(&self) -> bool {
-        let Some(held) = self
-            .held
-            .filter(|held| held.ours && !held.spent && self.is_trying())
+        let Some(held) = self.held.filter(|held| held.ours && !held.spent && self.is_trying())
         else {
             return false;
         };
@@ -927,9 +821,7 @@ fn of_up(flags: &[String], before: &Prefs) -> Prefs {
         let name = prefs::flag_name(flag).unwrap_or_default();
         let value = flag.split_once('=').map(|(_, value)| value.to_owned());
         let is_on = value.as_deref() != Some("false");
-        let text = value
-            .or_else(|| flags.get(at + 1).cloned())
-            .unwrap_or_default();
+        let text = value.or_else(|| flags.get(at + 1).cloned()).unwrap_or_default();
         match name {
             "ssh" => drop(prefs.insert("RunSSH".into(), json!(is_on))),
             "shields-up" => drop(prefs.insert("ShieldsUp".into(), json!(is_on))),

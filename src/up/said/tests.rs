@@ -7,10 +7,8 @@ use crate::samples::any_text;
 
 /// What a status says of the last login, as tailscaled has it since 1.70 and before.
 fn of_health(text: &str) -> Option<LoginError> {
-    let health = vec![
-        "other".to_owned(),
-        format!("You are logged out. The last login error was: {text}"),
-    ];
+    let health =
+        vec!["other".to_owned(), format!("You are logged out. The last login error was: {text}")];
     let before_1_70 = vec![format!("not logged in, last login error={text}")];
     let error = last_login_error(&health);
     assert_eq!(last_login_error(&before_1_70), error);
@@ -38,10 +36,7 @@ fn words_that_are_known_to_be_about_the_key_refuse_it() {
         "register request: http 403: database, please retry",
         "register request: http 404: 404 page not found",
     ] {
-        let refusal = Refusal {
-            what: Refused::Key,
-            words: text.into(),
-        };
+        let refusal = Refusal { what: Refused::Key, words: text.into() };
         let error = LoginError::Refused(refusal);
         assert_eq!(of_health(text), Some(error.clone()), "{text}");
         assert_eq!(of_command(text), Ended::LoginError(error), "{text}");
@@ -54,10 +49,7 @@ fn tags_that_are_refused_are_told_from_a_key_that_is() {
         "requested tags [tag:x] are invalid or not permitted",
         "handling register with auth key: requested tags [tag:x] are invalid or not permitted",
     ] {
-        let refusal = Refusal {
-            what: Refused::Tags,
-            words: text.into(),
-        };
+        let refusal = Refusal { what: Refused::Tags, words: text.into() };
         assert_eq!(of_health(text), Some(LoginError::Refused(refusal)));
     }
 }
@@ -104,10 +96,7 @@ fn transport_errors_pass() {
 fn what_keeps_a_node_from_the_control_server_is_found_whatever_the_order() {
     let down = "Tailscale cannot connect because the network is down.".to_owned();
     let routes = "Some peers are advertising routes but --accept-routes is false".to_owned();
-    for health in [
-        vec![down.clone(), routes.clone()],
-        vec![routes.clone(), down.clone()],
-    ] {
+    for health in [vec![down.clone(), routes.clone()], vec![routes.clone(), down.clone()]] {
         assert_eq!(trouble(&health), Some(down.clone()));
     }
     assert_eq!(trouble(&[routes]), None);
@@ -138,10 +127,7 @@ fn what_cannot_work_is_told_from_what_is_not_known() {
     let bad_value = "invalid boolean value \"x\" for -ssh\nUSAGE";
     assert!(matches!(read(Some(2), bad_value), Ended::BadFlags(_)));
     assert_eq!(
-        read(
-            Some(1),
-            "can't change --login-server without --force-reauth\n"
-        ),
+        read(Some(1), "can't change --login-server without --force-reauth\n"),
         Ended::OtherServer
     );
     assert_eq!(read(Some(1), config), Ended::Locked);
@@ -175,18 +161,9 @@ fn no_right_to_log_in_is_not_a_matter_of_configuration() {
 fn a_secret_that_the_api_refuses_is_told_from_an_api_that_cannot_be_reached() {
     for (stderr, what) in [
         ("oauth2: \"invalid_client\"", Refused::Key),
-        (
-            "oauth2: cannot fetch token: 401 Unauthorized\nResponse: {}",
-            Refused::Key,
-        ),
-        (
-            "Status: 403, Message: \"calling actor does not have enough permissions\"",
-            Refused::Key,
-        ),
-        (
-            "Status: 400, Message: \"requested tags [tag:x] are invalid\"",
-            Refused::Tags,
-        ),
+        ("oauth2: cannot fetch token: 401 Unauthorized\nResponse: {}", Refused::Key),
+        ("Status: 403, Message: \"calling actor does not have enough permissions\"", Refused::Key),
+        ("Status: 400, Message: \"requested tags [tag:x] are invalid\"", Refused::Tags),
     ] {
         let read = read(Some(1), stderr);
         let Ended::SecretRefused(refusal) = &read else {
@@ -195,10 +172,7 @@ fn a_secret_that_the_api_refuses_is_told_from_an_api_that_cannot_be_reached() {
         assert_eq!(refusal.what, what);
     }
     let unreachable = "Post \"https://api\": dial tcp: lookup api: no such host";
-    assert_eq!(
-        read(Some(1), unreachable),
-        Ended::Unreachable(unreachable.into())
-    );
+    assert_eq!(read(Some(1), unreachable), Ended::Unreachable(unreachable.into()));
 }
 
 #[test]

@@ -206,12 +206,7 @@ impl Tailnet {
             Some(served) => {
                 let network = format!("/proc/{}/ns/net", process.pid());
                 let network = apart.then(|| File::open(network).expect("it runs"));
-                Self {
-                    process,
-                    served,
-                    network,
-                    dir,
-                }
+                Self { process, served, network, dir }
             }
             None => panic!(
                 "the control server did not start:\n{}",
@@ -252,10 +247,7 @@ impl Tailnet {
 
     /// A good key for any number of devices.
     pub fn reusable_key(&self) -> String {
-        self.key(&KeySpec {
-            reusable: true,
-            ..KeySpec::default()
-        })
+        self.key(&KeySpec { reusable: true, ..KeySpec::default() })
     }
 
     /// A key as specified.
@@ -294,10 +286,7 @@ impl Tailnet {
     }
 
     /// Changes what the control server does, like `json!({"approval": true})`.
-    #[allow(
-        clippy::needless_pass_by_value,
-        reason = "reads best with json! in the call"
-    )]
+    #[allow(clippy::needless_pass_by_value, reason = "reads best with json! in the call")]
     pub fn policy(&self, change: Value) {
         self.post("/policy", &change);
     }
@@ -346,10 +335,7 @@ impl Tailnet {
 
     /// Logs in on a login page, as a person would. Takes its URL or its last part.
     pub fn complete_auth_url(&self, url: &str) {
-        self.post(
-            &format!("/auth-urls/{}/complete", last_part(url)),
-            &json!({}),
-        );
+        self.post(&format!("/auth-urls/{}/complete", last_part(url)), &json!({}));
     }
 
     /// Refuses the login on a login page.
@@ -467,13 +453,7 @@ impl Tailnet {
         let body = body.map(Value::to_string);
         let reply = self.connect(host).and_then(|stream| {
             stream.set_read_timeout(Some(limit))?;
-            http::ask(
-                stream,
-                host,
-                method,
-                path,
-                body.as_deref().map(str::as_bytes),
-            )
+            http::ask(stream, host, method, path, body.as_deref().map(str::as_bytes))
         });
         match reply {
             Ok(reply) if reply.status < 300 && reply.body.is_empty() => Value::Null,
