@@ -219,6 +219,8 @@ impl<'a> Run<'a> {
             }
             Action::Renew => {
                 self.is_renewing = true;
+                // What it tells now is waited for.
+                self.bus.something_changed();
                 let result = self.renew().await;
                 self.is_renewing = false;
                 Event::Renewed(result)
