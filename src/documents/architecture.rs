@@ -181,9 +181,11 @@ fn the_state_table_has_every_situation() {
     let code = code_of(&source().join("policy/situation.rs"));
     let (_, code) = code.split_once("pub enum Situation {\n").expect("the situations");
     let (code, _) = code.split_once("\n}").expect("their end");
-    let lines =
-        code.lines().map(|line| line.trim().split([',', '(', ' ']).next().unwrap_or_default());
-    let defined: BTreeSet<&str> = lines.collect();
+    // Variants stand at the first step of indentation; their fields may stand deeper.
+    let variants = code.lines().filter_map(|line| line.strip_prefix("    "));
+    let variants = variants.filter(|line| line.starts_with(|c: char| c.is_ascii_uppercase()));
+    let names = variants.filter_map(|line| line.split([',', '(', ' ']).next());
+    let defined: BTreeSet<&str> = names.collect();
     let rows = table(CONTRIBUTING, "| situation | tailscaled shows | a run does |");
     let documented = rows.iter().flat_map(|row| row[0].split('`').skip(1).step_by(2));
     assert_eq!(documented.collect::<BTreeSet<_>>(), defined);
