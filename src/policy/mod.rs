@@ -676,6 +676,11 @@ impl Machine {
                     false if is_stranded => self.stranded.next(now, RETRY_FIRST, &mut self.rng),
                     false => self.offline.next(now, 2 * OFFLINE_PATIENCE, &mut self.rng),
                 }
+                // Whatever the cause of the next one, it does not come at once.
+                let soonest = now.saturating_add(RETRY_FIRST / 2);
+                for backoff in [&mut self.stranded, &mut self.offline] {
+                    backoff.not_before = backoff.not_before.max(soonest);
+                }
                 self.lost_the_key("an auth key was refused, perhaps another one", now);
             }
             Err(error @ (LocalApiError::Denied(_) | LocalApiError::Locked(_))) => {
