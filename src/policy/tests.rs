@@ -9,16 +9,21 @@ mod walks;
 mod world;
 
 use proptest::prelude::*;
+use proptest::test_runner::RngSeed;
 
 use super::*;
 
 /// How many sequences of events each property is tried on. tests/run.sh asks for more than a plain
-/// `cargo test` does.
+/// `cargo test` does. They are the same each time, so that a failure is a change's; SEED=n makes
+/// others.
 fn sequences() -> ProptestConfig {
-    let asked = std::env::var("SEQUENCES").ok();
-    let cases = asked.map_or(1000, |asked| asked.parse().expect("a number in SEQUENCES"));
+    let number = |name: &str| {
+        let asked = std::env::var(name).ok()?;
+        Some(asked.parse().unwrap_or_else(|_| panic!("a number in {name}")))
+    };
     ProptestConfig {
-        cases,
+        cases: number("SEQUENCES").map_or(1000, |cases: u64| cases as u32),
+        rng_seed: RngSeed::Fixed(number("SEED").unwrap_or(1)),
         failure_persistence: None,
         max_shrink_iters: 1000,
         ..ProptestConfig::default()

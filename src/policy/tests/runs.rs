@@ -295,7 +295,8 @@ fn play(seed: u64, steps: &[u64], judges_outcome: bool) -> Result<(), TestCaseEr
 }
 
 proptest! {
-    #![proptest_config(sequences())]
+    // A whole run has many events.
+    #![proptest_config(ProptestConfig { cases: sequences().cases / 10, ..sequences() })]
 
     #[test]
     fn whatever_goes_wrong_no_login_is_one_too_many_and_each_run_ends_when_it_is_told_to(
