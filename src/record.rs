@@ -133,16 +133,16 @@ impl Store {
         })
     }
 
-    /// Replaces what it holds, so that a power cut leaves the old or the new. An empty record leaves
-    /// no file.
-    pub fn write(&self, record: &Record) -> io::Result<()> {
+    /// Replaces what it holds. An empty record leaves no file. A power cut leaves the old or the new once
+    /// what is returned has been synced.
+    pub fn write(&self, record: &Record) -> io::Result<Unsynced> {
         let Some(path) = &self.path else {
             return Err(io::Error::other("there is no state directory"));
         };
         if record.login.is_none() && record.refused.is_none() && record.node.is_none() {
             return match fs::remove_file(path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-                _ => Ok(()),
+                _ => Ok(Unsynced(None)),
             };
         }
         let directory = self.make_directory()?;
@@ -150,9 +150,8 @@ impl Store {
         let mut file =
             OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
         file.write_all(&serde_json::to_vec(record)?)?;
-        file.sync_data()?;
         fs::rename(&new, path)?;
-        File::open(directory)?.sync_data()
+        Ok(Unsynced(Some([file, File::open(directory)?])))
     }
 
     /// Locks the place, so that one run at a time logs in. None if another has the lock; a place that
@@ -183,6 +182,17 @@ impl Store {
         let directory = self.path.as_deref().and_then(Path::parent).unwrap_or(Path::new("/"));
         fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
         Ok(directory)
+    }
+}
+
+/// What was written and may not have come to the disk.
+#[must_use]
+pub struct Unsynced(Option<[File; 2]>);
+
+impl Unsynced {
+    /// Waits until it has.
+    pub fn sync(self) -> io::Result<()> {
+        self.0.iter().flatten().try_for_each(File::sync_data)
     }
 }
 
@@ -234,18 +244,18 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let store = store(directory.path());
         assert_eq!(store.read(), Record::default());
-        store.write(&record()).unwrap();
+        store.write(&record()).unwrap().sync().unwrap();
         assert_eq!(store.read(), record());
-        store.write(&Record::default()).unwrap();
+        store.write(&Record::default()).unwrap().sync().unwrap();
         assert!(!store.path.as_ref().unwrap().exists());
-        store.write(&Record::default()).unwrap();
+        store.write(&Record::default()).unwrap().sync().unwrap();
     }
 
     #[test]
     fn a_record_that_is_broken_is_ignored() {
         let directory = tempfile::tempdir().unwrap();
         let store = store(directory.path());
-        store.write(&record()).unwrap();
+        store.write(&record()).unwrap().sync().unwrap();
         for broken in ["", "{", "[]", "{\"salt\":1}", "\0"] {
             fs::write(store.path.as_ref().unwrap(), broken).unwrap();
             assert_eq!(store.read(), Record::default(), "{broken:?}");

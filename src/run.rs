@@ -9,6 +9,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use log::Level;
+use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 
 use crate::failure::{Connected, Failure, Note, Waiting};
@@ -300,8 +301,16 @@ impl<'a> Run<'a> {
             *at_of = at;
         }
         let (store, written) = (self.config.store.clone(), record.clone());
-        let result = in_time(move || store.write(&written)).await;
-        let result = result.unwrap_or_else(|| Err(io::Error::other(SILENT)));
+        let result = in_time(move || {
+            let unsynced = store.write(&written)?;
+            // A command takes longer to come to tailscaled than a disk to sync.
+            if written.login.is_some() {
+                drop(spawn_blocking(|| unsynced.sync()));
+                return Ok(());
+            }
+            unsynced.sync()
+        });
+        let result = result.await.unwrap_or_else(|| Err(io::Error::other(SILENT)));
         let saved = result.is_ok();
         if let Err(error) = result {
             self.say_trying(
