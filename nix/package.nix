@@ -1,7 +1,6 @@
 # The package, in the conventions of nixpkgs.
 {
   lib,
-  stdenv,
   rustPlatform,
   installShellFiles,
   makeBinaryWrapper,
@@ -21,6 +20,7 @@ rustPlatform.buildRustPackage (finalAttrs: {
     fileset = lib.fileset.unions [
       ../Cargo.lock
       ../Cargo.toml
+      ../CONTRIBUTING.md
       ../README.md
       ../SECURITY.md
       ../src
@@ -46,14 +46,11 @@ rustPlatform.buildRustPackage (finalAttrs: {
     install -Dm444 units/tailscale-autoconnect.service -t $out/lib/systemd/system
     substituteInPlace $out/lib/systemd/system/tailscale-autoconnect.service \
       --replace-fail /usr/bin/tailscale-autoconnect $out/bin/tailscale-autoconnect
-    ${lib.optionalString (stdenv.buildPlatform.canExecute stdenv.hostPlatform) ''
-      $out/bin/tailscale-autoconnect --generate man >tailscale-autoconnect.8
-      installManPage tailscale-autoconnect.8
-      installShellCompletion --cmd tailscale-autoconnect \
-        --bash <($out/bin/tailscale-autoconnect --generate bash) \
-        --fish <($out/bin/tailscale-autoconnect --generate fish) \
-        --zsh <($out/bin/tailscale-autoconnect --generate zsh)
-    ''}
+    installManPage units/tailscale-autoconnect.8
+    installShellCompletion --cmd tailscale-autoconnect \
+      --bash units/completions/tailscale-autoconnect.bash \
+      --fish units/completions/tailscale-autoconnect.fish \
+      --zsh units/completions/_tailscale-autoconnect
     wrapProgram $out/bin/tailscale-autoconnect --suffix PATH : ${lib.makeBinPath [ tailscale ]}
   '';
 

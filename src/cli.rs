@@ -1,5 +1,7 @@
 //! The command line.
 
+use std::env;
+use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -8,16 +10,17 @@ use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{ArgAction, ArgMatches, CommandFactory, FromArgMatches, Parser};
 
-use crate::manual::Generate;
-use crate::outcome::{EXITS, Failure};
-use crate::redact::{holds_a_key, looks_like_a_key};
-use crate::settings::{flag_name, flag_value};
+use crate::failure::{EXITS, Failure, Mistake};
+use crate::flags;
+use crate::key::Parameters;
+use crate::redact::looks_like_a_key;
+use crate::server::{self, http_url};
 
 /// Join this machine to its tailnet with an auth key from a file
 ///
-/// Waits until tailscaled settles, is done if the node is connected, and otherwise runs
-/// `tailscale up` with the auth key. A node with a valid node key never needs the auth key,
-/// which then need not even exist.
+/// Waits until tailscaled has settled. If the node is connected, it is done. Otherwise it runs
+/// `tailscale up` with the auth key. A node with a valid node key never needs the auth key, and
+/// the key file need not even exist.
 #[derive(Debug, Parser)]
 #[command(
     version,
@@ -30,7 +33,7 @@ use crate::settings::{flag_name, flag_value};
 pub struct Options {
     /// File with the auth key or OAuth client secret
     ///
-    /// It is read when it is needed, once, and is waited for if it isn't there yet.
+    /// The program reads it when it needs the key. If it does not exist yet, the program waits.
     /// [default: /run/agenix/tailscale-token]
     #[arg(
         long,
@@ -44,8 +47,8 @@ pub struct Options {
 
     /// How long to wait for that file
     ///
-    /// Counted from when the key is first needed. Then the run ends with 66, and systemd
-    /// starts the next one.
+    /// The time starts when the key is first needed. At its end, the run ends with 66, and
+    /// systemd starts the next one.
     #[arg(
         long,
         value_name = "TIME",
@@ -58,26 +61,30 @@ pub struct Options {
 
     /// ephemeral=…&preauthorized=… for an OAuth secret
     ///
-    /// Appended to an OAuth client secret (tskey-client-…): ephemeral, preauthorized and
-    /// baseURL, joined by `&`. An auth key takes none.
+    /// Appended to an OAuth client secret (tskey-client-…): ephemeral=true|false,
+    /// preauthorized=true|false and baseURL=URL, joined by `&`. Each takes precedence over one of
+    /// the same name in the file. An auth key accepts none.
     #[arg(
         long,
         value_name = "STR",
         env = "TAILSCALE_AUTOCONNECT_AUTHKEY_PARAMS",
+        value_parser = Parameters::parse,
+        hide_short_help = true,
         hide_env = true
     )]
-    pub authkey_params: Option<String>,
+    pub authkey_params: Option<Parameters>,
 
-    /// Control server, if it isn't Tailscale's
+    /// Control server, if it is not Tailscale's
     ///
     /// May also stand after `--`, but not in both places.
     #[arg(
         long,
         value_name = "URL",
         env = "TAILSCALE_AUTOCONNECT_LOGIN_SERVER",
+        value_parser = login_server,
         hide_env = true
     )]
-    login_server: Option<String>,
+    pub login_server: Option<String>,
 
     /// Socket of tailscaled
     ///
@@ -94,7 +101,7 @@ pub struct Options {
 
     /// The tailscale command
     ///
-    /// A path, or a name that is looked for in PATH.
+    /// A path, or a name to look for in PATH.
     #[arg(
         long,
         value_name = "PATH",
@@ -106,7 +113,8 @@ pub struct Options {
 
     /// Give up after this time [default: never]
     ///
-    /// Without it, the program keeps trying until the node is connected or cannot be.
+    /// Without it, the program keeps trying until the node is connected or cannot connect. Half a
+    /// second is the least: it is enough to see that the node is connected.
     #[arg(
         long,
         value_name = "TIME",
@@ -118,7 +126,8 @@ pub struct Options {
 
     /// Tell systemd READY by then
     ///
-    /// A boot is not held up longer; the work goes on. `infinity`: only when connected.
+    /// The boot goes on then, and so does the work. With `infinity`, systemd is told only when the
+    /// node is connected.
     #[arg(
         long,
         value_name = "TIME",
@@ -129,11 +138,37 @@ pub struct Options {
     )]
     pub ready_after: Duration,
 
-    /// Say what is in the way, and change nothing
+    /// Stay when connected, and renew the node key in time
     ///
-    /// Prints what it sees, what a run would do, and one thing to do next; it sends no key. The
-    /// exit status is that of a run as things stand: 0 only if the node is connected now; where a
-    /// run would wait or try, 75, or 69 without tailscaled. Give it the run's other options too.
+    /// The process continues after READY. It renews the node key with the auth key at 70 to 90 % of
+    /// its life, and logs in again when the node key has expired. It leaves a node alone that
+    /// somebody has stopped, logged out, expired or deleted.
+    #[arg(
+        long,
+        env = "TAILSCALE_AUTOCONNECT_STAY",
+        value_parser = FalseyValueParser::new(),
+        hide_env = true
+    )]
+    pub stay: bool,
+
+    /// With --stay: join again when deleted
+    ///
+    /// For nodes that are deleted automatically, such as ephemeral ones.
+    #[arg(
+        long,
+        env = "TAILSCALE_AUTOCONNECT_REJOIN",
+        value_parser = FalseyValueParser::new(),
+        hide_short_help = true,
+        hide_env = true
+    )]
+    pub rejoin: bool,
+
+    /// Say what is wrong, and change nothing
+    ///
+    /// Prints what it sees, what a run would do, and one thing to do next. It sends no key. The
+    /// exit status is the one that a run would end with as things stand: 0 only if the node is
+    /// connected now, and 75, or 69 without tailscaled, where a run would wait or try. Give it the
+    /// other options of the run too.
     #[arg(
         long = "check",
         env = "TAILSCALE_AUTOCONNECT_CHECK",
@@ -153,14 +188,14 @@ pub struct Options {
 
     /// Say more (-vv: all)
     ///
-    /// -v shows each state of tailscaled, what is waited for, and what `tailscale up` said.
-    /// -vv also shows every single look at tailscaled and what it led to.
+    /// -v shows each state of tailscaled, what the program waits for, and what `tailscale up` said.
+    /// -vv also shows every look at tailscaled and what it led to.
     #[arg(short, long, action = ArgAction::Count, env = "TAILSCALE_AUTOCONNECT_VERBOSE", hide_env = true)]
     pub verbose: u8,
 
     /// Say warnings and errors only
     ///
-    /// And no live line on a terminal.
+    /// There is no live line on a terminal either.
     #[arg(
         short,
         long,
@@ -170,26 +205,22 @@ pub struct Options {
     )]
     pub quiet: bool,
 
-    /// Print the manual page or the completions of a shell, for packages
-    #[arg(long, value_name = "WHAT", hide = true)]
-    pub generate: Option<Generate>,
-
     /// Flags for `tailscale up`
     #[arg(last = true, value_name = "FLAGS", hide = true)]
     pub up_flags: Vec<String>,
 }
 
-/// How times are written, for the help and the manual page.
-pub const TIMES: &str = "Times are written as systemd and people do: 90s, 5min, 1h 30min, \
-    infinity; a bare number is seconds.";
+/// How times are written, for the help.
+const TIMES: &str = "Times are written as for systemd: 90s, 5min, 1h 30min, infinity. \
+    A bare number is seconds.";
 
 /// What becomes of the flags after `--`, for the same.
-pub const FLAGS: &str = "Flags after `--` go to `tailscale up` as they are.";
+const FLAGS: &str = "Flags after `--` go to `tailscale up` as they are.";
 
 /// How options are given by the environment, for the same.
-pub const VARIABLES: &str = "Each option can also be given by an environment variable: \
+const VARIABLES: &str = "Each option can also be given by an environment variable: \
     TAILSCALE_AUTOCONNECT_ and its name in capitals, such as TAILSCALE_AUTOCONNECT_READY_AFTER. \
-    The command line wins.";
+    The command line takes precedence, and an empty variable counts as unset.";
 
 /// The exit statuses, for -h.
 fn exits_in_brief() -> String {
@@ -211,29 +242,18 @@ fn exits_in_full() -> String {
     text
 }
 
-/// Flags of `tailscale up` that would undo what this program does, and why.
-pub const REFUSED_FLAGS: [(&str, &str); 6] = [
-    ("auth-key", "name the key's file with --authkey-file"),
-    ("authkey", "name the key's file with --authkey-file"),
-    (
-        "timeout",
-        "a login is ended by --timeout of tailscale-autoconnect",
-    ),
-    (
-        "reset",
-        "it would lose the node's settings; give the flags that you want changed",
-    ),
-    (
-        "force-reauth",
-        "it would spend the auth key on a node that is logged in",
-    ),
-    ("json", "use --json of tailscale-autoconnect"),
-];
-
 impl Options {
     /// Reads the command line and the environment.
     pub fn read() -> Result<Self, clap::Error> {
-        Self::of(&Self::command().try_get_matches()?)
+        // An empty variable is none.
+        let command = Self::command().mut_args(|arg| {
+            let value = arg.get_env().and_then(env::var_os);
+            match value.is_some_and(|value| value.is_empty()) {
+                true => arg.env(None),
+                false => arg,
+            }
+        });
+        Self::of(&command.try_get_matches()?)
     }
 
     fn of(matches: &ArgMatches) -> Result<Self, clap::Error> {
@@ -256,46 +276,32 @@ impl Options {
 
     /// What clap cannot say.
     pub fn check(&self) -> Result<(), Failure> {
-        let usage = |text: String| Err(Failure::Usage(text));
+        let usage = |text: &str| Err(Failure::Usage(text.to_owned()));
         if looks_like_a_key(&self.authkey_file.to_string_lossy()) {
             return usage(
                 "--authkey-file takes the path of a file, not a key: \
-                 a key on a command line can be seen by every user of the machine"
-                    .to_owned(),
+                 a key on a command line can be seen by every user of the machine",
             );
         }
-        for word in &self.up_flags {
-            let name = flag_name(word).unwrap_or_default();
-            if let Some((name, why)) = REFUSED_FLAGS.iter().find(|(flag, _)| *flag == name) {
-                return usage(format!(
-                    "--{name} may not be given to `tailscale up`: {why}"
-                ));
-            }
-            if holds_a_key(word) {
-                return usage(
-                    "a key may not stand after `--`, where every user of the machine can see it; \
-                     name the key's file with --authkey-file"
-                        .to_owned(),
-                );
-            }
+        if self.tailscale.file_name() == Some(OsStr::new("tailscaled")) {
+            let (program, error) = (self.tailscale.clone(), "it is the daemon".to_owned());
+            return Err(Mistake::CannotRun { program, error }.into());
         }
-        if self.login_server().is_some() && flag_value(&self.up_flags, "login-server").is_some() {
-            return usage(
-                "--login-server is given twice, before and after `--`; give it once".into(),
-            );
+        flags::check(&self.up_flags).map_err(Failure::Usage)?;
+        if self.login_server.is_some() && self.login_server_flag().is_some() {
+            return usage("--login-server is given twice, before and after `--`; give it once");
         }
         Ok(())
     }
 
-    /// The login server given by the option; an empty variable gives none.
-    pub fn login_server(&self) -> Option<String> {
-        self.login_server.clone().filter(|url| !url.is_empty())
+    fn login_server_flag(&self) -> Option<&str> {
+        flags::value(&self.up_flags, "login-server")
     }
 
     /// The login server, wherever it's given.
     pub fn any_login_server(&self) -> Option<String> {
-        let flag = flag_value(&self.up_flags, "login-server");
-        self.login_server().or_else(|| flag.map(str::to_owned))
+        let flag = self.login_server_flag().map(str::to_owned);
+        self.login_server.clone().or(flag)
     }
 }
 
@@ -309,6 +315,14 @@ fn duration(text: &str) -> Result<Duration, String> {
     }
     humantime::parse_duration(text)
         .map_err(|error| format!("{error}; write it like 90s, 5min or infinity"))
+}
+
+/// A login server: a URL.
+fn login_server(text: &str) -> Result<String, String> {
+    match http_url(text) {
+        Some(_) => Ok(text.to_owned()),
+        None => Err(format!("it takes an http or https URL, such as {}", server::EXAMPLE)),
+    }
 }
 
 #[cfg(test)]
@@ -325,13 +339,9 @@ mod tests {
 
     #[test]
     fn times_are_read_as_systemd_and_people_write_them() {
-        for (text, seconds) in [
-            ("90", 90),
-            ("90s", 90),
-            ("5min", 300),
-            ("1h 30min", 5400),
-            ("0", 0),
-        ] {
+        for (text, seconds) in
+            [("90", 90), ("90s", 90), ("5min", 300), ("1h 30min", 5400), ("0", 0)]
+        {
             assert_eq!(duration(text), Ok(Duration::from_secs(seconds)), "{text}");
         }
         assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
@@ -361,7 +371,7 @@ mod tests {
 
     #[test]
     fn a_value_like_a_refused_flag_is_none() {
-        let words = ["x", "--", "--ssh", "--hostname=reset"];
+        let words = ["x", "--", "--ssh", "--hostname=reset", "--operator", "--json"];
         assert_eq!(Options::parse_from(words).check(), Ok(()));
     }
 

@@ -1,6 +1,8 @@
 //! What the project's documents say, for tests that compare it with the program.
 
-pub const README: &str = include_str!("../README.md");
+mod architecture;
+mod completions;
+pub mod manual;
 
 /// The cells of the table of `document` that begins with this header.
 pub fn table<'a>(document: &'a str, header: &str) -> Vec<Vec<&'a str>> {
@@ -25,10 +27,7 @@ fn security_md_gives_a_reason_for_every_dependency() {
         .take_while(|line| !line.starts_with('['))
         .filter_map(|line| Some(line.split_once(" = ")?.0))
         .collect();
-    let rows = table(
-        include_str!("../SECURITY.md"),
-        "| crate | why | features that are off |",
-    );
+    let rows = table(include_str!("../SECURITY.md"), "| crate | why | features that are off |");
     let mut explained: Vec<_> = rows.iter().flat_map(|row| row[0].split(", ")).collect();
     dependencies.sort();
     explained.sort();

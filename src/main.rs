@@ -2,32 +2,27 @@
 
 #![forbid(unsafe_code)]
 
-mod attempt;
-mod authkey;
-mod blocking;
-mod bus;
 mod check;
 mod cli;
-mod connect;
-mod decide;
 #[cfg(test)]
 mod documents;
-mod journal;
-mod localapi;
-mod login;
-mod manual;
-mod messages;
-mod notify;
-mod outcome;
+mod failure;
+mod file_system;
+mod flags;
+mod key;
+mod output;
+mod policy;
+mod prefs;
+mod record;
 mod redact;
+mod run;
 #[cfg(test)]
 mod samples;
-mod settings;
-mod terminal;
-mod trust;
-mod verdict;
+mod server;
+mod tailscaled;
+mod up;
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -35,13 +30,19 @@ use log::LevelFilter;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::sleep;
 
-use crate::authkey::KeySource;
 use crate::cli::Options;
-use crate::connect::{Config, Connect};
-use crate::login::Cli;
-use crate::notify::Notify;
-use crate::outcome::{Connected, Failure, USAGE, to_json};
+use crate::failure::{Connected, Failure, USAGE, outcome, to_json};
+use crate::key::KeySource;
+use crate::key::trust::Process;
+use crate::output::notify::Notify;
+use crate::policy::Setup;
+use crate::record::Store;
 use crate::redact::{one_line, redact};
+use crate::run::{Config, Run};
+use crate::up::Cli;
+
+/// The shortest time limit of a run.
+const SHORTEST_RUN: Duration = Duration::from_millis(500);
 
 /// How a run ended.
 enum End {
@@ -57,15 +58,12 @@ fn main() -> ExitCode {
         Ok(options) => options,
         Err(error) => return usage(&error),
     };
-    messages::init(match (options.quiet, options.verbose) {
+    output::init(match (options.quiet, options.verbose) {
         (true, _) => LevelFilter::Warn,
         (false, 0) => LevelFilter::Info,
         (false, 1) => LevelFilter::Debug,
         (false, _) => LevelFilter::Trace,
     });
-    if let Some(what) = options.generate {
-        return print(&manual::generate(what));
-    }
     let end = match options.check() {
         Ok(()) => start(&options),
         Err(failure) => End::Result(Err(failure)),
@@ -82,9 +80,7 @@ fn main() -> ExitCode {
 }
 
 fn start(options: &Options) -> End {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     match runtime {
         Ok(runtime) => {
             let end = match options.check_only {
@@ -109,61 +105,66 @@ async fn check(options: &Options) -> End {
 
 fn config(options: &Options) -> Config {
     Config {
-        socket: options.socket.clone(),
+        setup: Setup {
+            server: options.any_login_server(),
+            flags: flags::each_once(&options.up_flags),
+            key_file: options.authkey_file.clone(),
+            authkey_wait: options.authkey_wait,
+            socket: options.socket.clone(),
+            program: options.tailscale.clone(),
+            stay: options.stay,
+            rejoin: options.rejoin,
+        },
         key: KeySource {
             path: options.authkey_file.clone(),
-            params: options.authkey_params.clone(),
-            login_server: options.any_login_server(),
+            parameters: options.authkey_params.clone().unwrap_or_default(),
         },
-        authkey_wait: options.authkey_wait,
-        cli: Cli {
-            program: options.tailscale.clone(),
-            socket: options.socket.clone(),
-            login_server: options.login_server(),
-            flags: options.up_flags.clone(),
-        },
+        cli: Cli { program: options.tailscale.clone(), socket: options.socket.clone() },
+        store: Store::of(&options.socket, Process::current().is_root()),
     }
 }
 
 async fn run(options: &Options) -> End {
     let config = config(options);
     let notify = Notify::default();
-    let mut connect = match Connect::new(&config, &notify) {
-        Ok(connect) => connect,
+    let mut run = match Run::new(&config, &notify) {
+        Ok(run) => run,
         Err(failure) => return End::Result(Err(failure)),
     };
-    let end = tokio::select! {
-        result = connect.run() => End::Result(result),
-        number = stop_signal() => End::Signal(number),
-        () = sleep(options.timeout.unwrap_or(Duration::MAX)) => End::Result(Err(connect.timed_out())),
-        never = notify.grace(options.ready_after) => match never {},
-        never = messages::live_line() => match never {},
-    };
-    if let End::Signal(_) = end {
+    // Which signal it was.
+    let mut number = SignalKind::terminate().as_raw_value();
+    let signal = async {
+        number = stop_signal().await;
         notify.stopping();
-    }
-    connect.shut_down().await;
-    match &end {
-        End::Result(Ok(connected)) => {
+    };
+    // Who is connected is found out by one look, however little time there is.
+    let limit = sleep(options.timeout.unwrap_or(Duration::MAX).max(SHORTEST_RUN));
+    let outcome = tokio::select! {
+        outcome = run.run(signal, limit) => outcome,
+        never = notify.grace(options.ready_after) => match never {},
+        never = output::live_line() => match never {},
+    };
+    drop(run);
+    match outcome {
+        Some(Ok(connected)) => {
             notify.status(&connected.to_string());
             // Always before exit 0: without it, systemd takes the exit for a failure.
             notify.ready();
+            End::Result(Ok(connected))
         }
-        End::Result(Err(failure)) => notify.status(&failure.to_string()),
-        End::Signal(_) | End::Checked(_) => {}
+        Some(Err(failure)) => {
+            notify.status(&failure.to_string());
+            End::Result(Err(failure))
+        }
+        None => End::Signal(number),
     }
-    end
 }
 
 /// Waits for a signal that asks us to stop, and returns its number. Whoever starts us may have one
 /// ignored: `nohup`, or a shell for a job in the background.
 async fn stop_signal() -> i32 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let kinds = [
-        SignalKind::terminate(),
-        SignalKind::interrupt(),
-        SignalKind::hangup(),
-    ];
+    let kinds = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()];
     let [terminate, interrupt, hangup] = kinds.map(|kind| {
         let is_heeded = kind == SignalKind::terminate() || !is_ignored(&status, kind);
         async move {
@@ -198,7 +199,8 @@ fn is_ignored(status: &str, kind: SignalKind) -> bool {
 
 /// Prints the result, and on standard output nothing else.
 fn report(result: &Result<Connected, Failure>, json: bool) -> ExitCode {
-    let journal_has_it = messages::result(result);
+    let (name, text) = (outcome(result), words(result));
+    let journal_has_it = output::result(name, &text, result.is_ok());
     let line = match result {
         _ if json => Some(to_json(result).to_string()),
         _ if journal_has_it => None,
@@ -214,15 +216,10 @@ fn report(result: &Result<Connected, Failure>, json: bool) -> ExitCode {
     }
 }
 
-/// Prints what packages install, in full or not at all.
-fn print(text: &[u8]) -> ExitCode {
-    let mut out = std::io::stdout();
-    match out.write_all(text).and_then(|()| out.flush()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            let failure = Failure::Internal(format!("cannot write to standard output: {error}"));
-            report(&Err(failure), false)
-        }
+fn words(result: &Result<Connected, Failure>) -> String {
+    match result {
+        Ok(connected) => connected.to_string(),
+        Err(failure) => failure.to_string(),
     }
 }
 
@@ -231,10 +228,18 @@ fn usage(error: &clap::Error) -> ExitCode {
     let text = error.render().to_string();
     if error.use_stderr() {
         let _ = write!(std::io::stderr(), "{}", redact(&text));
-        ExitCode::from(USAGE.code)
-    } else {
-        let _ = write!(std::io::stdout(), "{text}");
-        ExitCode::SUCCESS
+        return ExitCode::from(USAGE.code);
+    }
+    output::init(LevelFilter::Warn);
+    let mut out = std::io::stdout();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => ExitCode::SUCCESS,
+        // The reader has seen enough.
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(error) => {
+            let failure = Failure::Internal(format!("cannot write to standard output: {error}"));
+            report(&Err(failure), false)
+        }
     }
 }
 

@@ -3,18 +3,14 @@
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use crate::localapi::Status;
+use crate::tailscaled::Status;
 
 /// The control server's words on a deleted auth key.
 pub const REFUSAL: &str = "invalid key: API key does not exist";
 
 /// A tailscaled in this state, with nothing else to say.
 pub fn status(state: &str) -> Status {
-    Status {
-        version: "1.98.10-t1-g2".into(),
-        backend_state: state.into(),
-        ..Status::default()
-    }
+    Status { version: "1.98.10-t1-g2".into(), backend_state: state.into(), ..Status::default() }
 }
 
 /// The same with a node key.
@@ -31,9 +27,14 @@ pub fn asking(mut status: Status) -> Status {
 
 /// The same with this error of its last login.
 pub fn with_error(mut status: Status, error: &str) -> Status {
-    status.health = vec![format!(
-        "You are logged out. The last login error was: {error}"
-    )];
+    status.health = vec![format!("You are logged out. The last login error was: {error}")];
+    status
+}
+
+/// The same, online.
+pub fn online(mut status: Status) -> Status {
+    status.node.online = true;
+    status.node.dns_name = "host.example.ts.net.".into();
     status
 }
 

@@ -9,7 +9,8 @@ source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
 source "$root/tests/checks.sh"
 
 name=tailscale-autoconnect
-page=$dir/$name.8
+page=$root/units/$name.8
+completions=$root/units/completions
 # What a user completes in.
 place=$dir/place
 export LC_ALL=C.UTF-8
@@ -69,7 +70,7 @@ bash_completes() {
         diff <(ask --authkey) <(printf "%s\n" --authkey-file --authkey-wait --authkey-params)
         diff <(ask --authkey-file sec) <(echo "secret file")
         diff <(ask --timeout 9) <(echo 9)
-        ' - "$dir/$name.bash" "$place"
+        ' - "$completions/$name.bash" "$place"
 }
 
 zsh_completes() {
@@ -84,10 +85,10 @@ zsh_completes() {
         zpty -r -m shell out "*--authkey-file=*" && print -r -- $out
         zpty -n -w shell sec$'"'\\t'"'
         zpty -r -m shell out "*secret\\\\ file*" && print -r -- $out
-        zpty -d shell' - "$dir/zsh" "$place"
+        zpty -d shell' - "$completions" "$place"
     check "zsh: it can be sourced too" zsh -f -c '
         autoload -Uz compinit && compinit -u -D && source "$1" &&
-        [[ $_comps[tailscale-autoconnect] == _tailscale-autoconnect ]]' - "$dir/zsh/_$name"
+        [[ $_comps[tailscale-autoconnect] == _tailscale-autoconnect ]]' - "$completions/_$name"
 }
 
 fish_completes() {
@@ -98,21 +99,13 @@ fish_completes() {
         diff <(ask "$1" "$2" --authkey | cut -f 1 | sort) \
             <(printf "%s\n" --authkey-file --authkey-params --authkey-wait)
         diff <(ask "$1" "$2" "--authkey-file sec") <(echo "secret file")
-        diff <(ask "$1" "$2" "--timeout ") /dev/null' - "$dir/$name.fish" "$place"
+        diff <(ask "$1" "$2" "--timeout ") /dev/null' - "$completions/$name.fish" "$place"
 }
 
 main() {
-    local program
-    need_cargo
-    cargo build --quiet --locked --manifest-path "$root/Cargo.toml"
-    program=$(target_folder)/debug/$name
-    mkdir "$dir/zsh" "$place"
+    mkdir "$place"
     touch "$place/secret file" "$place/other"
-    "$program" --generate man >"$page"
-    "$program" --generate bash >"$dir/$name.bash"
-    "$program" --generate zsh >"$dir/zsh/_$name"
-    "$program" --generate fish >"$dir/$name.fish"
-    printf '%s\n' NAME SYNOPSIS DESCRIPTION OPTIONS 'EXIT STATUS' 'STATUS TEXTS' 'JOURNAL FIELDS' DIAGNOSIS FILES ENVIRONMENT \
+    printf '%s\n' NAME SYNOPSIS DESCRIPTION OPTIONS BEHAVIOR 'AUTH KEY' LOGIN STAYING 'EXIT STATUS' 'STATUS TEXTS' 'JOURNAL FIELDS' DIAGNOSIS VERDICTS JSON FILES ENVIRONMENT \
         EXAMPLES 'SEE ALSO' >"$dir/80.sections"
     manual
     lint

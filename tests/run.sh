@@ -110,7 +110,8 @@ step_build() {
     tests/tailnet/build.sh
 }
 
-step_tests() { cargo test --locked --no-fail-fast; }
+# SEQUENCES: of events, for each property of the policy.
+step_tests() { SEQUENCES=20000 cargo test --locked --no-fail-fast; }
 
 # What it skips is no test, but a program for one.
 step_harness() {

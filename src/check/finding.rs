@@ -1,13 +1,13 @@
 //! The verdict of `--check`: one sentence that says what is wrong and the one thing to do next. The
-//! sentences are documented in README.md, and a test compares the two.
+//! sentences are documented in the manual page, and a test compares the two.
 
 use crate::check::foresee::{End, Foresight, Step};
 use crate::check::seen::Seen;
 use crate::check::words;
-use crate::decide::{Situation, Waiting};
-use crate::localapi::LocalApiError;
-use crate::outcome::{Connected, Failure};
-use crate::verdict::LoginError;
+use crate::failure::{Connected, Failure, Waiting};
+use crate::policy::{Situation, locked_out};
+use crate::tailscaled::LocalApiError;
+use crate::up::{LoginError, Refusal, Refused};
 
 macro_rules! kinds {
     ($($kind:ident $name:literal $sentence:literal;)*) => {
@@ -43,64 +43,70 @@ kinds! {
     Connected "connected" "WHO; there is nothing to do";
     NoAddress "no-address"
         "WHO, but the address ADDRESS is not on the interface; if that lasts, restart tailscaled";
+    LockedOut "locked-out"
+        "WHO, but tailnet lock keeps the node from its peers (REASON); sign it from a trusted node: \
+         tailscale lock sign NODE-KEY";
+    NoState "no-state"
+        "tailscaled cannot open its state (REASON); check its log (journalctl -u tailscaled), its disk, \
+         its TPM and its --state";
     NoTailscaled "no-tailscaled"
         "tailscaled is not running (REASON); start it (systemctl start tailscaled), or name its \
          socket with --socket";
     MuteTailscaled "mute-tailscaled"
-        "tailscaled does not answer; see what it is at (journalctl -u tailscaled), and restart it";
+        "tailscaled does not answer; check its log (journalctl -u tailscaled), and restart it";
     NotUnderstood "not-understood"
-        "what answers on the socket is not understood (REASON); see that --socket names the socket \
+        "the answer on the socket is not understood (REASON); check that --socket names the socket \
          of tailscaled";
     Settling "settling"
-        "tailscaled is still starting; look again in a minute, and then at journalctl -u \
-         tailscaled";
+        "tailscaled is still starting; check again in a minute, and if it still is, check its log \
+         (journalctl -u tailscaled)";
     UnknownState "unknown-state"
-        "tailscaled is in the unknown state STATE; see what `tailscale status` says";
+        "tailscaled is in the unknown state STATE; check what `tailscale status` says";
     Unreachable "unreachable"
-        "the control server cannot be reached (REASON); look at this machine's network and \
-         firewall, and whether the server is up";
+        "the control server cannot be reached (REASON); check this machine's network and firewall, \
+         and whether the server is up";
     NoNetwork "no-network"
-        "this machine has no way to the control server (REASON); look at its network: ip address, \
+        "this machine has no route to the control server (REASON); check its network: ip address, \
          ip route";
     Dns "dns"
-        "the name of the control server cannot be resolved (REASON); look at this machine's DNS: \
+        "the name of the control server cannot be resolved (REASON); check this machine's DNS: \
          /etc/resolv.conf";
     ServerError "server-error"
-        "the control server has trouble of its own (REASON); wait, or ask whoever runs it";
+        "the control server reports an error of its own (REASON); wait, or ask its operator";
     Clock "clock"
         "the control server's certificate is not valid at the time of this machine's clock, CLOCK; \
-         set the clock if it is wrong, and else have the certificate renewed";
+         set the clock if it is wrong; if it is right, the server needs a new certificate";
     Certificate "certificate"
-        "the control server's certificate is not trusted (REASON); look for a mistake in its URL, \
-         for a proxy, or for a missing root certificate";
+        "the control server's certificate is not trusted (REASON); check its URL, the proxy, and \
+         the root certificates of this machine";
     Offline "offline"
-        "the node runs on the last network map it knew, without its control server; look at this \
-         machine's network, its DNS and its firewall, and in the tailnet's admin console whether it \
-         was deleted";
+        "the node uses its last network map and has no connection to its control server; check this \
+         machine's network, DNS and firewall, and check in the admin console whether the node was \
+         deleted";
     Stranded "stranded"
-        "an auth key that was sent earlier was refused (REASON) and keeps this node off; start a \
+        "an auth key that was sent earlier was refused (REASON) and keeps this node offline; start a \
          run, which restarts the login without a key: systemctl restart tailscale-autoconnect";
     Refused "refused"
-        "the control server refused the auth key that was sent last (REASON); put a new one into \
-         FILE, unless it holds another by now, and start a run: systemctl restart \
+        "the control server refused the auth key that was sent last (REASON); put a new key into \
+         FILE if it still holds that one, and start a run: systemctl restart \
          tailscale-autoconnect";
     Stopped "stopped"
-        "tailscale was stopped on this machine; start a run, which brings it up without a key: \
+        "this node was stopped with `tailscale down`; start a run, which brings it up without a key: \
          systemctl restart tailscale-autoconnect";
     NeedsLogin "needs-login"
-        "this node needs a login (CAUSE), and nothing is known to stand in its way; start a run: \
+        "this node needs a login (CAUSE), and no obstacle was found; start a run: \
          systemctl restart tailscale-autoconnect";
     UnderWay "under-way"
-        "a login seems to be under way; look again in a minute, and if it still does, start a run: \
+        "a login seems to be under way; check again in a minute, and if it still is, start a run: \
          systemctl restart tailscale-autoconnect";
     OtherRun "other-run"
-        "another run is at work with the auth key; look again in a minute, or see what it waits \
-         for: systemctl status tailscale-autoconnect";
+        "another run is using the auth key; check again in a minute, or check what it waits for: \
+         systemctl status tailscale-autoconnect";
     MuteCommand "mute-command"
         "this node needs a login (CAUSE), but the tailscale command COMMAND does not answer; \
          repair it, or name another with --tailscale";
-    Approval "approval" "an admin has to approve this device; that is done at PAGE";
-    Waits "waits" "a run would be WAITING; look again in a minute";
+    Approval "approval" "this device is not approved yet; an admin has to approve it at PAGE";
+    Waits "waits" "a run would be WAITING; check again in a minute";
     // What a run would end with, in its own words.
     Failure "failure" "FAILURE";
 }
@@ -116,11 +122,7 @@ pub struct Finding {
 
 impl Kind {
     fn with(self, exit: (&'static str, u8), fills: &[(&str, &str)]) -> Finding {
-        Finding {
-            kind: self,
-            sentence: fill(self.sentence(), fills),
-            exit,
-        }
+        Finding { kind: self, sentence: fill(self.sentence(), fills), exit }
     }
 }
 
@@ -128,23 +130,25 @@ impl Kind {
 pub fn conclude(seen: &Seen, foresight: &Foresight) -> Finding {
     let situation = seen.situation();
     let exit = exit(seen, &situation, foresight);
-    let refusal = match &situation {
-        Situation::NeedsLogin {
-            error: Some(LoginError::Refused(text)),
-            asks: false,
-            ..
-        } => Some(text),
-        _ => None,
-    };
-    match (&foresight.end, refusal) {
+    match (&foresight.end, refusal(&situation)) {
         (End::Connected, _) => connected(seen, &situation, exit),
         (End::Fails(failure), _) => Kind::Failure.with(exit, &[("FAILURE", &failure.to_string())]),
         (End::Tries, Some(text)) => {
-            let file = seen.key_path.display().to_string();
+            let file = seen.setup.key_file.display().to_string();
             Kind::Refused.with(exit, &[("REASON", text), ("FILE", &file)])
         }
         (End::Tries, None) => tries(seen, &situation, foresight, exit),
         (End::Waits(waiting), _) => waits(seen, &situation, waiting, exit),
+    }
+}
+
+/// The refusal of a key that tailscaled goes on sending on a node that needs one.
+fn refusal(situation: &Situation) -> Option<&String> {
+    match situation {
+        Situation::NeedsLogin { error: Some(LoginError::Refused(Refusal { words, .. })) } => {
+            Some(words)
+        }
+        _ => None,
     }
 }
 
@@ -155,17 +159,13 @@ fn exit(seen: &Seen, situation: &Situation, foresight: &Foresight) -> (&'static 
         (End::Connected, _) => ("connected", 0),
         (End::Fails(failure), _) => failure.exit(),
         (End::Waits(waiting), _) => {
-            Failure::timed_out(waiting.clone(), answered, &seen.socket).exit()
+            Failure::timed_out(waiting.clone(), answered, &seen.setup.socket).exit()
         }
         // As far as is known.
-        (
-            End::Tries,
-            Situation::NeedsLogin {
-                error: Some(LoginError::Refused(text)),
-                asks: false,
-                ..
-            },
-        ) => Failure::KeyRefused(text.clone()).exit(),
+        (End::Tries, situation) if let Some(words) = refusal(situation) => {
+            let refusal = Refusal { what: Refused::Key, words: words.clone() };
+            Failure::Refused(refusal).exit()
+        }
         (End::Tries, _) => Failure::TimedOut(Waiting::LoggingIn).exit(),
     }
 }
@@ -179,7 +179,10 @@ fn connected(seen: &Seen, situation: &Situation, exit: (&'static str, u8)) -> Fi
         Situation::AddressPending(address) => {
             Kind::NoAddress.with(exit, &[("WHO", &who), ("ADDRESS", &address.to_string())])
         }
-        _ => Kind::Connected.with(exit, &[("WHO", &who)]),
+        _ => match seen.status.as_ref().ok().and_then(locked_out) {
+            Some(why) => Kind::LockedOut.with(exit, &[("WHO", &who), ("REASON", &why)]),
+            None => Kind::Connected.with(exit, &[("WHO", &who)]),
+        },
     }
 }
 
@@ -193,10 +196,12 @@ fn tries(
     let waits_first = foresight.steps.contains(&Step::Wait(Waiting::LoggingIn));
     match situation {
         Situation::Stopped => Kind::Stopped.with(exit, &[]),
-        Situation::NeedsLogin {
-            error: Some(LoginError::Transient(text)),
-            ..
-        } => control_server(seen, text, exit),
+        Situation::NeedsLogin { error: Some(error) }
+        | Situation::AsksForPerson { error: Some(error) }
+            if !matches!(error, LoginError::Refused(_)) =>
+        {
+            control_server(seen, error.words(), exit)
+        }
         Situation::NeedsLogin { .. } if waits_first => Kind::UnderWay.with(exit, &[]),
         _ => Kind::NeedsLogin.with(exit, &[("CAUSE", words::cause_of_login(seen))]),
     }
@@ -210,7 +215,9 @@ fn waits(
     exit: (&'static str, u8),
 ) -> Finding {
     match (situation, waiting) {
-        (Situation::Stranded { refusal }, _) => Kind::Stranded.with(exit, &[("REASON", refusal)]),
+        (situation, _) if let Some(LoginError::Refused(refusal)) = situation.login_error() => {
+            Kind::Stranded.with(exit, &[("REASON", &refusal.words)])
+        }
         (Situation::NoDaemon, _) => match &seen.status {
             Err(LocalApiError::Unreachable(why)) => {
                 Kind::NoTailscaled.with(exit, &[("REASON", why)])
@@ -218,6 +225,7 @@ fn waits(
             _ => Kind::MuteTailscaled.with(exit, &[]),
         },
         (_, Waiting::Answer(why)) => Kind::NotUnderstood.with(exit, &[("REASON", why)]),
+        (_, Waiting::NoState(why)) => Kind::NoState.with(exit, &[("REASON", why)]),
         (_, Waiting::Settling) => Kind::Settling.with(exit, &[]),
         (_, Waiting::ControlServer(Some(why))) => control_server(seen, why, exit),
         (_, Waiting::ControlServer(None)) => Kind::Offline.with(exit, &[]),
@@ -266,30 +274,15 @@ fn complains_of_certificate(text: &str) -> bool {
 }
 
 /// Words of Go's resolver and of tailscaled's own.
-const NO_NAME: [&str; 5] = [
-    "lookup ",
-    "no such host",
-    "failed to resolve",
-    "server misbehaving",
-    "dns fallback",
-];
+const NO_NAME: [&str; 5] =
+    ["lookup ", "no such host", "failed to resolve", "server misbehaving", "dns fallback"];
 
-const NO_NETWORK: [&str; 4] = [
-    "network is down",
-    "network down",
-    "network is unreachable",
-    "no route to host",
-];
+const NO_NETWORK: [&str; 4] =
+    ["network is down", "network down", "network is unreachable", "no route to host"];
 
 /// The control server answers, but with no answer that helps.
-const SERVERS_OWN: [&str; 6] = [
-    "http 5",
-    "status 5",
-    ": 5",
-    "rate limit",
-    "too many requests",
-    "internal server error",
-];
+const SERVERS_OWN: [&str; 6] =
+    ["http 5", "status 5", ": 5", "rate limit", "too many requests", "internal server error"];
 
 fn has_one_of(text: &str, words: &[&str]) -> bool {
     let lower = text.to_lowercase();
@@ -302,9 +295,8 @@ fn fill(sentence: &str, fills: &[(&str, &str)]) -> String {
     let mut filled = String::new();
     let mut rest = sentence;
     loop {
-        let places = fills
-            .iter()
-            .filter_map(|(name, value)| Some((rest.find(name)?, name.len(), value)));
+        let places =
+            fills.iter().filter_map(|(name, value)| Some((rest.find(name)?, name.len(), value)));
         let Some((at, length, value)) = places.min_by_key(|(at, _, _)| *at) else {
             filled.push_str(rest);
             return filled;

@@ -1,20 +1,23 @@
 //! What `--check` prints: a line for each thing that was seen, what a run would do, and the verdict;
 //! or the same as one JSON object. Pure functions.
 
+use std::time::UNIX_EPOCH;
+
 use serde_json::{Value, json};
 
-use crate::authkey::{KeyKind, is_tailscales};
 use crate::check::finding::{Finding, complains_of_time, conclude};
-use crate::check::foresee::{End, Foresight, Start, Step, foresee};
+use crate::check::foresee::{End, Foresight, Step, foresee};
 use crate::check::seen::{Access, Seen};
 use crate::check::words::{self, NodeKey};
-use crate::decide::{Situation, Waiting};
-use crate::localapi::{LocalApiError, Status};
-use crate::login::NoVersion;
+use crate::failure::{Failure, Obstacle, Waiting};
+use crate::key::KeyKind;
+use crate::output::terminal::{BOLD, GREEN, PLAIN, RED, YELLOW};
+use crate::policy::{KeyFacts, Situation, obstacle, obstacle_of_key, renew_at};
 use crate::redact::{excerpt, one_line};
-use crate::settings::Own;
-use crate::terminal::{BOLD, GREEN, PLAIN, RED, YELLOW};
-use crate::verdict::{last_login_error, trouble};
+use crate::server::is_tailscales;
+use crate::tailscaled::{LocalApiError, Status};
+use crate::up::NoVersion;
+use crate::up::{last_login_error, trouble};
 
 /// Raised when a field of the JSON object goes or changes its meaning, not when one is added.
 const SCHEMA: u32 = 1;
@@ -74,7 +77,7 @@ pub struct Report {
 impl Report {
     /// What is to be said of what was seen.
     pub fn new(seen: Seen) -> Self {
-        let foresight = foresee(&Start::new(&seen));
+        let foresight = foresee(&seen);
         Self {
             lines: Lines::of(&seen, &foresight),
             would: would(&foresight),
@@ -115,13 +118,13 @@ impl Report {
         text
     }
 
-    /// For programs; documented in README.md.
+    /// For programs; documented in the manual page.
     pub fn to_json(&self) -> Value {
         let (outcome, code) = self.finding.exit;
         let seen = &self.seen;
         let status = seen.status.as_ref().ok();
         let node_key = status.map(|status| words::node_key(status, seen.now));
-        let settings = seen.settings().unwrap_or_default();
+        let (flags, without_flag) = seen.settings().unwrap_or_default();
         let lines = self.lines.iter().map(|line| {
             json!({ "name": line.name, "mark": line.mark.name(), "text": one_line(&line.text) })
         });
@@ -136,7 +139,7 @@ impl Report {
             "seen": {
                 "time": words::clock(seen.now),
                 "socket": {
-                    "path": seen.socket.display().to_string(),
+                    "path": seen.setup.socket.display().to_string(),
                     "owner": seen.socket_file.as_ref().ok().map(|file| &file.owner),
                     "mode": seen.socket_file.as_ref().ok().map(|file| octal(file.facts.mode)),
                 },
@@ -159,10 +162,10 @@ impl Report {
                 },
                 "control_server": {
                     "node": seen.prefs.as_ref().map(|_| seen.control_server()),
-                    "asked": seen.login_server,
+                    "asked": seen.setup.server,
                 },
                 "key_file": {
-                    "path": seen.key_path.display().to_string(),
+                    "path": seen.setup.key_file.display().to_string(),
                     "usable": seen.key.kind.is_ok(),
                     "kind": seen.key.kind.as_ref().ok().map(|kind| words::kind_name(*kind)),
                     "problem": seen.key.kind.as_ref().err().map(ToString::to_string),
@@ -178,8 +181,8 @@ impl Report {
                     "version": seen.cli.version.as_ref().ok(),
                 },
                 "settings": {
-                    "flags": settings.flags,
-                    "without_flag": settings.without_flag,
+                    "flags": flags,
+                    "without_flag": without_flag,
                 },
             },
         }))
@@ -236,6 +239,7 @@ fn would(foresight: &Foresight) -> Vec<String> {
         Step::Rescue => "restart the login without a key".to_owned(),
         Step::BringUp => "bring tailscale up without a key".to_owned(),
         Step::LogIn => "log in with the auth key".to_owned(),
+        Step::TakeBack => "take back the login that was begun".to_owned(),
     });
     let end = match &foresight.end {
         End::Connected => Some("be done (exit status 0)".to_owned()),
@@ -258,11 +262,7 @@ struct Lines<'a> {
 
 impl<'a> Lines<'a> {
     fn of(seen: &'a Seen, foresight: &Foresight) -> Vec<Line> {
-        let mut lines = Self {
-            seen,
-            needs_key: foresight.needs_key(),
-            lines: Vec::new(),
-        };
+        let mut lines = Self { seen, needs_key: foresight.needs_key(), lines: Vec::new() };
         lines.socket();
         lines.tailscaled();
         if let Ok(status) = &seen.status {
@@ -270,6 +270,7 @@ impl<'a> Lines<'a> {
             lines.state(status);
             lines.online(status);
             lines.node_key(status);
+            lines.renewal(status);
         }
         lines.control_server();
         if let Ok(status) = &seen.status {
@@ -289,7 +290,7 @@ impl<'a> Lines<'a> {
     }
 
     fn socket(&mut self) {
-        let path = self.seen.socket.display();
+        let path = self.seen.setup.socket.display();
         match &self.seen.socket_file {
             Ok(file) => {
                 let (mark, distrust) = match self.seen.distrust {
@@ -308,22 +309,14 @@ impl<'a> Lines<'a> {
         match &self.seen.status {
             Ok(status) => {
                 let version = excerpt(&status.version, 60);
-                let userspace = if status.tun {
-                    ""
-                } else {
-                    ", userspace networking"
-                };
+                let userspace = if status.tun { "" } else { ", userspace networking" };
                 self.put("tailscaled", Mark::Ok, format!("{version}{userspace}"));
             }
             Err(LocalApiError::NoAnswer) => {
                 self.put("tailscaled", Mark::Problem, "it does not answer");
             }
             Err(LocalApiError::Unreachable(why)) => {
-                self.put(
-                    "tailscaled",
-                    Mark::Problem,
-                    format!("it is not there: {why}"),
-                );
+                self.put("tailscaled", Mark::Problem, format!("it is not there: {why}"));
             }
             Err(LocalApiError::Denied(why)) => {
                 self.put(
@@ -332,12 +325,8 @@ impl<'a> Lines<'a> {
                     format!("it does not let this user in: {why}"),
                 );
             }
-            Err(LocalApiError::BadAnswer(why)) => {
-                self.put(
-                    "tailscaled",
-                    Mark::Problem,
-                    format!("not understood: {why}"),
-                );
+            Err(LocalApiError::BadAnswer(why) | LocalApiError::Locked(why)) => {
+                self.put("tailscaled", Mark::Problem, format!("not understood: {why}"));
             }
         }
     }
@@ -366,14 +355,14 @@ impl<'a> Lines<'a> {
 
     fn unless_connected(&self) -> Mark {
         match self.seen.situation() {
-            Situation::Connected | Situation::AddressPending(_) => Mark::Note,
+            situation if situation.is_connected() => Mark::Note,
             _ => Mark::Problem,
         }
     }
 
     fn state(&mut self, status: &Status) {
         let mark = match self.seen.situation() {
-            Situation::Connected | Situation::AddressPending(_) => Mark::Ok,
+            situation if situation.is_connected() => Mark::Ok,
             Situation::Settling { trouble: None, .. } => Mark::Note,
             _ => Mark::Problem,
         };
@@ -422,21 +411,49 @@ impl<'a> Lines<'a> {
         self.put("node key", mark, text);
     }
 
+    /// When and how a run that stays renews the node key.
+    fn renewal(&mut self, status: &Status) {
+        let seen = self.seen;
+        let is_on =
+            seen.setup.stay && status.node.key_expiry.is_some() && seen.situation().is_connected();
+        let Some(prefs) = seen.prefs.as_ref().filter(|_| is_on) else {
+            return;
+        };
+        let clock = seen.now.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let asked = seen.setup.server.as_deref();
+        let obstacle = obstacle(status, prefs, asked, clock).or_else(|| match &seen.key.kind {
+            Ok(kind) => {
+                let facts = KeyFacts { kind: *kind, digest: seen.key.digest.clone() };
+                obstacle_of_key(&facts, prefs, seen.record.refused.as_ref())
+            }
+            Err(_) => Some(Obstacle::NoKey),
+        });
+        let node = seen.record.node.as_deref().filter(|node| node.key == status.node.public_key);
+        let when = match node.and_then(|node| UNIX_EPOCH.checked_add(renew_at(node))) {
+            Some(at) if at > seen.now => words::date(at, seen.now),
+            Some(_) => "now".to_owned(),
+            None => "between 70 and 90 % of its life".to_owned(),
+        };
+        match obstacle {
+            None => self.put("renewal", Mark::Ok, format!("with the auth key, {when}")),
+            Some(obstacle) => {
+                self.put(
+                    "renewal",
+                    Mark::Note,
+                    format!("due {when}, but not as things are: {obstacle}"),
+                );
+            }
+        }
+    }
+
     fn control_server(&mut self) {
         let seen = self.seen;
         let server = seen.server_of_a_login();
         if seen.servers_differ() {
-            let text = format!(
-                "{}, but --login-server asks for {server}",
-                seen.control_server()
-            );
-            return self.put("control server", self.if_key_is_needed(), text);
+            let text = format!("{}, but --login-server asks for {server}", seen.control_server());
+            return self.put("control server", Mark::Note, text);
         }
-        let whose = if is_tailscales(server) {
-            " (Tailscale's)"
-        } else {
-            ""
-        };
+        let whose = if is_tailscales(server) { " (Tailscale's)" } else { "" };
         let used = match (seen.control_server(), &seen.prefs) {
             ("", Some(_)) => ", not used so far",
             ("", None) => ", where a login would go",
@@ -448,28 +465,17 @@ impl<'a> Lines<'a> {
     fn health(&mut self, status: &Status) {
         // They say no more than the state does.
         const STATES: [&str; 2] = ["Tailscale is stopped.", "You are logged out."];
-        let mut messages: Vec<&String> = status
-            .health
-            .iter()
-            .filter(|message| !STATES.contains(&message.as_str()))
-            .collect();
+        let mut messages: Vec<&String> =
+            status.health.iter().filter(|message| !STATES.contains(&message.as_str())).collect();
         // Their order is random.
         messages.sort();
         for message in messages.into_iter().take(MOST_MESSAGES) {
             let alone = std::slice::from_ref(message);
             let bad = last_login_error(alone).is_some() || trouble(alone).is_some();
-            let mark = if bad && !status.node.online {
-                Mark::Problem
-            } else {
-                Mark::Note
-            };
+            let mark = if bad && !status.node.online { Mark::Problem } else { Mark::Note };
             self.put("health", mark, excerpt(message, MESSAGE_LENGTH));
         }
-        if status
-            .health
-            .iter()
-            .any(|message| complains_of_time(message))
-        {
+        if status.health.iter().any(|message| complains_of_time(message)) {
             self.put("clock", Mark::Problem, words::clock(self.seen.now));
         }
     }
@@ -486,15 +492,12 @@ impl<'a> Lines<'a> {
 
     fn key_file(&mut self) {
         let seen = self.seen;
-        let facts = seen
-            .key
-            .file
-            .map(|file| words::file(file, &seen.key_owner, seen.now));
+        let facts = seen.key.file.map(|file| words::file(file, &seen.key_owner, seen.now));
         match &seen.key.kind {
             Ok(kind) => {
                 let text = format!(
                     "{}: {}; {}",
-                    seen.key_path.display(),
+                    seen.setup.key_file.display(),
                     words::kind(*kind),
                     facts.unwrap_or_default()
                 );
@@ -515,21 +518,15 @@ impl<'a> Lines<'a> {
         for how in &seen.key.exposure {
             self.put("key file", Mark::Note, format!("it {how}"));
         }
-        if seen.key_has_params && kind != KeyKind::OAuthSecret {
+        if seen.key_has_params && !kind.is_oauth_secret() {
             let text = "--authkey-params are left out: only an OAuth client secret takes them";
-            self.put("key file", Mark::Note, text);
-        }
-        let server = seen.server_of_a_login();
-        let of_tailscale = matches!(kind, KeyKind::Auth | KeyKind::Wrapped);
-        if of_tailscale && !is_tailscales(server) {
-            let text = format!("it is a key of Tailscale's service, but a login goes to {server}");
             self.put("key file", Mark::Note, text);
         }
     }
 
     fn other_run(&mut self) {
         match self.seen.key.locked {
-            true => self.put("other run", Mark::Note, "one is at work with the auth key"),
+            true => self.put("other run", Mark::Note, "one is using the auth key"),
             false => self.put("other run", Mark::Ok, "none holds the auth key"),
         }
     }
@@ -541,8 +538,10 @@ impl<'a> Lines<'a> {
             Ok(version) => {
                 self.put("command", Mark::Ok, format!("{path}, version {version}"));
             }
-            Err(NoVersion::CannotRun(failure)) => {
-                self.put("command", self.if_key_is_needed(), failure.to_string());
+            Err(NoVersion::CannotRun(why)) => {
+                let failure = Failure::not_started(why, &cli.program);
+                let text = failure.map(|failure| failure.to_string()).unwrap_or_default();
+                self.put("command", self.if_key_is_needed(), text);
             }
             Err(NoVersion::Silent) => {
                 let text = format!("{path} does not answer `version`");
@@ -555,11 +554,7 @@ impl<'a> Lines<'a> {
     }
 
     fn settings(&mut self) {
-        let Some(Own {
-            flags,
-            without_flag,
-        }) = self.seen.settings()
-        else {
+        let Some((flags, without_flag)) = self.seen.settings() else {
             return;
         };
         let mut text = flags.join(" ");

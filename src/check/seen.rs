@@ -4,40 +4,37 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
-use crate::authkey::{FileFacts, Look, is_tailscales};
-use crate::decide::{Situation, situation, without_status};
-use crate::localapi::{LocalApiError, Prefs, Status};
-use crate::login::NoVersion;
-use crate::outcome::Failure;
-use crate::settings::{Own, chosen, own};
-
-/// The login server of a node that was given no other.
-pub const TAILSCALES_SERVER: &str = "https://controlplane.tailscale.com";
+use crate::key::{FileFacts, Look};
+use crate::policy::{Setup, Situation, TAILSCALES_SERVER, is_same_server};
+use crate::prefs::{self, Prefs, chosen, described};
+use crate::record::Record;
+use crate::server::is_tailscales;
+use crate::tailscaled::{LocalApiError, Status};
+use crate::up::NoVersion;
 
 /// Everything that was seen, at one moment.
 #[derive(Debug)]
 pub struct Seen {
     pub now: SystemTime,
-    pub socket: PathBuf,
+    /// What a run would be given.
+    pub setup: Setup,
     /// The file of the socket, or why there is none.
     pub socket_file: Result<Owned, String>,
     pub status: Result<Status, LocalApiError>,
     /// Why an auth key would not be sent to whoever is behind the socket.
-    pub distrust: Option<Failure>,
+    pub distrust: Option<String>,
     /// The first of the node's addresses that cannot be bound yet.
     pub unbound: Option<IpAddr>,
     pub prefs: Option<Prefs>,
     pub access: Access,
-    pub key_path: PathBuf,
+    /// What runs before have left.
+    pub record: Record,
     pub key: Look,
     /// The name of the key file's owner.
     pub key_owner: String,
     /// Parameters for an OAuth client secret are given.
     pub key_has_params: bool,
     pub cli: CliSeen,
-    /// The flags for `tailscale up`, the login server included.
-    pub asked: Vec<String>,
-    pub login_server: Option<String>,
 }
 
 /// A file and the name of its owner.
@@ -72,8 +69,8 @@ impl Seen {
     /// The row of the state table.
     pub fn situation(&self) -> Situation {
         match &self.status {
-            Ok(status) => situation(status, self.unbound),
-            Err(error) => without_status(error),
+            Ok(status) => Situation::of(status, self.unbound),
+            Err(error) => Situation::without_status(error),
         }
     }
 
@@ -84,7 +81,7 @@ impl Seen {
 
     /// The control server that a login would go to.
     pub fn server_of_a_login(&self) -> &str {
-        match (&self.login_server, self.control_server()) {
+        match (&self.setup.server, self.control_server()) {
             (Some(asked), _) => asked,
             (None, "") => TAILSCALES_SERVER,
             (None, known) => known,
@@ -94,8 +91,7 @@ impl Seen {
     /// Whether another login server is asked for than the node's.
     pub fn servers_differ(&self) -> bool {
         let (known, asked) = (self.control_server(), self.server_of_a_login());
-        let synonyms = is_tailscales(known) && is_tailscales(asked);
-        !known.is_empty() && known != asked && !synonyms
+        !known.is_empty() && !is_same_server(known, asked)
     }
 
     /// Where an admin approves this device.
@@ -110,16 +106,16 @@ impl Seen {
         }
     }
 
-    /// What a login would have to keep, if the preferences are known.
-    pub fn settings(&self) -> Option<Own> {
+    /// What a login would have to keep, if the preferences are known: as flags, and the names of those
+    /// that have none.
+    pub fn settings(&self) -> Option<(Vec<String>, Vec<String>)> {
         let prefs = self.prefs.clone()?;
         let version = self.status.as_ref().ok()?.major_and_minor();
-        Some(own(&chosen(prefs, version)))
+        Some(described(&chosen(prefs, version)))
     }
 
     /// A preference that is a text.
     pub fn pref(&self, name: &str) -> &str {
-        let value = self.prefs.as_ref().and_then(|prefs| prefs.get(name));
-        value.and_then(|value| value.as_str()).unwrap_or_default()
+        self.prefs.as_ref().map_or("", |prefs| prefs::text(prefs, name))
     }
 }

@@ -4,9 +4,9 @@ use std::time::{Duration, SystemTime};
 
 use humantime::{format_rfc3339_seconds, parse_rfc3339_weak};
 
-use crate::authkey::{FileFacts, KeyKind};
 use crate::check::seen::Seen;
-use crate::localapi::Status;
+use crate::key::{FileFacts, KeyKind};
+use crate::tailscaled::Status;
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -15,12 +15,7 @@ const SOON: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
 /// The time in UTC, to the second.
 pub fn clock(now: SystemTime) -> String {
-    format_rfc3339_seconds(now)
-        .to_string()
-        .replace(['T', 'Z'], " ")
-        .trim_end()
-        .to_owned()
-        + " UTC"
+    format_rfc3339_seconds(now).to_string().replace(['T', 'Z'], " ").trim_end().to_owned() + " UTC"
 }
 
 /// What a `BackendState` means.
@@ -34,9 +29,9 @@ pub fn state(status: &Status) -> &'static str {
         "NoState" => "it has just started, or a login is under way",
         "Starting" => "it is logged in, and about to connect",
         "Running" if online => "it is on its tailnet",
-        "Running" if asks => "it runs on the last network map it knew, but needs a login",
-        "Running" => "it runs on the last network map it knew",
-        "Stopped" => "someone has said `tailscale down`",
+        "Running" if asks => "it uses its last network map, but needs a login",
+        "Running" => "it uses its last network map",
+        "Stopped" => "it was stopped with `tailscale down`",
         "NeedsLogin" if status.have_node_key => "its node key is no longer accepted",
         "NeedsLogin" => "it is new, or was logged out",
         "NeedsMachineAuth" => "it is logged in, and an admin has to approve it",
@@ -86,9 +81,8 @@ pub fn kind(kind: KeyKind) -> &'static str {
     match kind {
         KeyKind::Auth => "an auth key of Tailscale",
         KeyKind::Wrapped => "an auth key of Tailscale, signed for tailnet lock",
-        KeyKind::OAuthSecret => "an OAuth client secret",
+        KeyKind::OAuthSecret { .. } => "an OAuth client secret",
         KeyKind::Headscale => "an auth key of headscale",
-        KeyKind::Other => "an auth key of no known form, as other control servers make them",
     }
 }
 
@@ -97,9 +91,8 @@ pub fn kind_name(kind: KeyKind) -> &'static str {
     match kind {
         KeyKind::Auth => "auth-key",
         KeyKind::Wrapped => "wrapped-auth-key",
-        KeyKind::OAuthSecret => "oauth-client-secret",
+        KeyKind::OAuthSecret { .. } => "oauth-client-secret",
         KeyKind::Headscale => "headscale-auth-key",
-        KeyKind::Other => "other",
     }
 }
 
@@ -118,17 +111,11 @@ pub fn file(facts: FileFacts, owner: &str, now: SystemTime) -> String {
 
 /// A length of time in its largest unit.
 pub fn span(time: Duration) -> String {
-    const UNITS: [(u64, &str); 4] = [
-        (DAY.as_secs(), "day"),
-        (3600, "hour"),
-        (60, "minute"),
-        (1, "second"),
-    ];
+    const UNITS: [(u64, &str); 4] =
+        [(DAY.as_secs(), "day"), (3600, "hour"), (60, "minute"), (1, "second")];
     let seconds = time.as_secs();
-    let (unit, name) = UNITS
-        .into_iter()
-        .find(|(unit, _)| seconds >= *unit)
-        .unwrap_or((1, "second"));
+    let (unit, name) =
+        UNITS.into_iter().find(|(unit, _)| seconds >= *unit).unwrap_or((1, "second"));
     let count = seconds / unit;
     let plural = if count == 1 { "" } else { "s" };
     format!("{count} {name}{plural}")

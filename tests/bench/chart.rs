@@ -50,19 +50,15 @@ fn draw<'a>(row: &Row, panel: &Panel<'a>) -> Drawn<'a> {
         if bold {
             font = font.style(FontStyle::Bold);
         }
-        let style = TextStyle::from(font)
-            .color(&colour)
-            .pos(Pos::new(side, VPos::Center));
+        let style = TextStyle::from(font).color(&colour).pos(Pos::new(side, VPos::Center));
         panel.draw(&Text::new(text.to_owned(), at, style))
     };
     write(row.what, (8, 16), HPos::Left, true, TEXT)?;
     let spreads = Contender::ALL.map(|who| row.spread(who));
     // A bar with none to be compared to is drawn to the scale of a second.
     let alone = spreads.iter().flatten().count() == 1;
-    let longest = spreads
-        .iter()
-        .flatten()
-        .fold(if alone { 1000.0 } else { 0.0 }, |longest: f64, spread| {
+    let longest =
+        spreads.iter().flatten().fold(if alone { 1000.0 } else { 0.0 }, |longest: f64, spread| {
             longest.max(spread.upper_quartile)
         });
     let x = |value: f64| LEFT + (value.max(0.0) / longest * LONGEST).round() as i32;
@@ -76,16 +72,10 @@ fn draw<'a>(row: &Row, panel: &Panel<'a>) -> Drawn<'a> {
             // However short, it is seen.
             end = x(spread.median).max(LEFT + 1);
             let colour = if ours { OURS } else { OTHERS };
-            panel.draw(&Rectangle::new(
-                [(LEFT, top), (end, bottom)],
-                colour.filled(),
-            ))?;
+            panel.draw(&Rectangle::new([(LEFT, top), (end, bottom)], colour.filled()))?;
             let (lower, upper) = (x(spread.lower_quartile), x(spread.upper_quartile));
             if upper - lower > 2 {
-                panel.draw(&PathElement::new(
-                    vec![(lower, middle), (upper, middle)],
-                    TEXT,
-                ))?;
+                panel.draw(&PathElement::new(vec![(lower, middle), (upper, middle)], TEXT))?;
             }
             end = end.max(upper);
             let value = row.unit.show(spread.median);

@@ -73,18 +73,10 @@ impl Field {
         let cli = Binaries::chosen().tailscale();
         let bin = TempDir::new().expect("a temporary folder can be made");
         let tailscale = bin.path().join("tailscale");
-        let script = format!(
-            "#!/bin/sh\nexec '{}' --socket=\"${SOCKET}\" \"$@\"\n",
-            cli.display()
-        );
+        let script = format!("#!/bin/sh\nexec '{}' --socket=\"${SOCKET}\" \"$@\"\n", cli.display());
         fs::write(&tailscale, script).expect("a folder of our own");
         fs::set_permissions(&tailscale, fs::Permissions::from_mode(0o755)).expect("it is ours");
-        Self {
-            program: program.to_owned(),
-            cli,
-            quick,
-            bin,
-        }
+        Self { program: program.to_owned(), cli, quick, bin }
     }
 
     /// How many rounds there are to be, where so many are wanted.
@@ -99,9 +91,7 @@ impl Field {
         };
         self.env(node)
             .into_iter()
-            .fold(Run::new(program).args(args), |run, (name, value)| {
-                run.env(name, value)
-            })
+            .fold(Run::new(program).args(args), |run, (name, value)| run.env(name, value))
     }
 
     /// The same as a plain child, for what is too short for [`Run`]'s own doings.

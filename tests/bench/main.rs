@@ -22,10 +22,7 @@ use results::{Row, Sample};
 
 fn main() -> ExitCode {
     // Cargo adds an argument of its own.
-    let words: Vec<_> = std::env::args_os()
-        .skip(1)
-        .filter(|word| word != "--bench")
-        .collect();
+    let words: Vec<_> = std::env::args_os().skip(1).filter(|word| word != "--bench").collect();
     let (program, folder, quick) = match words.as_slice() {
         [program, folder] => (program, folder, false),
         [program, folder, word] if word == "quick" => (program, folder, true),
@@ -73,11 +70,7 @@ fn main() -> ExitCode {
         println!("{:<8}{promise}", if holds { "ok" } else { "MISSED" });
         kept &= holds;
     }
-    if kept {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    }
+    if kept { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// What must hold, and whether it does.
@@ -110,9 +103,6 @@ fn promises(rows: &[Row]) -> Vec<(String, bool)> {
             times_ours(measures::MEMORY, Contender::Up),
             3.0,
         ),
-        (
-            format!("a failure, or a node knocked off its tailnet: {bad}, never"),
-            bad == 0,
-        ),
+        (format!("a failure, or a node that was disconnected: {bad}, never"), bad == 0),
     ]
 }

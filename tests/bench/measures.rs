@@ -93,15 +93,9 @@ struct Joined {
 impl Joined {
     fn new(tailnet: &Tailnet) -> Self {
         let systemd = NotifySocket::new();
-        let node = Node::builder()
-            .cached_netmap(true)
-            .env("NOTIFY_SOCKET", systemd.path())
-            .start();
+        let node = Node::builder().cached_netmap(true).env("NOTIFY_SOCKET", systemd.path()).start();
         let key = KeyFile::new(tailnet.single_use_key());
-        node.join_with(
-            tailnet,
-            &[&format!("--auth-key=file:{}", key.path().display())],
-        );
+        node.join_with(tailnet, &[&format!("--auth-key=file:{}", key.path().display())]);
         Self { node, key, systemd }
     }
 
@@ -121,11 +115,7 @@ impl Joined {
     fn judge(&self, code: Option<i32>, value: Option<f64>) -> Sample {
         if !is_back(&self.node) {
             self.node
-                .local_request(
-                    "POST",
-                    "/localapi/v0/start",
-                    Some(&json!({ "UpdatePrefs": null })),
-                )
+                .local_request("POST", "/localapi/v0/start", Some(&json!({ "UpdatePrefs": null })))
                 .expect("tailscaled answers");
             self.node.wait_online();
             return Sample::KnockedOff;
@@ -293,11 +283,7 @@ pub fn crowd(field: &Field) -> Vec<Row> {
     );
     let mut failures = Row::new("50 nodes join at once: failures", Unit::Failures, "");
     let room = available_mib() / MIB_PER_NODE;
-    assert!(
-        room >= CROWD,
-        "{CROWD} nodes at once need {} MiB of memory",
-        CROWD * MIB_PER_NODE
-    );
+    assert!(room >= CROWD, "{CROWD} nodes at once need {} MiB of memory", CROWD * MIB_PER_NODE);
     in_turns(field, CROWDS, |who| {
         let tailnet = Tailnet::start();
         let nodes: Vec<Node> = (0..CROWD).map(|_| Node::builder().create()).collect();
@@ -305,10 +291,8 @@ pub fn crowd(field: &Field) -> Vec<Row> {
         for node in &nodes {
             node.wait_state("NeedsLogin");
         }
-        let keys: Vec<KeyFile> = nodes
-            .iter()
-            .map(|_| KeyFile::new(tailnet.single_use_key()))
-            .collect();
+        let keys: Vec<KeyFile> =
+            nodes.iter().map(|_| KeyFile::new(tailnet.single_use_key())).collect();
 
         let start = Instant::now();
         let deadline = start + CROWD_LIMIT;
@@ -316,10 +300,7 @@ pub fn crowd(field: &Field) -> Vec<Row> {
             .iter()
             .zip(&keys)
             .map(|(node, key)| {
-                field
-                    .run(who, &tailnet, node, key.path())
-                    .limit(2 * CROWD_LIMIT)
-                    .spawn()
+                field.run(who, &tailnet, node, key.path()).limit(2 * CROWD_LIMIT).spawn()
             })
             .collect();
         let mut online = 0;
@@ -330,20 +311,12 @@ pub fn crowd(field: &Field) -> Vec<Row> {
         let took = start.elapsed();
         for (node, run) in nodes.iter().zip(runs) {
             let joined = end_by(run, deadline).code == Some(0) && is_back_by(node, deadline);
-            let sample = if joined {
-                Sample::Took(0.0)
-            } else {
-                Sample::Failed
-            };
+            let sample = if joined { Sample::Took(0.0) } else { Sample::Failed };
             failures.add(who, sample);
         }
         row.add(
             who,
-            if online == CROWD {
-                Sample::Took(milliseconds(took))
-            } else {
-                Sample::Failed
-            },
+            if online == CROWD { Sample::Took(milliseconds(took)) } else { Sample::Failed },
         );
     });
     vec![row, failures]
@@ -365,11 +338,7 @@ fn available_mib() -> usize {
     meminfo
         .lines()
         .find_map(|line| {
-            line.strip_prefix("MemAvailable:")?
-                .trim()
-                .strip_suffix(" kB")?
-                .parse::<usize>()
-                .ok()
+            line.strip_prefix("MemAvailable:")?.trim().strip_suffix(" kB")?.parse::<usize>().ok()
         })
         .map_or(0, |kib| kib / 1024)
 }
@@ -384,9 +353,7 @@ pub fn size(field: &Field) -> Vec<Row> {
     );
     let bytes = |path: &Path| {
         let metadata = path.metadata();
-        metadata
-            .unwrap_or_else(|error| panic!("{}: {error}", path.display()))
-            .len()
+        metadata.unwrap_or_else(|error| panic!("{}: {error}", path.display())).len()
     };
     let jq: u64 = jq().iter().map(|path| bytes(path)).sum();
     for who in Contender::ALL {

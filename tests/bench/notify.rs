@@ -34,12 +34,7 @@ impl NotifySocket {
                 }
             }
         });
-        Self {
-            socket,
-            path,
-            ready,
-            _dir: dir,
-        }
+        Self { socket, path, ready, _dir: dir }
     }
 
     pub fn path(&self) -> &Path {

@@ -41,12 +41,7 @@ pub struct Row {
 
 impl Row {
     pub fn new(what: &'static str, unit: Unit, note: &'static str) -> Self {
-        Self {
-            what,
-            unit,
-            samples: Default::default(),
-            note,
-        }
+        Self { what, unit, samples: Default::default(), note }
     }
 
     pub fn add(&mut self, who: Contender, sample: Sample) {
@@ -77,10 +72,7 @@ impl Row {
 
     /// How many times as much as ours.
     pub fn times_ours(&self, who: Contender) -> Option<f64> {
-        let (theirs, ours) = (
-            self.spread(who)?.median,
-            self.spread(Contender::Ours)?.median,
-        );
+        let (theirs, ours) = (self.spread(who)?.median, self.spread(Contender::Ours)?.median);
         (ours > 0.0 && self.unit != Unit::Failures).then(|| theirs / ours)
     }
 
@@ -88,14 +80,14 @@ impl Row {
     pub fn mishaps(&self, who: Contender) -> Option<String> {
         let tries = self.of(who).len();
         let said: Vec<String> = [
-            (Sample::KnockedOff, "knocked off"),
-            (Sample::TooEarly, "done too early"),
+            (Sample::KnockedOff, "disconnected"),
+            (Sample::TooEarly, "ended too early"),
             (Sample::Failed, "failed"),
         ]
         .into_iter()
         .map(|(sample, words)| (self.count(who, &sample), words))
         .filter(|(count, _)| *count > 0)
-        .map(|(count, words)| format!("{words} in {count} of {tries}"))
+        .map(|(count, words)| format!("{words} in {count} of {tries} runs"))
         .collect();
         (!said.is_empty()).then(|| said.join(", "))
     }
@@ -111,10 +103,8 @@ impl Row {
             if who == Contender::Ours {
                 text = format!("**{text}**");
             }
-            let (lower, upper) = (
-                self.unit.show(spread.lower_quartile),
-                self.unit.show(spread.upper_quartile),
-            );
+            let (lower, upper) =
+                (self.unit.show(spread.lower_quartile), self.unit.show(spread.upper_quartile));
             if lower != upper {
                 let _ = write!(text, " ({lower} – {upper})");
             }
@@ -189,8 +179,8 @@ pub fn notes(rows: &[Row]) -> String {
         let _ = writeln!(text, "- {}{times}: {}.", row.what, row.note);
     }
     text.push_str(
-        "- Knocked off: the control server refused the spent key, and the node was off its tailnet \
-         until it was put right by hand. Done too early: it ended with success while tailscaled said \
+        "- Disconnected: the control server refused the spent key, and the node was off its tailnet \
+         until it was put right by hand. Ended too early: it ended with success while tailscaled said \
          that the node was not online (it can be `Running` on the network map of its last run).\n",
     );
     text
@@ -212,8 +202,5 @@ fn machine(field: &Field) -> String {
         .map(|output| String::from_utf8_lossy(&output.stdout).into_owned())
         .unwrap_or_default();
     let version = said.lines().next().unwrap_or_default();
-    format!(
-        "Measured on {cores} cores of {cpu}, Linux {}, tailscale {version}.",
-        kernel.join(".")
-    )
+    format!("Measured on {cores} cores of {cpu}, Linux {}, tailscale {version}.", kernel.join("."))
 }

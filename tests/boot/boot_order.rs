@@ -119,23 +119,15 @@ struct Slow {
 const A_SECOND: &str = "DefaultDependencies=no\n[Service]\nType=oneshot\nRemainAfterExit=yes\n\
                         ExecStart=/usr/bin/sleep 1\n";
 
-/// By the real names of the secrets' units, and by units before the targets.
+/// By the real names of the units of secrets and of cloud-init, and by units before the targets.
 const SLOW: &[Slow] = &[
     Slow {
         last: "slow.service",
-        units: &[(
-            "slow.service",
-            "sysinit.target",
-            "[Unit]\nBefore=sysinit.target\n",
-        )],
+        units: &[("slow.service", "sysinit.target", "[Unit]\nBefore=sysinit.target\n")],
     },
     Slow {
         last: "slow.service",
-        units: &[(
-            "slow.service",
-            "basic.target",
-            "[Unit]\nBefore=basic.target\n",
-        )],
+        units: &[("slow.service", "basic.target", "[Unit]\nBefore=basic.target\n")],
     },
     Slow {
         last: "slow.service",
@@ -147,35 +139,35 @@ const SLOW: &[Slow] = &[
     },
     Slow {
         last: "agenix-install-secrets.service",
-        units: &[(
-            "agenix-install-secrets.service",
-            "sysinit.target",
-            "[Unit]\n",
-        )],
+        units: &[("agenix-install-secrets.service", "sysinit.target", "[Unit]\n")],
     },
     Slow {
         last: "sops-install-secrets.service",
         units: &[("sops-install-secrets.service", "sysinit.target", "[Unit]\n")],
     },
     Slow {
+        last: "cloud-init-local.service",
+        units: &[("cloud-init-local.service", "sysinit.target", "[Unit]\n")],
+    },
+    Slow {
+        last: "cloud-init.service",
+        units: &[("cloud-init.service", "multi-user.target", "[Unit]\n")],
+    },
+    Slow {
+        last: "cloud-init-network.service",
+        units: &[("cloud-init-network.service", "multi-user.target", "[Unit]\n")],
+    },
+    Slow {
         last: "run-agenix.d.mount",
         units: &[
-            (
-                "slow.service",
-                "sysinit.target",
-                "[Unit]\nBefore=run-agenix.d.mount\n",
-            ),
+            ("slow.service", "sysinit.target", "[Unit]\nBefore=run-agenix.d.mount\n"),
             ("run-agenix.d.mount", "sysinit.target", "/run/agenix.d"),
         ],
     },
     Slow {
         last: "run-secrets.d.mount",
         units: &[
-            (
-                "slow.service",
-                "sysinit.target",
-                "[Unit]\nBefore=run-secrets.d.mount\n",
-            ),
+            ("slow.service", "sysinit.target", "[Unit]\nBefore=run-secrets.d.mount\n"),
             ("run-secrets.d.mount", "sysinit.target", "/run/secrets.d"),
         ],
     },
@@ -183,13 +175,12 @@ const SLOW: &[Slow] = &[
 
 #[test]
 #[ignore = "boots real systemd: run tests/run.sh"]
-fn it_starts_after_the_early_boot_the_secrets_and_tailscaled_however_slow_they_are() {
+fn it_starts_after_the_early_boot_the_secrets_cloud_init_and_tailscaled_however_slow_they_are() {
     let tailnet = Tailnet::start_apart();
     let mut machine = Machine::new(Debian::Trixie, &tailnet);
     let assert_after = |machine: &Machine, last: &str| {
-        let ours = machine.wait_ours("started", |unit| {
-            unit.number("ExecMainStartTimestampMonotonic") > 0
-        });
+        let ours =
+            machine.wait_ours("started", |unit| unit.number("ExecMainStartTimestampMonotonic") > 0);
         let before = machine.wait_unit(last, "there", |unit| unit.is("ActiveState", "active"));
         assert!(
             ours.time("ExecMainStart") >= before.time("ActiveEnter"),
@@ -197,11 +188,7 @@ fn it_starts_after_the_early_boot_the_secrets_and_tailscaled_however_slow_they_a
         );
     };
 
-    machine.drop_in_of(
-        "tailscaled.service",
-        "slow",
-        "[Service]\nExecStartPre=/usr/bin/sleep 1\n",
-    );
+    machine.drop_in_of("tailscaled.service", "slow", "[Service]\nExecStartPre=/usr/bin/sleep 1\n");
     machine.boot();
     assert_after(&machine, "tailscaled.service");
     machine.power_off();
@@ -251,6 +238,65 @@ pub fn slow_secret_service(debian: Debian) {
 #[ignore = "boots real systemd: run tests/run.sh"]
 fn a_slow_secret_service_that_nothing_else_waits_for_is_waited_for() {
     slow_secret_service(Debian::Trixie);
+}
+
+/// A stage of cloud-init that does this, wanted as its package has it wanted: by cloud-init.target,
+/// which multi-user.target wants.
+fn cloud_init(machine: &Machine, does: &str) {
+    let target = "[Unit]\nAfter=multi-user.target\n";
+    machine.unit("cloud-init.target", "multi-user.target", target);
+    machine.unit(
+        "cloud-init.service",
+        "cloud-init.target",
+        &format!(
+            "[Unit]\nDefaultDependencies=no\n[Service]\nType=oneshot\nRemainAfterExit=yes\n\
+             TimeoutSec=0\nExecStart={does}\n"
+        ),
+    );
+}
+
+#[test]
+#[ignore = "boots real systemd: run tests/run.sh"]
+fn it_joins_under_the_host_name_that_cloud_init_sets() {
+    let tailnet = Tailnet::start_apart();
+    let key = tailnet.single_use_key();
+    let mut machine = Machine::new(Debian::Trixie, &tailnet);
+    machine.secret(&key);
+    cloud_init(&machine, "/bin/sh -c 'sleep 2; hostname cloudy'");
+
+    machine.boot();
+    machine.wait_done();
+
+    let state = tailnet.state();
+    assert!(state.device("cloudy").is_some(), "{:?}", state.nodes);
+}
+
+pub fn hanging_cloud_init(debian: Debian) {
+    let tailnet = Tailnet::start_apart();
+    let key = tailnet.single_use_key();
+    let mut machine = Machine::new(debian, &tailnet);
+    machine.secret(&key);
+    cloud_init(&machine, "/usr/bin/sleep infinity");
+
+    machine.boot_to_the_end();
+    let begin = Instant::now();
+    machine.systemctl("start", "multi-user.target");
+    let took = begin.elapsed();
+    assert!(took < Duration::from_secs(1), "{took:?}");
+    // It waits for its turn.
+    assert!(machine.ours().is("ActiveState", "inactive"));
+    let jobs = machine.run(&["systemctl", "list-jobs", "--no-legend"]);
+    assert!(jobs.contains(UNIT), "{jobs}");
+
+    machine.systemctl("kill", "cloud-init.service");
+    machine.wait_done();
+    assert_eq!(tailnet.state().key(&key).uses, 1);
+}
+
+#[test]
+#[ignore = "boots real systemd: run tests/run.sh"]
+fn a_cloud_init_that_hangs_holds_up_no_boot() {
+    hanging_cloud_init(Debian::Trixie);
 }
 
 #[test]

@@ -32,9 +32,8 @@ pub fn first_boot(debian: Debian) {
 
     machine.boot();
     let ours = machine.wait_done();
-    let consumer = machine.wait_unit("consumer.service", "started", |unit| {
-        !unit.is("ExecMainCode", "0")
-    });
+    let consumer =
+        machine.wait_unit("consumer.service", "started", |unit| !unit.is("ExecMainCode", "0"));
 
     let system = machine.run(&["systemctl", "is-system-running", "--wait"]);
     assert_eq!(system, "running\n");

@@ -12,12 +12,8 @@ const FAILED: &str = "e14b1b2cb07e41cb99d1ab9566a7b892";
 fn entries(machine: &Machine, arguments: &[&str]) -> Vec<Value> {
     let command = ["journalctl", "--boot", "--output=json"];
     let shown = machine.run(&[&command, arguments].concat());
-    let entries = shown
-        .lines()
-        .map(|line| serde_json::from_str(line).expect("JSON"));
-    entries
-        .filter(|entry: &Value| entry["SYSLOG_IDENTIFIER"] == "tailscale-autoconnect")
-        .collect()
+    let entries = shown.lines().map(|line| serde_json::from_str(line).expect("JSON"));
+    entries.filter(|entry: &Value| entry["SYSLOG_IDENTIFIER"] == "tailscale-autoconnect").collect()
 }
 
 /// Waits until the journal has the end of a run of the unit, and returns it.
@@ -80,12 +76,7 @@ pub fn joined(debian: Debian) {
     };
     assert_fields(
         login,
-        &[
-            ("PRIORITY", "6"),
-            ("_STATE", "NeedsLogin"),
-            ("_ACTION", "log_in"),
-            ("_ATTEMPT", "1"),
-        ],
+        &[("PRIORITY", "6"), ("_STATE", "NeedsLogin"), ("_ACTION", "log_in"), ("_ATTEMPT", "1")],
     );
     assert_no_key(&machine, &key);
 }

@@ -2,7 +2,10 @@
 # Keeps one machine of the boot tests: a Debian root under an overlay of its own, booted by
 # systemd-nspawn as often as it is asked to. Started by tests/boot/machine.rs.
 #
-#   keeper.sh BASE NAME NETWORK      NETWORK is the file of a network namespace
+#   keeper.sh BASE NAME NETWORK [OPTION…]
+#
+# NETWORK is the file of a network namespace, or - for an empty network of the machine's own. The options
+# are further ones for systemd-nspawn.
 #
 # Reads commands from standard input:
 #   boot    boots the root; says "booted PID" (of systemd-nspawn), later "ended CODE"
@@ -14,7 +17,11 @@ set -euo pipefail
 if [[ ${1:-} != --inside ]]; then
     exec setsid unshare --mount --propagation private -- "${BASH_SOURCE[0]}" --inside "$@"
 fi
-base=$2 name=$3 network=$4
+base=$2 name=$3 network=$4 options=("${@:5}")
+case $network in
+-) options+=(--private-network) ;;
+*) options+=("--network-namespace-path=$network") ;;
+esac
 place=/tmp
 
 # The test says when to end, by closing our standard input.
@@ -77,8 +84,8 @@ run_machine() {
     done
     trap - EXIT HUP INT TERM
     exec systemd-nspawn --quiet --register=no --keep-unit --machine="$name" --directory="$place/root" \
-        --boot --network-namespace-path="$network" --capability=CAP_NET_ADMIN --console=pipe \
-        </dev/null >>"$place/console" 2>&1
+        --boot --capability=CAP_NET_ADMIN --console=pipe \
+        "${options[@]}" </dev/null >>"$place/console" 2>&1
 }
 
 boot() {

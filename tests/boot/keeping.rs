@@ -13,11 +13,8 @@ use crate::machine::{Debian, Machine, keeper};
 /// Whatever of a machine can be seen from outside: cgroups, mounts and processes.
 fn traces(name: &str) -> Vec<String> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let mut found: Vec<String> = mounts
-        .lines()
-        .filter(|line| line.contains(name))
-        .map(str::to_owned)
-        .collect();
+    let mut found: Vec<String> =
+        mounts.lines().filter(|line| line.contains(name)).map(str::to_owned).collect();
     folders_named(Path::new("/sys/fs/cgroup"), name, 4, &mut found);
     for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
         let file = |file| fs::read_to_string(process.path().join(file)).unwrap_or_default();
@@ -48,11 +45,7 @@ fn a_machine_that_is_dropped_while_it_runs_leaves_nothing() {
     let mut machine = Machine::new(Debian::Trixie, &tailnet);
     machine.boot_to_the_end();
     let name = machine.name().to_owned();
-    assert_ne!(
-        traces(&name),
-        Vec::<String>::new(),
-        "the traces can be seen"
-    );
+    assert_ne!(traces(&name), Vec::<String>::new(), "the traces can be seen");
 
     drop(machine);
 
@@ -84,9 +77,8 @@ fn a_machine_whose_test_is_killed_leaves_nothing() {
     assert!(booted.is_some());
     waiting.wait("the machine", || (traces(&name).len() > 8).then_some(()));
 
-    let killed = Command::new("kill")
-        .args(["-s", "KILL", "--", &format!("-{}", test.id())])
-        .status();
+    let killed =
+        Command::new("kill").args(["-s", "KILL", "--", &format!("-{}", test.id())]).status();
     assert!(killed.is_ok_and(|status| status.success()));
     let _ = test.wait();
 

@@ -51,10 +51,7 @@ pub fn unusable_secret(debian: Debian) {
 
     assert_eq!(ours.end(), "exited 78");
     // A restart would be auto-restart, not failed.
-    assert_eq!(
-        (ours.get("SubState"), ours.number("NRestarts")),
-        ("failed", 0)
-    );
+    assert_eq!((ours.get("SubState"), ours.number("NRestarts")), ("failed", 0));
     machine.wait_exit_shown("78/CONFIG", "is still encrypted with age");
     assert_eq!(tailnet.state().registers.total, 0);
 }
@@ -82,6 +79,56 @@ fn a_key_of_another_user_that_nobody_else_may_read_is_used() {
     assert_eq!(tailnet.state().key(&key).uses, 1);
 }
 
+/// Where people keep their key: its file, and a link to it by which the unit knows it.
+const PLACES: [(&str, Option<&str>); 7] = [
+    ("/root/key", None),
+    ("/home/u/key", None),
+    ("/tmp/key", None),
+    ("/tmp/folder/key", None),
+    ("/var/tmp/key", None),
+    ("/home/u/linked", Some("/etc/tailscale/home")),
+    ("/tmp/linked", Some("/etc/tailscale/tmp")),
+];
+
+pub fn everywhere(debian: Debian) {
+    let tailnet = Tailnet::start_apart();
+    let mut machine = Machine::new(debian, &tailnet);
+    machine.offline(&["systemctl", "disable", UNIT]);
+    machine.offline(&["useradd", "--create-home", "u"]);
+    machine.offline(&["mkdir", "/etc/tailscale"]);
+    machine.boot_to_the_end();
+    machine.run(&["mkdir", "/tmp/folder"]);
+
+    for (file, link) in PLACES {
+        let key = tailnet.single_use_key();
+        let place = format!("umask 077; printf %s \"$1\" >{file}");
+        machine.run(&["sh", "-c", &place, "sh", &key]);
+        if file.starts_with("/home") {
+            machine.run(&["chown", "u:", file]);
+        }
+        if let Some(link) = link {
+            machine.run(&["ln", "-s", file, link]);
+        }
+        let named = link.unwrap_or(file);
+        let command = format!(
+            "[Service]\nExecStart=\n\
+             ExecStart=/usr/bin/tailscale-autoconnect --authkey-file {named}\n"
+        );
+        machine.drop_in("20-key", &command);
+        machine.run(&["systemctl", "daemon-reload"]);
+        machine.systemctl("start", UNIT);
+        machine.wait(named, || machine.is_online().then_some(()));
+        assert_eq!(tailnet.state().key(&key).uses, 1, "{named}");
+        machine.run(&["tailscale", "logout"]);
+    }
+}
+
+#[test]
+#[ignore = "boots real systemd: run tests/run.sh"]
+fn a_key_in_a_home_or_a_folder_for_temporary_files_is_found_also_by_a_link() {
+    everywhere(Debian::Trixie);
+}
+
 pub fn refused_key(debian: Debian) {
     let tailnet = Tailnet::start_apart();
     let dead = tailnet.single_use_key();
@@ -93,18 +140,11 @@ pub fn refused_key(debian: Debian) {
     let ours = machine.wait_ours("failed", |unit| unit.is("ActiveState", "failed"));
 
     assert_eq!(ours.end(), "exited 77");
-    assert_eq!(
-        (ours.get("SubState"), ours.number("NRestarts")),
-        ("failed", 0)
-    );
+    assert_eq!((ours.get("SubState"), ours.number("NRestarts")), ("failed", 0));
     let refused = "the control server refused the auth key: invalid key: API key";
     machine.wait_exit_shown("77/NOPERM", refused);
     let errors = machine.errors_of(UNIT);
-    assert_eq!(
-        errors.lines().filter(|line| line.contains(refused)).count(),
-        1,
-        "{errors}"
-    );
+    assert_eq!(errors.lines().filter(|line| line.contains(refused)).count(), 1, "{errors}");
     // The daemon doesn't go on sending it.
     let sent = tailnet.state().key(&dead).attempts;
     tailnet.holds_for(
@@ -112,6 +152,27 @@ pub fn refused_key(debian: Debian) {
         |state| state.key(&dead).attempts == sent,
         "the node is quiet",
     );
+    // Nor does a run send it again, whatever comes between.
+    let again = "was refused in a run before";
+    let refuses_by_itself = |machine: &Machine| {
+        let ours = machine.wait_ours("failed", |unit| unit.is("ActiveState", "failed"));
+        assert_eq!(ours.end(), "exited 77");
+        machine.wait_exit_shown("77/NOPERM", again);
+        assert_eq!(tailnet.state().key(&dead).attempts, sent);
+    };
+    let _ = machine.try_run(&["systemctl", "restart", UNIT]);
+    refuses_by_itself(&machine);
+    // The same by hand, which knows what the service knows.
+    for option in [&["--check"][..], &[]] {
+        let server = ["tailscale-autoconnect", "--login-server", tailnet.url()];
+        let output = machine.try_run(&[&server[..], option].concat());
+        assert_eq!(output.status.code(), Some(77), "{output:?}");
+        assert_eq!(tailnet.state().key(&dead).attempts, sent);
+    }
+    machine.systemctl("restart", "tailscaled.service");
+    refuses_by_itself(&machine);
+    machine.reboot();
+    refuses_by_itself(&machine);
 
     let key = tailnet.single_use_key();
     machine.encrypt_secret(&key);

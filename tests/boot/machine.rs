@@ -23,6 +23,11 @@ pub const PATIENCE: Duration = Duration::from_secs(40);
 /// How often what cannot be waited for by an event is looked at.
 const LOOK: Duration = Duration::from_millis(30);
 
+/// The environment of tailscaled, in `/etc/default/tailscaled`.
+pub const DAEMON_ENVIRONMENT: &str = "PORT=0\nFLAGS=\n\
+    TS_NO_LOGS_NO_SUPPORT=true\nTS_DISABLE_PORTMAPPER=true\n\
+    TS_ASSUME_NETWORK_UP_FOR_TEST=true\nTS_USE_CACHED_NETMAP=false\n";
+
 const UNITS: &str = "usr/lib/systemd/system";
 
 /// A release of Debian, for its systemd.
@@ -58,8 +63,7 @@ impl Unit {
     /// A property that is a number.
     pub fn number(&self, name: &str) -> u64 {
         let text = self.get(name);
-        text.parse()
-            .unwrap_or_else(|_| panic!("{name} is no number: {text:?}"))
+        text.parse().unwrap_or_else(|_| panic!("{name} is no number: {text:?}"))
     }
 
     /// A time since the kernel booted.
@@ -93,10 +97,30 @@ impl Machine {
 
     /// The same without the package.
     pub fn bare(debian: Debian, tailnet: &Tailnet) -> Self {
+        Self::with_options(debian, tailnet, &tailnet.network(), &[])
+    }
+
+    /// A machine with the package, started with further options of systemd-nspawn.
+    pub fn contained(debian: Debian, tailnet: &Tailnet, options: &[&str]) -> Self {
+        let machine = Self::with_options(debian, tailnet, &tailnet.network(), options);
+        machine.install_package();
+        machine
+    }
+
+    /// The same in a user namespace. It cannot enter the tailnet's network, so it has an empty one.
+    pub fn in_user_namespace(debian: Debian, tailnet: &Tailnet, options: &[&str]) -> Self {
+        let options = [&["--private-users=identity"], options].concat();
+        let machine = Self::with_options(debian, tailnet, Path::new("-"), &options);
+        machine.install_package();
+        machine
+    }
+
+    fn with_options(debian: Debian, tailnet: &Tailnet, network: &Path, options: &[&str]) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let name = format!("boot{}x{count}", std::process::id());
-        let mut keeper = keeper(debian, &name, &tailnet.network())
+        let mut keeper = keeper(debian, &name, network)
+            .args(options)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -123,12 +147,7 @@ impl Machine {
         machine.keeper_pid = pid.parse().expect("a process number");
         machine.root = root.to_owned();
 
-        machine.write(
-            "etc/default/tailscaled",
-            "PORT=0\nFLAGS=\n\
-             TS_NO_LOGS_NO_SUPPORT=true\nTS_DISABLE_PORTMAPPER=true\n\
-             TS_ASSUME_NETWORK_UP_FOR_TEST=true\nTS_USE_CACHED_NETMAP=false\n",
-        );
+        machine.write("etc/default/tailscaled", DAEMON_ENVIRONMENT);
         machine.drop_in("10-server", &setting("LOGIN_SERVER", tailnet.url()));
         machine
     }
@@ -167,10 +186,8 @@ impl Machine {
 
     pub fn write(&self, path: &str, text: &str) {
         let path = self.path(path);
-        let written = path
-            .parent()
-            .map_or(Ok(()), fs::create_dir_all)
-            .and_then(|()| fs::write(&path, text));
+        let written =
+            path.parent().map_or(Ok(()), fs::create_dir_all).and_then(|()| fs::write(&path, text));
         written.unwrap_or_else(|error| panic!("cannot write {}: {error}", path.display()));
     }
 
@@ -224,10 +241,7 @@ impl Machine {
         assert!(self.leader.is_none(), "it is on");
         count_boot(&self.name);
         self.command("boot");
-        let container: u32 = self
-            .event("booted ", PATIENCE)
-            .parse()
-            .expect("a process number");
+        let container: u32 = self.event("booted ", PATIENCE).parse().expect("a process number");
         self.leader = Some(self.wait("its init", || init_of(container)));
         let manager = self.inside("run/systemd/private");
         self.wait("its service manager", || manager.exists().then_some(()));
@@ -236,9 +250,7 @@ impl Machine {
     /// Boots and waits until the boot is over, our unit's start aside.
     pub fn boot_to_the_end(&mut self) {
         self.boot();
-        self.wait_unit("multi-user.target", "reached", |unit| {
-            unit.is("ActiveState", "active")
-        });
+        self.wait_unit("multi-user.target", "reached", |unit| unit.is("ActiveState", "active"));
     }
 
     /// How long the boot took until multi-user.target was reached.
@@ -252,14 +264,20 @@ impl Machine {
         let begin = Instant::now();
         let leader = self.leader.expect("it is on");
         // SIGRTMIN+4 asks systemd to power off.
-        let sent = Command::new("kill")
-            .args(["-s", "RTMIN+4", &leader.to_string()])
-            .status();
+        let sent = Command::new("kill").args(["-s", "RTMIN+4", &leader.to_string()]).status();
         assert!(sent.is_ok_and(|status| status.success()));
         let code = self.event("ended ", PATIENCE);
         self.leader = None;
         assert_eq!(code, "0", "{}", self.console());
         begin.elapsed()
+    }
+
+    /// Cuts its power: nothing in it sees it coming. What it has written stays, synced or not.
+    pub fn cut_power(&mut self) {
+        let leader = self.leader.take().expect("it is on");
+        let killed = Command::new("kill").args(["-s", "KILL", &leader.to_string()]).status();
+        assert!(killed.is_ok_and(|status| status.success()));
+        self.event("ended ", PATIENCE);
     }
 
     pub fn reboot(&mut self) {
@@ -276,11 +294,7 @@ impl Machine {
     fn event(&self, kind: &str, limit: Duration) -> String {
         match self.events.recv_timeout(limit) {
             Ok(line) if line.starts_with(kind) => line[kind.len()..].to_owned(),
-            other => panic!(
-                "no {kind:?} of {}: {other:?}\n{}",
-                self.name,
-                self.console()
-            ),
+            other => panic!("no {kind:?} of {}: {other:?}\n{}", self.name, self.console()),
         }
     }
 
@@ -357,9 +371,7 @@ impl Machine {
 
     /// Waits until our unit says that it waits for this.
     pub fn wait_status_text(&self, text: &str) -> Unit {
-        self.wait_ours(&format!("to say {text:?}"), |unit| {
-            unit.get("StatusText").contains(text)
-        })
+        self.wait_ours(&format!("to say {text:?}"), |unit| unit.get("StatusText").contains(text))
     }
 
     /// Waits until our unit has ended with success after the run `before`, or any if that is empty.
@@ -384,11 +396,7 @@ impl Machine {
             if let Some(seen) = seen() {
                 return seen;
             }
-            assert!(
-                Instant::now() < deadline,
-                "{}: waited in vain for {what}",
-                self.name
-            );
+            assert!(Instant::now() < deadline, "{}: waited in vain for {what}", self.name);
             thread::sleep(LOOK);
         }
     }
@@ -407,14 +415,7 @@ impl Machine {
 
     /// Those of them that are errors.
     pub fn errors_of(&self, unit: &str) -> String {
-        self.run(&[
-            "journalctl",
-            "--boot",
-            "--no-pager",
-            "--priority=err",
-            "--unit",
-            unit,
-        ])
+        self.run(&["journalctl", "--boot", "--no-pager", "--priority=err", "--unit", unit])
     }
 
     /// Waits until the journal has systemd's line about our exit status, and `systemctl status`
@@ -441,6 +442,17 @@ impl Machine {
         status["BackendState"] == "Running" && status["Self"]["Online"] == true
     }
 
+    /// tailscaled's preferences without its keys, and without what it keeps there itself.
+    pub fn settings(&self) -> serde_json::Value {
+        let prefs = self.run(&["tailscale", "debug", "prefs"]);
+        let mut prefs: serde_json::Value = serde_json::from_str(&prefs).expect("JSON");
+        let all = prefs.as_object_mut().expect("preferences");
+        for own in ["Config", "ControlURL", "InternalExitNodePrior", "LoggedOut", "WantRunning"] {
+            all.remove(own);
+        }
+        prefs
+    }
+
     /// The processes of our unit, as the machine numbers them.
     pub fn processes_of(&self, unit: &str) -> Vec<String> {
         let group = self.show(unit).get("ControlGroup").to_owned();
@@ -459,21 +471,10 @@ impl Drop for Machine {
     fn drop(&mut self) {
         if thread::panicking() {
             let journal = self.leader.map(|_| {
-                let command = [
-                    "journalctl",
-                    "--no-pager",
-                    "--output=short-monotonic",
-                    "-n",
-                    "150",
-                ];
+                let command = ["journalctl", "--no-pager", "--output=short-monotonic", "-n", "150"];
                 String::from_utf8_lossy(&self.try_run(&command).stdout).into_owned()
             });
-            eprintln!(
-                "--- {}\n{}\n{}",
-                self.name,
-                self.console(),
-                journal.unwrap_or_default()
-            );
+            eprintln!("--- {}\n{}\n{}", self.name, self.console(), journal.unwrap_or_default());
         }
         // The keeper ends the machine when its standard input is closed.
         drop(self.commands.take());
@@ -485,8 +486,7 @@ impl Drop for Machine {
 fn count_boot(name: &str) {
     if let Some(log) = std::env::var_os("BOOT_LOG") {
         let log = fs::OpenOptions::new().create(true).append(true).open(log);
-        log.and_then(|mut log| writeln!(log, "{name}"))
-            .expect("BOOT_LOG names a file");
+        log.and_then(|mut log| writeln!(log, "{name}")).expect("BOOT_LOG names a file");
     }
 }
 
@@ -511,10 +511,7 @@ const CLEAN: [&str; 4] = [
 
 fn bounded(limit: Duration, program: &str) -> Command {
     let mut command = Command::new("timeout");
-    command
-        .arg("--kill-after=1")
-        .arg(limit.as_secs().to_string())
-        .arg(program);
+    command.arg("--kill-after=1").arg(limit.as_secs().to_string()).arg(program);
     command
 }
 
@@ -553,20 +550,15 @@ fn properties(text: &str) -> BTreeMap<String, String> {
 fn init_of(container: u32) -> Option<u32> {
     let children =
         fs::read_to_string(format!("/proc/{container}/task/{container}/children")).ok()?;
-    children
-        .split_whitespace()
-        .filter_map(|pid| pid.parse().ok())
-        .find(|pid: &u32| {
-            let read = |file| fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
-            let is_first = |line: &str| line.starts_with("NSpid:") && line.ends_with("\t1");
-            read("status").lines().any(is_first) && read("comm").trim() == "systemd"
-        })
+    children.split_whitespace().filter_map(|pid| pid.parse().ok()).find(|pid: &u32| {
+        let read = |file| fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
+        let is_first = |line: &str| line.starts_with("NSpid:") && line.ends_with("\t1");
+        read("status").lines().any(is_first) && read("comm").trim() == "systemd"
+    })
 }
 
 fn script(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/boot")
-        .join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/boot").join(name)
 }
 
 /// What a script makes, once in this process.
@@ -591,12 +583,8 @@ fn root(debian: Debian) -> PathBuf {
         Debian::Bookworm => "bookworm",
         Debian::Trixie => "trixie",
     };
-    let mut roots = ROOTS
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner);
-    let root = roots
-        .entry(release)
-        .or_insert_with(|| made("root.sh", Some(release)));
+    let mut roots = ROOTS.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let root = roots.entry(release).or_insert_with(|| made("root.sh", Some(release)));
     root.clone()
 }
 

@@ -6,7 +6,9 @@
 
 mod bookworm;
 mod boot_order;
+mod containers;
 mod drop_ins;
+mod hooks;
 mod join;
 mod journal;
 mod keeping;
@@ -14,6 +16,7 @@ mod key_file;
 mod machine;
 mod nixos;
 mod package;
+mod power_cut;
 mod running;
 mod sandbox;
 mod secret;

@@ -39,9 +39,7 @@ struct Host {
 
 fn evaluate(login_server: &str, age: &str, decrypts: Decrypts) -> Host {
     let real = |argument: &str, variable: &str, import: &str| {
-        env::var(variable).map_or(String::new(), |path| {
-            format!("{argument} = {import}{path};")
-        })
+        env::var(variable).map_or(String::new(), |path| format!("{argument} = {import}{path};"))
     };
     let expression = format!(
         "import {}/tests/nix/boot.nix {{ loginServer = \"{login_server}\"; age = \"{age}\"; \
@@ -126,13 +124,12 @@ fn boots_joins_and_is_rotated(decrypts: Decrypts) {
         let secrets = machine.show("agenix-install-secrets.service");
         assert!(ours.time("ExecMainStart") >= secrets.time("ExecMainExit"));
     }
-    assert_eq!(
-        machine.run(&["readlink", "/run/agenix"]),
-        "/run/agenix.d/1\n"
-    );
+    assert_eq!(machine.run(&["readlink", "/run/agenix"]), "/run/agenix.d/1\n");
     assert!(ours.get("Names").contains("tailscaled-autoconnect.service"));
     let state = tailnet.state();
     assert_eq!((state.key(&key).attempts, state.key(&key).uses), (1, 1));
+    let kept = machine.run(&["stat", "-c", "%a", "/var/lib/tailscale-autoconnect"]);
+    assert_eq!(kept, "700\n");
     // By the flag of the configuration.
     assert!(state.device("nixos").is_some(), "{:?}", state.nodes);
 
@@ -149,10 +146,7 @@ fn boots_joins_and_is_rotated(decrypts: Decrypts) {
     let new_key = tailnet.single_use_key();
     machine.encrypt_secret(&new_key);
     machine.run(&[&format!("/{INSTALL}")]);
-    assert_eq!(
-        machine.run(&["readlink", "/run/agenix"]),
-        "/run/agenix.d/2\n"
-    );
+    assert_eq!(machine.run(&["readlink", "/run/agenix"]), "/run/agenix.d/2\n");
     machine.systemctl("start", "multi-user.target");
     machine.wait_done_after(&before);
     assert_eq!(tailnet.state().key(&new_key).uses, 1);

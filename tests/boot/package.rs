@@ -18,10 +18,7 @@ fn its_manual_page_and_completions_are_where_they_are_looked_for() {
     }
     for (file, beginning) in [
         ("bash-completion/completions/tailscale-autoconnect", "_tail"),
-        (
-            "zsh/vendor-completions/_tailscale-autoconnect",
-            "#compdef tailscale-autoconnect\n",
-        ),
+        ("zsh/vendor-completions/_tailscale-autoconnect", "#compdef tailscale-autoconnect\n"),
         (
             "fish/vendor_completions.d/tailscale-autoconnect.fish",
             "complete -c tailscale-autoconnect ",
@@ -80,22 +77,14 @@ fn removed_it_is_stopped_and_purged_it_leaves_nothing() {
 
     machine.run(&["dpkg", "--remove", "tailscale-autoconnect"]);
     let ours = machine.ours();
-    assert!(
-        ours.is("ActiveState", "inactive"),
-        "{}",
-        ours.get("ActiveState")
-    );
+    assert!(ours.is("ActiveState", "inactive"), "{}", ours.get("ActiveState"));
     assert_eq!(machine.processes_of(UNIT), Vec::<String>::new());
     let daemon = machine.show("tailscaled.service");
     assert!(daemon.is("ActiveState", "active"), "tailscaled goes on");
 
     machine.run(&["dpkg", "--purge", "tailscale-autoconnect"]);
     // Its drop-in is the admin's, who wrote it.
-    machine.run(&[
-        "rm",
-        "-r",
-        "/etc/systemd/system/tailscale-autoconnect.service.d",
-    ]);
+    machine.run(&["rm", "-r", "/etc/systemd/system/tailscale-autoconnect.service.d"]);
     let left = machine.run(&[
         "find",
         "/",
@@ -110,9 +99,7 @@ fn removed_it_is_stopped_and_purged_it_leaves_nothing() {
     // A restart of the daemon doesn't miss it, nor does the next boot.
     machine.systemctl("restart", "tailscaled.service");
     machine.reboot();
-    machine.wait_unit("multi-user.target", "reached", |unit| {
-        unit.is("ActiveState", "active")
-    });
+    machine.wait_unit("multi-user.target", "reached", |unit| unit.is("ActiveState", "active"));
     assert!(machine.ours().is("LoadState", "not-found"));
     assert!(!machine.journal("init.scope").contains(UNIT));
 }

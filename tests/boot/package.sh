@@ -20,4 +20,5 @@ if ! command -v cargo-deb >/dev/null; then
     say "package.sh: installing cargo-deb (a few minutes, once)"
     cargo install --locked --quiet --root "$tools" cargo-deb@3.8.0
 fi
-"$root/units/debian/build.sh" --quiet 1>&3
+cd -- "$root"
+cargo deb --locked --quiet 1>&3

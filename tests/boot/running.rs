@@ -28,20 +28,12 @@ fn in_mid_login(fault: &str) -> (Tailnet, Machine, String) {
     machine.secret(&key);
     tailnet.fault(fault);
     machine.boot_to_the_end();
-    machine.wait("the CLI", || {
-        (machine.processes_of(UNIT).len() == 2).then_some(())
-    });
+    machine.wait("the CLI", || (machine.processes_of(UNIT).len() == 2).then_some(()));
     (tailnet, machine, key)
 }
 
 fn kill_daemon(machine: &Machine) {
-    machine.run(&[
-        "systemctl",
-        "kill",
-        "--signal=KILL",
-        "--kill-whom=main",
-        DAEMON,
-    ]);
+    machine.run(&["systemctl", "kill", "--signal=KILL", "--kill-whom=main", DAEMON]);
 }
 
 pub fn daemon_restarts(debian: Debian) {
@@ -79,9 +71,7 @@ fn while_it_is_at_work_it_follows_tailscaled() {
         machine.wait_ours("at work again", |unit| {
             !unit.is("InvocationID", before)
                 && unit.is("ActiveState", "activating")
-                && unit
-                    .get("StatusText")
-                    .starts_with("waiting for the control server")
+                && unit.get("StatusText").starts_with("waiting for the control server")
         });
     };
 
@@ -140,13 +130,7 @@ fn killed_in_mid_login_it_is_restarted_and_the_key_is_not_lost() {
 
     machine.boot();
     tailnet.wait_until(|state| state.key(&key).attempts == 1, "the login");
-    machine.run(&[
-        "systemctl",
-        "kill",
-        "--signal=KILL",
-        "--kill-whom=main",
-        UNIT,
-    ]);
+    machine.run(&["systemctl", "kill", "--signal=KILL", "--kill-whom=main", UNIT]);
 
     let ours = machine.wait_done();
     assert_eq!(ours.number("NRestarts"), 1);

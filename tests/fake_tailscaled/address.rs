@@ -20,11 +20,7 @@ fn addresses_on_the_interface_are_not_waited_for() {
     let run = program(&fake).run();
     run.assert_code(0);
     assert_eq!(fake.requests().len(), 1);
-    assert!(
-        run.stdout.ends_with("(127.0.0.2, 127.0.0.3)\n"),
-        "{}",
-        run.stdout
-    );
+    assert!(run.stdout.ends_with("(127.0.0.2, 127.0.0.3)\n"), "{}", run.stdout);
 }
 
 #[test]
@@ -38,10 +34,7 @@ fn without_an_interface_no_address_is_waited_for() {
 fn an_address_that_comes_later_is_waited_for() {
     let fake = FakeTailscaled::with_status(running_with(true, &["127.0.0.2", NOBODYS]));
     let run = program(&fake).spawn();
-    assert_eq!(
-        run.wait_status_text("address"),
-        format!("waiting for the address {NOBODYS}")
-    );
+    assert_eq!(run.wait_status_text("address"), format!("waiting for the address {NOBODYS}"));
     let few = fake.count(STATUS);
     fake.wait_count(STATUS, few + 2);
     assert!(run.is_alive());
@@ -49,11 +42,7 @@ fn an_address_that_comes_later_is_waited_for() {
     fake.ring();
     let run = run.wait();
     run.assert_code(0);
-    assert!(
-        !run.stderr.contains("is not on the interface"),
-        "{}",
-        run.stderr
-    );
+    assert!(!run.stderr.contains("is not on the interface"), "{}", run.stderr);
 }
 
 #[test]

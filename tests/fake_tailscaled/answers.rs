@@ -37,10 +37,7 @@ fn is_unusable(answer: Response, why: &str) {
 fn broken_json_is_named() {
     let whole = status_json("Running", json!({})).to_string();
     for body in [&whole[..whole.len() / 2], "<html>", "\u{0}\u{1}", "nul"] {
-        is_unusable(
-            Response::status(200, body),
-            "status is not what tailscaled sends",
-        );
+        is_unusable(Response::status(200, body), "status is not what tailscaled sends");
     }
 }
 
@@ -60,18 +57,12 @@ fn json_of_the_wrong_types_is_named() {
 
 #[test]
 fn an_empty_body_is_named() {
-    is_unusable(
-        Response::status(200, ""),
-        "status is not what tailscaled sends",
-    );
+    is_unusable(Response::status(200, ""), "status is not what tailscaled sends");
 }
 
 #[test]
 fn an_error_of_the_daemon_is_shown_in_its_words() {
-    is_unusable(
-        Response::status(500, "cannot read the state\n"),
-        "cannot read the state",
-    );
+    is_unusable(Response::status(500, "cannot read the state\n"), "cannot read the state");
 }
 
 #[test]

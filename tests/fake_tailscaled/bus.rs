@@ -57,9 +57,7 @@ fn without_a_bus_in_the_daemon_the_timer_does() {
 
 #[test]
 fn with_a_bus_that_ends_at_once_the_timer_does() {
-    the_timer_does(Response::raw(
-        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-    ));
+    the_timer_does(Response::raw("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"));
 }
 
 #[test]

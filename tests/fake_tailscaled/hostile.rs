@@ -31,27 +31,15 @@ fn endless_answers() -> Vec<(&'static str, Response)> {
         ("tiny chunks", flood(CHUNKED, "1\r\n \r\n")),
         ("extension of a chunk", flood(&format!("{CHUNKED}1;"), "x")),
         ("size of a chunk", flood(CHUNKED, "0")),
-        (
-            "trailers",
-            flood(&format!("{CHUNKED}2\r\n{{}}\r\n0\r\n"), "X: y\r\n"),
-        ),
+        ("trailers", flood(&format!("{CHUNKED}2\r\n{{}}\r\n0\r\n"), "X: y\r\n")),
         ("headers", flood(OK, "X: y\r\n")),
         ("header line", flood(&format!("{OK}X: "), "y")),
-        (
-            "continuation of a header",
-            flood(&format!("{OK}X: y\r\n"), " y\r\n"),
-        ),
+        ("continuation of a header", flood(&format!("{OK}X: y\r\n"), " y\r\n")),
         ("status line", flood("HTTP/1.1 200 ", "y")),
         ("version", flood("HTTP/", "1")),
         ("line ends", flood("", "\r\n")),
-        (
-            "interim answers",
-            flood("", "HTTP/1.1 100 Continue\r\n\r\n"),
-        ),
-        (
-            "early hints",
-            flood("", "HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n"),
-        ),
+        ("interim answers", flood("", "HTTP/1.1 100 Continue\r\n\r\n")),
+        ("early hints", flood("", "HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n")),
         ("zeros", flood("", "\0")),
     ]
 }
@@ -67,17 +55,11 @@ fn broken_answers() -> Vec<(&'static str, Response)> {
         ("braces", Response::status(200, &"{\"a\":".repeat(100_000))),
         ("closed brackets", {
             let nested = "[".repeat(100_000) + &"]".repeat(100_000);
-            Response::status(
-                200,
-                &format!("{{\"BackendState\":\"Running\",\"a\":{nested}}}"),
-            )
+            Response::status(200, &format!("{{\"BackendState\":\"Running\",\"a\":{nested}}}"))
         }),
         ("zeros", Response::status(200, &"\0".repeat(10_000))),
         ("a zero in a header", raw("X: \0", "{}")),
-        (
-            "no objects",
-            Response::json(json!([[], 1, null, "x", true])),
-        ),
+        ("no objects", Response::json(json!([[], 1, null, "x", true]))),
         (
             "wrong types",
             Response::json(json!({
@@ -87,56 +69,23 @@ fn broken_answers() -> Vec<(&'static str, Response)> {
         ("a short body", raw("Content-Length: 100", "{}")),
         ("a long body", raw("Content-Length: 1", "{}")),
         ("a negative length", raw("Content-Length: -1", "{}")),
-        (
-            "a huge length",
-            raw("Content-Length: 18446744073709551615", "{}"),
-        ),
-        (
-            "an impossible length",
-            raw("Content-Length: 99999999999999999999999", "{}"),
-        ),
-        (
-            "two lengths",
-            raw("Content-Length: 2\r\nContent-Length: 3", "{} "),
-        ),
+        ("a huge length", raw("Content-Length: 18446744073709551615", "{}")),
+        ("an impossible length", raw("Content-Length: 99999999999999999999999", "{}")),
+        ("two lengths", raw("Content-Length: 2\r\nContent-Length: 3", "{} ")),
         ("a length in words", raw("Content-Length: two", "{}")),
-        (
-            "a length and chunks",
-            raw("Content-Length: 2\r\nTransfer-Encoding: chunked", "{}"),
-        ),
-        (
-            "a huge chunk",
-            raw("Transfer-Encoding: chunked", "ffffffffffffffff\r\n{}"),
-        ),
-        (
-            "gzip",
-            raw("Content-Encoding: gzip\r\nContent-Length: 10", gzip),
-        ),
-        (
-            "no gzip",
-            raw(
-                "Content-Encoding: gzip\r\nTransfer-Encoding: gzip, chunked",
-                "{}",
-            ),
-        ),
+        ("a length and chunks", raw("Content-Length: 2\r\nTransfer-Encoding: chunked", "{}")),
+        ("a huge chunk", raw("Transfer-Encoding: chunked", "ffffffffffffffff\r\n{}")),
+        ("gzip", raw("Content-Encoding: gzip\r\nContent-Length: 10", gzip)),
+        ("no gzip", raw("Content-Encoding: gzip\r\nTransfer-Encoding: gzip, chunked", "{}")),
         ("another protocol", head("101 Switching Protocols")),
         ("a redirect to itself", head("307 Temporary Redirect")),
         ("no content", head("204 No Content")),
         ("not modified", head("304 Not Modified")),
         ("a code of no kind", head("999 ?")),
-        (
-            "another version",
-            Response::raw("HTTP/2.0 200 OK\r\n\r\n{}"),
-        ),
+        ("another version", Response::raw("HTTP/2.0 200 OK\r\n\r\n{}")),
         ("HTTP/2", Response::raw("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")),
-        (
-            "one byte a second",
-            Response::raw_drip(format!("{OK}\r\n{{"), slow),
-        ),
-        (
-            "a body of one byte a second",
-            Response::drip("{\"BackendState\":", slow),
-        ),
+        ("one byte a second", Response::raw_drip(format!("{OK}\r\n{{"), slow)),
+        ("a body of one byte a second", Response::drip("{\"BackendState\":", slow)),
         ("silence", Response::never()),
     ]
 }
@@ -163,12 +112,7 @@ impl Ending {
             .args(["--timeout", "700ms"])
             .spawn();
         let (run, kib) = run.wait_measured();
-        Self {
-            run,
-            kib,
-            calls: cli.calls(),
-            changes: changes(&fake),
-        }
+        Self { run, kib, calls: cli.calls(), changes: changes(&fake) }
     }
 
     /// In time, in little memory, with an exit code and a sentence of one line, and without a login.
@@ -187,10 +131,7 @@ impl Ending {
         );
         let said = run.notifications.iter().flat_map(|one| one.text.lines());
         for line in run.stderr.lines().chain(said) {
-            assert!(
-                line.len() < 1000 && !line.contains(char::is_control),
-                "{line:?}"
-            );
+            assert!(line.len() < 1000 && !line.contains(char::is_control), "{line:?}");
         }
         assert_eq!(self.calls, Vec::<Vec<String>>::new());
     }
@@ -230,10 +171,7 @@ fn harm_by_the_bus(answer: Response) {
     let ending = Ending::of(BUS, "NeedsMachineAuth", answer);
     ending.assert_sound();
     let stderr = &ending.run.stderr;
-    assert!(
-        ending.run.code == Some(69) || stderr.contains("waiting for an admin"),
-        "{stderr}"
-    );
+    assert!(ending.run.code == Some(69) || stderr.contains("waiting for an admin"), "{stderr}");
 }
 
 fn harm_by_the_start(answer: Response) {
@@ -294,9 +232,7 @@ fn a_redirect_is_not_followed() {
         let answer = format!("HTTP/1.1 {code} Moved\r\nLocation: /elsewhere\r\n\r\n");
         let fake = FakeTailscaled::start(move |_| Response::raw(answer.clone()));
         let run = crate::program(&fake).args(["--timeout", "1s"]).spawn();
-        run.wait_status_text(&format!(
-            "waiting for a usable answer of tailscaled: {code}"
-        ));
+        run.wait_status_text(&format!("waiting for a usable answer of tailscaled: {code}"));
         fake.wait_count(STATUS, 2);
         assert_eq!(fake.count("/elsewhere"), 0);
     }
@@ -339,10 +275,7 @@ fn with_command(script: &str, args: &[&str]) -> (Finished, u64, FakeCli) {
         _ if request.path == PREFS => Response::json(json!({ "WantRunning": false })),
         _ => stays(status_json("NeedsLogin", json!({})))(request),
     });
-    let run = program_with_key(&fake, key.path())
-        .tailscale(cli.path())
-        .args(args)
-        .spawn();
+    let run = program_with_key(&fake, key.path()).tailscale(cli.path()).args(args).spawn();
     let (run, kib) = run.wait_measured();
     assert!(run.elapsed < Duration::from_secs(15), "{:?}", run.elapsed);
     assert!(kib <= MOST_KIB, "{kib} KiB");
@@ -375,18 +308,15 @@ fn a_command_that_leaves_its_output_open() {
 
 #[test]
 fn a_command_that_forges() {
-    let forged = r"backend error: a\033[2J\000b\r\nREADY=1\n<0>forged\n\033]0;title\007";
+    let forged =
+        r"backend error: invalid key: a\033[2J\000b\r\nREADY=1\n<0>forged\n\033]0;title\007";
     for code in [1, 2, 77, 255] {
         let talk = format!("printf '{forged}'; printf '{forged}' >&2; exit {code}");
         let (run, _, _) = with_command(&talk, &["-vv", "--timeout", "15s"]);
         run.assert_code(77);
         assert_eq!(run.ready_at(), None);
         for one in &run.notifications {
-            assert!(
-                !one.text.trim_end().contains(char::is_control),
-                "{:?}",
-                one.text
-            );
+            assert!(!one.text.trim_end().contains(char::is_control), "{:?}", one.text);
         }
     }
 }
@@ -408,13 +338,10 @@ fn a_command_that_names_other_flags_is_not_called_with_them() {
         };
         let (run, _, cli) = with_command(&talk, &["--timeout", "10s"]);
         run.assert_code(78);
-        assert_eq!(cli.calls().len(), 1);
-        assert!(
-            run.stderr
-                .contains("settings mentioned that it does not name"),
-            "{}",
-            run.stderr
-        );
+        let calls = cli.calls();
+        assert_eq!(calls.len(), 3, "{calls:?}");
+        assert!(calls.iter().all(|call| call.len() == 4), "{calls:?}");
+        assert!(run.stderr.contains("failed three times with the same message"), "{}", run.stderr);
     }
 }
 
@@ -431,14 +358,7 @@ fn a_control_server_that_asks_for_endless_patience() {
 fn no_time_on_the_command_line_is_too_long() {
     let fake = FakeTailscaled::with_status(status_json("Running", json!({})));
     for time in ["infinity", "18446744073709551615", "500000000000y"] {
-        let limits = [
-            "--timeout",
-            time,
-            "--authkey-wait",
-            time,
-            "--ready-after",
-            time,
-        ];
+        let limits = ["--timeout", time, "--authkey-wait", time, "--ready-after", time];
         let run = crate::program(&fake).args(limits).run();
         run.assert_code(0);
     }

@@ -1,10 +1,14 @@
 //! What the service manager is told, and when.
 
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::thread;
 use std::time::Duration;
 
 use serde_json::json;
-use tailnet_harness::{FakeTailscaled, Finished, Notification, Response, Run, Signal, status_json};
+use tailnet_harness::{
+    FakeTailscaled, Finished, Notification, PATIENCE, Response, Run, Signal, status_json,
+};
 
 use crate::{STATUS, connect, program, stays};
 
@@ -14,9 +18,7 @@ fn waiting() -> FakeTailscaled {
 
 /// The places of the notifications that have this line.
 fn places(notifications: &[Notification], name: &str) -> Vec<usize> {
-    (0..notifications.len())
-        .filter(|place| notifications[*place].get(name).is_some())
-        .collect()
+    (0..notifications.len()).filter(|place| notifications[*place].get(name).is_some()).collect()
 }
 
 #[test]
@@ -65,9 +67,7 @@ fn ready_comes_after_the_grace_while_the_work_goes_on() {
 #[test]
 fn a_failure_after_ready_keeps_its_exit_code() {
     let fake = waiting();
-    let run = program(&fake)
-        .args(["--ready-after", "200ms", "--timeout", "1s"])
-        .run();
+    let run = program(&fake).args(["--ready-after", "200ms", "--timeout", "1s"]).run();
     run.assert_code(75);
     assert!(run.ready_at().is_some());
 }
@@ -75,25 +75,18 @@ fn a_failure_after_ready_keeps_its_exit_code() {
 #[test]
 fn the_start_timeout_is_extended_before_ready_and_not_after() {
     let fake = waiting();
-    let run = program(&fake)
-        .args(["--ready-after", "400ms", "--timeout", "1s"])
-        .run();
+    let run = program(&fake).args(["--ready-after", "400ms", "--timeout", "1s"]).run();
     let extends = places(&run.notifications, "EXTEND_TIMEOUT_USEC");
     let ready = places(&run.notifications, "READY");
     assert_eq!(extends.len(), 1, "{:?}", run.notifications);
     assert!(extends < ready, "{:?}", run.notifications);
-    assert_eq!(
-        run.notifications[extends[0]].get("EXTEND_TIMEOUT_USEC"),
-        Some("60000000")
-    );
+    assert_eq!(run.notifications[extends[0]].get("EXTEND_TIMEOUT_USEC"), Some("60000000"));
 }
 
 #[test]
 fn without_a_grace_ready_comes_at_once_and_no_time_is_asked_for() {
     let fake = waiting();
-    let run = program(&fake)
-        .args(["--ready-after", "0", "--timeout", "500ms"])
-        .run();
+    let run = program(&fake).args(["--ready-after", "0", "--timeout", "500ms"]).run();
     run.assert_code(75);
     assert!(run.ready_at().is_some());
     assert!(places(&run.notifications, "EXTEND_TIMEOUT_USEC").is_empty());
@@ -133,6 +126,24 @@ fn a_signal_ends_the_wait_at_once_and_is_seen_by_the_service_manager() {
         assert_eq!((run.code, run.signal), (None, Some(number)));
         assert_stopped(&run);
     }
+}
+
+#[test]
+fn an_abstract_socket_of_a_service_manager_hears_it_too() {
+    let name = format!("tailscale-autoconnect-test-{}", std::process::id());
+    let address = SocketAddr::from_abstract_name(&name).expect("a short name");
+    let manager = UnixDatagram::bind_addr(&address).expect("a name of our own");
+    manager.set_read_timeout(Some(PATIENCE)).expect("a socket");
+    let fake = FakeTailscaled::with_status(status_json("Running", json!({})));
+    let run = program(&fake).without_notify().env("NOTIFY_SOCKET", format!("@{name}")).run();
+    run.assert_code(0);
+    let mut told = [0; 4096];
+    while let Ok(length) = manager.recv(&mut told) {
+        if told[..length].split(|byte| *byte == b'\n').any(|line| line == b"READY=1") {
+            return;
+        }
+    }
+    panic!("READY=1 was not said");
 }
 
 fn assert_stopped(run: &Finished) {

@@ -32,9 +32,7 @@ fn wait_then_connect(fake: &FakeTailscaled, run: Run) -> Finished {
 
 fn live_lines(screen: &Screen) -> Vec<&String> {
     let shown = screen.shown().iter();
-    shown
-        .filter(|line| !line.starts_with("tailscale-autoconnect: "))
-        .collect()
+    shown.filter(|line| !line.starts_with("tailscale-autoconnect: ")).collect()
 }
 
 #[test]
@@ -112,10 +110,7 @@ fn errors_are_red_unless_no_color_is_asked_for() {
 fn a_live_line_is_cut_and_never_wraps() {
     let fake = waiting();
     let trouble = "x-控制-".repeat(30);
-    fake.script(stays(status_json(
-        "Starting",
-        json!({ "Health": [trouble] }),
-    )));
+    fake.script(stays(status_json("Starting", json!({ "Health": [trouble] }))));
     for columns in [120, 80, 33, 5, 1] {
         let run = program(&fake).terminal(columns).spawn();
         run.wait_stderr(|text| text.matches(CLEAR).count() >= 2, "a live line");

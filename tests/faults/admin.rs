@@ -29,18 +29,19 @@ pub struct Said {
     /// A dead key was sent.
     pub dead_key: bool,
     pub story: Vec<(Instant, String)>,
-    /// Which preferences were set, from when to when.
-    pub sets: Vec<(&'static str, Instant, Instant)>,
+    /// Another profile was asked for.
+    pub switched: bool,
 }
 
 impl Admin {
-    /// `server` is the login server's URL. With `doubt`, what is set may be lost: the disk fails.
+    /// `server` is the login server's URL, `second` the second profile. With `doubt`, what is set may be lost: the disk fails.
     pub fn new(
         node: Arc<Node>,
         server: &str,
         dead_key: &str,
         settings: &[usize],
         doubt: bool,
+        second: Option<String>,
     ) -> Self {
         let (sender, commands) = channel::<Kind>();
         let mut said = Said::default();
@@ -54,24 +55,20 @@ impl Admin {
         let dead = KeyFile::new(dead_key);
         let thread = thread::spawn(move || {
             for command in commands {
-                let args = arguments(command, &server, &dead, &lock(&shared));
-                let begun = Instant::now();
+                let args = match (command, &second) {
+                    (Kind::AdminSwitch, Some(profile)) => {
+                        vec!["switch".to_owned(), profile.clone()]
+                    }
+                    _ => arguments(command, &server, &dead, &lock(&shared)),
+                };
                 let code = run(&node, &args);
                 let mut said = lock(&shared);
-                if let Kind::AdminSet(number) = command {
-                    let pref = SETTINGS[number].pref;
-                    said.sets.push((pref, begun, Instant::now()));
-                }
                 said.hear(command, code == Some(0), doubt);
                 let words = format!("`tailscale {}` ended: {code:?}", args.join(" "));
                 said.story.push((Instant::now(), words));
             }
         });
-        Self {
-            commands: Some(sender),
-            thread: Some(thread),
-            said,
-        }
+        Self { commands: Some(sender), thread: Some(thread), said }
     }
 
     pub fn does(&self, command: Kind) {
@@ -92,9 +89,7 @@ impl Admin {
 
     /// Whether some are still to be done, or under way.
     pub fn is_busy(&self) -> bool {
-        self.thread
-            .as_ref()
-            .is_some_and(|thread| !thread.is_finished())
+        self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
     }
 
     pub fn said(&self) -> Said {
@@ -116,6 +111,7 @@ impl Said {
         match command {
             Kind::AdminUp if done => self.down = false,
             Kind::AdminUpDead => self.dead_key = true,
+            Kind::AdminSwitch => self.switched = true,
             // Even if it failed, it may have been half done.
             Kind::AdminDown => self.down = true,
             Kind::AdminSet(number) => {

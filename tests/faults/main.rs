@@ -82,10 +82,7 @@ fn campaign(
     results: Option<&File>,
 ) -> Played {
     let next = Mutex::new(options.first);
-    let played = Mutex::new(Played {
-        outcomes: Vec::new(),
-        skipped: 0,
-    });
+    let played = Mutex::new(Played { outcomes: Vec::new(), skipped: 0 });
     let take = || {
         let mut next = next.lock().unwrap_or_else(PoisonError::into_inner);
         let number = *next - options.first;
@@ -102,10 +99,7 @@ fn campaign(
                 while let Some(seed) = take() {
                     let schedule = Schedule::of(seed);
                     if schedule.place != Place::Host && !is_root() {
-                        played
-                            .lock()
-                            .unwrap_or_else(PoisonError::into_inner)
-                            .skipped += 1;
+                        played.lock().unwrap_or_else(PoisonError::into_inner).skipped += 1;
                         continue;
                     }
                     let outcome = one(&schedule, contender, &options.program);

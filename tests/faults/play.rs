@@ -1,6 +1,7 @@
 //! Plays a schedule on real daemons, with systemd's part done by [`Unit`].
 
-use std::path::Path;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -10,7 +11,10 @@ use serde_json::Value;
 use tailnet_harness::{Cell, KeyFile, KeySpec, Node, Run, Tailnet};
 
 use crate::admin::Admin;
-use crate::schedule::{Bad, Ending, Fault, Kind, Left, Moment, Place, SETTINGS, Scene, Schedule};
+use crate::schedule::{
+    Bad, Ending, Fault, Kind, Left, Mistake, Moment, PASSING, Place, Plan, SETTINGS, Scene,
+    Schedule,
+};
 use crate::unit::{Contender, KEY_WAIT_MS, READY_AFTER_MS, Unit, listens};
 use crate::verdict::{Outcome, judge};
 use crate::watch::Watch;
@@ -20,6 +24,10 @@ const TICK: Duration = Duration::from_millis(4);
 const DAEMON_RESTART_DELAY: Duration = Duration::from_millis(100);
 /// How long a register is held that comes at a bad time.
 const HELD: Duration = Duration::from_millis(600);
+/// How long the control server uses the same words, where they change.
+const SAME_WORDS: Duration = Duration::from_millis(300);
+/// More registers than there will be.
+const ALL: u32 = 100_000;
 /// How long an event that a fault waits for may stay away.
 const EVENT_LIMIT: Duration = Duration::from_millis(4500);
 /// How long after the last fault everything has to be well. We wait up to 30 s for several things
@@ -81,6 +89,20 @@ pub struct World<'a> {
     /// Every key that was good when it was put into the file.
     pub good_keys: Vec<String>,
     dead_key: String,
+    /// The tailnet of the second profile, or that of a login server that is a mistake.
+    pub other: Option<Tailnet>,
+    profiles: Option<Profiles>,
+    /// What the program remembers.
+    pub record: PathBuf,
+    /// The last dead or good key that a run has ended over, and how often it had been tried then on
+    /// either tailnet.
+    pub refused: Vec<(String, [u64; 2])>,
+    second_run: Option<Run>,
+    pub reconfigured: Option<Instant>,
+    record_seen: Option<Instant>,
+    failing: Failing,
+    started: bool,
+    ends_heard: usize,
     control: &'static str,
     held: bool,
     link_down: bool,
@@ -88,16 +110,27 @@ pub struct World<'a> {
     frozen: bool,
     daemon: Daemon,
     cli_seen: Option<Instant>,
-    /// When each CLI of the unit was first seen.
-    pub logins: Vec<Instant>,
-    cli_runs: bool,
     pub began: Instant,
     pub story: Vec<(Instant, String)>,
     /// What happened that could cost tailscale a key: from when to when.
     pub burning: Vec<(Instant, Instant)>,
-    /// What ended or stopped a process, likewise.
-    pub interruptions: Vec<(Instant, Instant)>,
     pub fired: Vec<Kind>,
+}
+
+/// Two profiles of a node, and what the second is to be like.
+struct Profiles {
+    first: String,
+    second: String,
+    prefs: Value,
+}
+
+/// What the control server answers to registers with a key.
+#[derive(Clone, Copy, Default, PartialEq)]
+enum Failing {
+    #[default]
+    No,
+    Words(usize),
+    Status(u16),
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -118,10 +151,11 @@ pub fn play(schedule: &Schedule, contender: Contender, program: &Path) -> Outcom
     world.run_faults();
     world.lift();
     let first = world.settle(true);
+    let touched = world.switch_back();
     world.end(&first);
     let second = world.settle(false);
     let quiet = world.is_quiet();
-    judge(&mut world, &first, &second, quiet, began.elapsed())
+    judge(&mut world, &first, &second, quiet, touched, began.elapsed())
 }
 
 impl<'a> World<'a> {
@@ -141,11 +175,10 @@ impl<'a> World<'a> {
             cell.mount(&node.state_dir());
         }
 
-        let good = tailnet.key(&KeySpec {
-            reusable: schedule.reusable,
-            ..KeySpec::default()
-        });
-        let unknown = "hskey-auth-0123456789ab-".to_owned() + &"0123456789abcdef".repeat(3);
+        let good = tailnet.key(&KeySpec { reusable: schedule.reusable, ..KeySpec::default() });
+        let dead =
+            |start: &str| format!("hskey-auth-{start}6789ab-") + &"0123456789abcdef".repeat(3);
+        let (unknown, admins) = (dead("012345"), dead("987654"));
         let mut good_keys = Vec::new();
         let joined = tailnet.single_use_key();
         let content = match schedule.scene {
@@ -172,6 +205,8 @@ impl<'a> World<'a> {
             }
         };
 
+        let has_other = schedule.profiles || schedule.plan == Plan::Corrected(Mistake::OtherServer);
+        let other = has_other.then(Tailnet::start);
         let fresh = matches!(schedule.scene, Scene::Fresh | Scene::Hopeless(_));
         if !fresh || !schedule.settings.is_empty() {
             node.launch();
@@ -183,6 +218,9 @@ impl<'a> World<'a> {
             node.tailscale_ok(["set", SETTINGS[*number].flag]);
         }
         let id = (!fresh).then(|| tailnet.device_id(&node));
+        let profiles = schedule
+            .profiles
+            .then(|| Profiles::make(&node, other.as_ref().expect("it was started")));
         if matches!(schedule.scene, Scene::Stopped { .. }) {
             node.tailscale_ok(["down"]);
         }
@@ -205,15 +243,33 @@ impl<'a> World<'a> {
         }
 
         let file = KeyFile::absent();
-        let unit = unit_of(contender, program, &tailnet, &node, &file);
+        let content_at_first = match schedule.plan {
+            Plan::Corrected(Mistake::DeadKey) => Content::Text(unknown.clone()),
+            _ => content.clone(),
+        };
+        let record = match &cell {
+            Some(cell) if schedule.place == Place::OwnDisk && schedule.record_on_disk => {
+                cell.inside(&node.state_dir()).join("autoconnect")
+            }
+            _ => node.dir().join("autoconnect"),
+        };
+        fs::create_dir(&record).expect("a folder of our own");
+        let run = |is_second| {
+            let other = other.as_ref();
+            run_of(schedule, contender, program, &tailnet, other, &node, &file, &record, is_second)
+        };
+        let changes = matches!(schedule.plan, Plan::OtherFlags | Plan::Corrected(_));
+        let unit = Unit::new(contender, run(false));
+        let second_run = changes.then(|| run(true));
         let (node, tailnet) = (Arc::new(node), Arc::new(tailnet));
         let disk = schedule.place == Place::OwnDisk;
         let admin = Admin::new(
             Arc::clone(&node),
             tailnet.url(),
-            &unknown,
+            &admins,
             &schedule.settings,
             disk,
+            profiles.as_ref().map(|profiles| profiles.second.clone()),
         );
         let mut world = Self {
             schedule,
@@ -228,15 +284,22 @@ impl<'a> World<'a> {
             pending: schedule
                 .faults
                 .iter()
-                .map(|fault| Pending {
-                    fault: *fault,
-                    stage: Stage::Waiting,
-                })
+                .map(|fault| Pending { fault: *fault, stage: Stage::Waiting })
                 .collect(),
-            content,
+            content: content_at_first.clone(),
             shown: Content::Absent,
             good_keys,
             dead_key: unknown,
+            other,
+            profiles,
+            record,
+            refused: Vec::new(),
+            second_run,
+            reconfigured: None,
+            record_seen: None,
+            failing: Failing::No,
+            started: false,
+            ends_heard: 0,
             control: "none",
             held: false,
             link_down: false,
@@ -244,15 +307,12 @@ impl<'a> World<'a> {
             frozen: false,
             daemon: if live { Daemon::Up } else { Daemon::Off },
             cli_seen: None,
-            logins: Vec::new(),
-            cli_runs: false,
             began: Instant::now(),
             story: Vec::new(),
             burning: Vec::new(),
-            interruptions: Vec::new(),
             fired: Vec::new(),
         };
-        if let Content::Text(text) = &world.content {
+        if let Content::Text(text) = &content {
             text.lines().for_each(|line| world.unit.keep_secret(line));
         }
         world.unit.keep_secret(&world.dead_key);
@@ -272,39 +332,37 @@ impl<'a> World<'a> {
         if self.daemon == Daemon::Off {
             self.daemon = Daemon::Down(Instant::now());
         } else {
-            self.unit.start();
+            self.start();
         }
-        let mut started = self.daemon == Daemon::Up;
-        while self.pending.iter().any(|one| one.stage != Stage::Over) {
+        while self.pending.iter().any(|one| one.stage != Stage::Over) || !self.started {
             self.tick();
-            if self.daemon == Daemon::Up && !started {
+            if self.daemon == Daemon::Up && !self.started {
                 // At boot, each of them comes after tailscaled.
-                self.unit.start();
-                started = true;
+                self.start();
             }
             self.look_at_faults();
             thread::sleep(TICK);
         }
-        while !started {
-            self.tick();
-            if self.daemon == Daemon::Up {
-                self.unit.start();
-                started = true;
-            }
-            thread::sleep(TICK);
-        }
+    }
+
+    fn start(&mut self) {
+        self.unit.start();
+        self.started = true;
     }
 
     fn look_at_faults(&mut self) {
         let now = Instant::now();
-        let cli_ran = std::mem::replace(&mut self.cli_runs, self.unit.cli().is_some());
-        if self.cli_runs && !cli_ran {
-            self.logins.push(now);
-        }
-        if self.cli_seen.is_none() && self.cli_runs {
+        if self.cli_seen.is_none() && self.unit.cli().is_some() {
             self.cli_seen = Some(now);
         }
-        let register = self.watch.seen().first_register;
+        if self.record_seen.is_none() {
+            self.record_seen = match self.contender {
+                Contender::Ours => self.records().next().map(|_| now),
+                _ => self.cli_seen,
+            };
+        }
+        self.kill_again();
+        let seen = self.watch.seen();
         let mut changed = false;
         for at in 0..self.pending.len() {
             let Pending { fault, stage } = self.pending[at];
@@ -313,11 +371,18 @@ impl<'a> World<'a> {
                     let due = match fault.at {
                         Moment::After(time) => Some(self.began + time),
                         Moment::CliRuns(time) => self.cli_seen.map(|seen| seen + time),
-                        Moment::RegisterSeen(time) => register.map(|seen| seen + time),
+                        Moment::RegisterSeen(time) => seen.first_register.map(|seen| seen + time),
+                        Moment::RecordSeen(time) => self.record_seen.map(|seen| seen + time),
+                        Moment::KeyUsed(time) => seen.all_uses.first().map(|seen| *seen + time),
                     };
                     let never = now > self.began + EVENT_LIMIT;
                     match due {
                         Some(due) if now >= due => {
+                            changed = true;
+                            self.begin(&fault, never)
+                        }
+                        // Without it nothing goes on.
+                        None if never && fault.kind == Kind::Reconfigured => {
                             changed = true;
                             self.begin(&fault, never)
                         }
@@ -331,18 +396,41 @@ impl<'a> World<'a> {
                     if fault.kind.can_burn() {
                         self.burning.push((until - fault.lasts, now));
                     }
-                    if fault.kind.interrupts() {
-                        self.interruptions.push((until - fault.lasts, now));
-                    }
                     Stage::Over
                 }
                 other => other,
             };
             self.pending[at].stage = stage;
         }
-        if changed {
+        let words_change = self.is_active(Kind::WordsChange);
+        if changed || words_change {
             self.apply();
         }
+    }
+
+    fn is_active(&self, kind: Kind) -> bool {
+        let of_kind = |one: &Pending| one.fault.kind == kind;
+        let mut active = self.pending.iter().filter(|one| matches!(one.stage, Stage::Active(_)));
+        active.any(of_kind)
+    }
+
+    /// Kills a run that is old enough, while each is killed.
+    fn kill_again(&mut self) {
+        let active = self.pending.iter().filter(|one| matches!(one.stage, Stage::Active(_)));
+        let after = active.filter_map(|one| match one.fault.kind {
+            Kind::UnitKilledAgain(ms) => Some(Duration::from_millis(ms)),
+            _ => None,
+        });
+        let after = after.min();
+        if self.unit.runs_for().is_some_and(|time| after.is_some_and(|after| time >= after)) {
+            self.unit.kill_all();
+        }
+    }
+
+    /// The records of logins that the program keeps.
+    pub fn records(&self) -> impl Iterator<Item = PathBuf> {
+        let files = fs::read_dir(&self.record).into_iter().flatten().flatten();
+        files.map(|file| file.path()).filter(|path| path.extension().is_some_and(|is| is == "json"))
     }
 
     /// Lets a fault begin; those that last are brought about by [`Self::apply`].
@@ -358,6 +446,23 @@ impl<'a> World<'a> {
                 killed
             }
             Kind::UnitKilled => self.unit.kill_main(),
+            Kind::UnitAndCliKilled => self.unit.kill_all(),
+            Kind::PowerCut => {
+                self.unit.kill_all();
+                self.node.kill();
+                self.daemon_fell();
+                true
+            }
+            Kind::UnitRestarted => {
+                self.unit.stop();
+                self.unit.reset();
+                self.start_if_begun();
+                true
+            }
+            Kind::Reconfigured => {
+                self.reconfigure();
+                true
+            }
             Kind::DaemonKilled if self.node.is_alive() => {
                 self.node.kill();
                 self.daemon_fell();
@@ -372,8 +477,7 @@ impl<'a> World<'a> {
             Kind::DaemonKilled | Kind::DaemonRestarted => false,
             Kind::RateLimited(count) => {
                 let limit = serde_json::json!({"count": count, "retry_after_s": 1});
-                self.tailnet
-                    .policy(serde_json::json!({ "rate_limit": limit }));
+                self.tailnet.policy(serde_json::json!({ "rate_limit": limit }));
                 true
             }
             Kind::SecretTurned => {
@@ -381,16 +485,19 @@ impl<'a> World<'a> {
                 true
             }
             Kind::SecretRenewed => {
-                let key = self.tailnet.key(&KeySpec {
-                    reusable: self.schedule.reusable,
-                    ..KeySpec::default()
-                });
+                let key = self
+                    .tailnet
+                    .key(&KeySpec { reusable: self.schedule.reusable, ..KeySpec::default() });
                 self.unit.keep_secret(&key);
                 self.good_keys.push(key.clone());
                 self.content = Content::Text(key);
                 true
             }
-            command @ (Kind::AdminUp | Kind::AdminUpDead | Kind::AdminDown | Kind::AdminSet(_)) => {
+            Kind::RegistersFail(count, words) => {
+                self.fail_registers(u32::from(count), PASSING[words], 0);
+                true
+            }
+            command if command.is_admins() => {
                 self.admin.does(command);
                 true
             }
@@ -407,10 +514,39 @@ impl<'a> World<'a> {
         if fault.kind.can_burn() && happened {
             self.burning.push((now, Instant::now()));
         }
-        if fault.kind.interrupts() && happened {
-            self.interruptions.push((now, Instant::now()));
-        }
         Stage::Over
+    }
+
+    fn start_if_begun(&mut self) {
+        // Before that it is not its turn.
+        if self.started {
+            self.unit.start();
+        }
+    }
+
+    /// As after a change of the system's configuration.
+    fn reconfigure(&mut self) {
+        let Some(run) = self.second_run.take() else {
+            return;
+        };
+        self.unit.stop();
+        self.unit.reset();
+        self.unit.change(run);
+        if self.schedule.plan == Plan::Corrected(Mistake::DeadKey)
+            && let Some(key) = self.good_keys.last()
+        {
+            self.content = Content::Text(key.clone());
+            self.show_secret();
+        }
+        self.reconfigured = Some(Instant::now());
+        self.start_if_begun();
+    }
+
+    fn fail_registers(&self, count: u32, words: &str, status: u16) {
+        self.tailnet.policy(serde_json::json!({
+            "fail_registers": {"count": count, "error": words},
+            "refusal_status": status,
+        }));
     }
 
     /// Makes the world what the faults that are active say.
@@ -435,9 +571,30 @@ impl<'a> World<'a> {
         let held = active.contains(&Kind::RegistersHeld);
         if held != self.held {
             let delay = if held { HELD.as_millis() } else { 0 };
-            self.tailnet
-                .policy(serde_json::json!({ "register_delay_ms": delay }));
+            self.tailnet.policy(serde_json::json!({ "register_delay_ms": delay }));
             self.held = held;
+        }
+
+        let mut failing = active.iter().filter_map(|kind| match kind {
+            Kind::WordsChange => {
+                let turn = self.began.elapsed().as_millis() / SAME_WORDS.as_millis();
+                Some(Failing::Words(turn as usize))
+            }
+            Kind::RegisterStatus(status) => Some(Failing::Status(*status)),
+            _ => None,
+        });
+        let failing = failing.next_back().unwrap_or_default();
+        if failing != self.failing {
+            match failing {
+                Failing::No => self.fail_registers(0, "", 0),
+                // No two are the same.
+                Failing::Words(turn) => {
+                    let words = format!("{} (turn {turn})", PASSING[turn % PASSING.len()]);
+                    self.fail_registers(ALL, &words, 0);
+                }
+                Failing::Status(status) => self.fail_registers(ALL, "not now", status),
+            }
+            self.failing = failing;
         }
 
         if let Some(cell) = &self.cell {
@@ -464,8 +621,7 @@ impl<'a> World<'a> {
                     Some(_) => {
                         let done = cell.read_only(&state, true);
                         if !done {
-                            self.story
-                                .push((Instant::now(), "not made read-only: in use".into()));
+                            self.story.push((Instant::now(), "not made read-only: in use".into()));
                         }
                     }
                     None => {}
@@ -533,14 +689,33 @@ impl<'a> World<'a> {
             }
             _ => {}
         }
-        let ends = self.unit.ends.len();
         self.unit.tick();
         self.unit.watch();
-        for end in &self.unit.ends[ends..] {
+        self.hear_ends();
+    }
+
+    /// What is to be known of each end of the unit in its own time.
+    fn hear_ends(&mut self) {
+        for at in self.ends_heard..self.unit.ends.len() {
+            self.ends_heard = at + 1;
+            let end = &self.unit.ends[at];
+            let is_about_key = end.code == Some(77) && !end.stderr.contains("--advertise-tags");
+            if let Content::Text(key) = &self.shown
+                && is_about_key
+            {
+                self.refused.push((key.clone(), self.attempts(key)));
+            }
+            let end = &self.unit.ends[at];
             let last = end.stderr.lines().last().unwrap_or_default();
             let how = format!("the unit ended: {:?} {:?}: {last}", end.code, end.signal);
             self.story.push((Instant::now(), how));
         }
+    }
+
+    /// How often a key was tried on each tailnet.
+    pub fn attempts(&self, key: &str) -> [u64; 2] {
+        let on = |tailnet: &Tailnet| tailnet.state().key(key).attempts;
+        [on(&self.tailnet), self.other.as_ref().map_or(0, on)]
     }
 
     /// Whether the node has been on a tailnet, and had the time to save that.
@@ -576,14 +751,36 @@ impl<'a> World<'a> {
             one.stage = Stage::Over;
         }
         self.apply();
-        self.tailnet
-            .policy(serde_json::json!({"rate_limit": {"count": 0, "retry_after_s": 0}}));
+        self.tailnet.policy(serde_json::json!({"rate_limit": {"count": 0, "retry_after_s": 0}}));
+        self.fail_registers(0, "", 0);
         self.admin.finish();
         while self.admin.is_busy() && now.elapsed() < Duration::from_secs(20) {
             self.tick();
             thread::sleep(TICK);
         }
         self.tell("all faults are over");
+    }
+
+    /// Uses the first profile again. Returns what has become of the second.
+    fn switch_back(&mut self) -> Option<String> {
+        let profiles = self.profiles.as_ref().filter(|_| self.admin.said().switched)?;
+        let mut touched = None;
+        let current = current_profile(&self.node);
+        // The daemon may have been away when it was asked.
+        if current.as_ref() == Some(&profiles.second)
+            && let Some(prefs) = self.prefs().map(settings_of)
+            && prefs != profiles.prefs
+        {
+            touched = Some(format!("the second profile was {}, and is {prefs}", profiles.prefs));
+        }
+        let (first, node) = (profiles.first.clone(), Arc::clone(&self.node));
+        self.tell("back to the first profile");
+        let path = format!("/localapi/v0/profiles/{first}");
+        let switched = node.local_request("POST", &path, None);
+        if !switched.is_ok_and(|reply| reply.status == 204) {
+            touched.get_or_insert("the first profile cannot be used again".to_owned());
+        }
+        touched
     }
 
     /// One more start, as after a boot or by a person.
@@ -676,10 +873,10 @@ impl<'a> World<'a> {
         Node::is_online(status)
             || status["BackendState"] == "Running"
                 && status["AuthURL"] == ""
-                && self
-                    .tailnet
-                    .device(&self.node)
-                    .is_some_and(|device| device.online)
+                && [Some(&*self.tailnet), self.other.as_ref()]
+                    .into_iter()
+                    .flatten()
+                    .any(|tailnet| tailnet.device(&self.node).is_some_and(|device| device.online))
     }
 
     /// Why the node need not be online before the next start.
@@ -715,10 +912,7 @@ impl<'a> World<'a> {
     }
 
     pub fn status(&self) -> Option<Value> {
-        let reply = self
-            .node
-            .local_get("/localapi/v0/status?peers=false")
-            .ok()?;
+        let reply = self.node.local_get("/localapi/v0/status?peers=false").ok()?;
         (reply.status == 200).then(|| serde_json::from_slice(&reply.body).ok())?
     }
 
@@ -745,22 +939,85 @@ fn describe(status: Option<&Value>) -> String {
     )
 }
 
+impl Profiles {
+    /// Adds a second profile on the tailnet `other` to a node that has joined one.
+    fn make(node: &Node, other: &Tailnet) -> Self {
+        let id = || current_profile(node).expect("tailscaled answers");
+        let first = id();
+        let made = node.local_request("PUT", "/localapi/v0/profiles/", None);
+        assert_eq!(made.expect("tailscaled answers").status, 201);
+        node.join_with(other, &["--hostname=another"]);
+        let (second, prefs) = (id(), settings_of(node.prefs()));
+        let path = format!("/localapi/v0/profiles/{first}");
+        let switched = node.local_request("POST", &path, None);
+        assert_eq!(switched.expect("tailscaled answers").status, 204);
+        node.wait_online();
+        Self { first, second, prefs }
+    }
+}
+
+fn current_profile(node: &Node) -> Option<String> {
+    let reply = node.local_get("/localapi/v0/profiles/current").ok()?;
+    Some(reply.json()["ID"].as_str()?.to_owned())
+}
+
+/// What an admin sees of preferences.
+fn settings_of(mut prefs: Value) -> Value {
+    if let Some(prefs) = prefs.as_object_mut() {
+        prefs.remove("Config");
+        prefs.remove("InternalExitNodePrior");
+    }
+    prefs
+}
+
+/// The flags of the first and of the second configuration. They set nothing that an admin sets.
+pub fn flags_of(plan: Plan, is_second: bool) -> &'static [&'static str] {
+    match (plan, is_second) {
+        (Plan::Plain, _) => &[],
+        (Plan::Corrected(Mistake::Tag), false) => {
+            &["--operator=daemon", "--ssh", "--advertise-tags=tag:mistake"]
+        }
+        (_, false) => &["--operator=daemon", "--ssh"],
+        (_, true) => &["--operator=nobody", "--advertise-routes=10.2.0.0/16"],
+    }
+}
+
 /// How each of them is run on this node.
-fn unit_of(
+#[allow(clippy::too_many_arguments)]
+fn run_of(
+    schedule: &Schedule,
     contender: Contender,
     program: &Path,
     tailnet: &Tailnet,
+    other: Option<&Tailnet>,
     node: &Node,
     file: &KeyFile,
-) -> Unit {
+    record: &Path,
+    is_second: bool,
+) -> Run {
+    let server = match schedule.plan {
+        Plan::Corrected(Mistake::NoServer) if !is_second => "http://127.0.0.1:1",
+        Plan::Corrected(Mistake::OtherServer) if !is_second => other.expect("it was started").url(),
+        _ => tailnet.url(),
+    };
+    let flags = flags_of(schedule.plan, is_second);
     let run = match contender {
-        Contender::Ours => Run::new(program)
-            .node(node)
-            .cli()
-            .authkey_file(file.path())
-            .login_server(tailnet.url())
-            .args(["--authkey-wait", &format!("{KEY_WAIT_MS}ms")])
-            .args(["--ready-after", &format!("{READY_AFTER_MS}ms")]),
+        Contender::Ours => {
+            let run = Run::new(program)
+                .node(node)
+                .cli()
+                .env("STATE_DIRECTORY", record)
+                .authkey_file(file.path())
+                .arg("-vv")
+                .args(["--authkey-wait", &format!("{KEY_WAIT_MS}ms")])
+                .args(["--ready-after", &format!("{READY_AFTER_MS}ms")])
+                .up_flags(flags);
+            match schedule.profiles {
+                // Each profile has its own.
+                true => run,
+                false => run.login_server(server),
+            }
+        }
         Contender::Seed | Contender::Nixpkgs => {
             let script = format!("tests/peers/{}.sh", contender.name());
             let script = Path::new(env!("CARGO_MANIFEST_DIR")).join(script);
@@ -768,8 +1025,9 @@ fn unit_of(
                 .env("PATH", node.path())
                 .arg(script)
                 .arg(file.path())
-                .arg(format!("--login-server={}", tailnet.url()))
+                .arg(format!("--login-server={server}"))
+                .args(flags)
         }
     };
-    Unit::new(contender, run.limit(Duration::from_secs(10)))
+    run.limit(Duration::from_secs(10))
 }

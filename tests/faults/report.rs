@@ -23,14 +23,12 @@ pub fn print_one(outcome: &Outcome, schedule: &Schedule, verbose: bool) {
 /// Prints all of it, and says whether all is well.
 pub fn print(options: &Options, all: &[Outcome], skipped: usize, took: Duration) -> bool {
     println!(
-        "| contender | schedules | off the tailnet after the faults | still off after one more start | keys burnt (by tailscale) | hangs | settings lost (by an interruption) |"
+        "| contender | schedules | off the tailnet after the faults | still off after one more start | single-use keys wasted (by tailscale) | hangs | settings lost (by a disk) |"
     );
     println!("|---|---:|---:|---:|---:|---:|---:|");
     for contender in &options.contenders {
-        let of: Vec<&Outcome> = all
-            .iter()
-            .filter(|one| one.contender == contender.name())
-            .collect();
+        let of: Vec<&Outcome> =
+            all.iter().filter(|one| one.contender == contender.name()).collect();
         let count = |what: fn(&Outcome) -> bool| of.iter().filter(|one| what(one)).count();
         println!(
             "| {} | {} | {} | {} | {} ({}) | {} | {} ({}) |",
@@ -42,12 +40,12 @@ pub fn print(options: &Options, all: &[Outcome], skipped: usize, took: Duration)
             count(|one| one.burnt_by_tailscale),
             count(|one| one.hang),
             count(|one| !one.lost.is_empty()),
-            count(|one| one.lost_by_interruption),
+            count(|one| one.lost_by_disk),
         );
     }
     println!();
     println!(
-        "By tailscale: the answer to the register was lost, or the daemon died before it saved its node key. By an interruption: the daemon or the unit was ended in the middle of a login, the daemon could not save it, or an admin set it in the same half second in which `up` replaced all settings."
+        "By tailscale: the answer to the register was lost, or the daemon died before it saved its node key. By a disk: tailscaled could not save them."
     );
     println!(
         "Waits of more than a few seconds are divided by {SCALE} for all alike: RestartSec, TimeoutStartSec, --authkey-wait, --ready-after."
@@ -62,10 +60,7 @@ pub fn print(options: &Options, all: &[Outcome], skipped: usize, took: Duration)
         .map(|kind| name_of(&kind))
         .filter(|name| all.len() >= LARGE && !fired.contains_key(name.as_str()))
         .collect();
-    let fired: Vec<String> = fired
-        .iter()
-        .map(|(name, count)| format!("{name} {count}"))
-        .collect();
+    let fired: Vec<String> = fired.iter().map(|(name, count)| format!("{name} {count}")).collect();
     println!("Faults that happened: {}.", fired.join(", "));
     let mut recoveries: Vec<f64> = all.iter().filter_map(|one| one.recovery).collect();
     recoveries.sort_by(f64::total_cmp);
@@ -74,12 +69,7 @@ pub fn print(options: &Options, all: &[Outcome], skipped: usize, took: Duration)
     }
     let failed: Vec<&Outcome> = all.iter().filter(|one| !one.failures.is_empty()).collect();
     for one in &failed {
-        println!(
-            "failed: seed {} ({}): {}",
-            one.seed,
-            one.scene,
-            one.failures.join("; ")
-        );
+        println!("failed: seed {} ({}): {}", one.seed, one.scene, one.failures.join("; "));
     }
     if !never.is_empty() {
         println!("failed: these faults never happened: {}", never.join(", "));

@@ -16,8 +16,39 @@ pub struct Schedule {
     /// What the admin set with `tailscale set` before, by number in [`SETTINGS`].
     pub settings: Vec<usize>,
     pub place: Place,
+    /// On a disk of its own: what the program remembers lies there too.
+    pub record_on_disk: bool,
+    pub plan: Plan,
+    /// The node has a second profile, on another tailnet.
+    pub profiles: bool,
     pub faults: Vec<Fault>,
     pub ending: Ending,
+}
+
+/// How the program is configured, and whether that changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Plan {
+    /// No flags.
+    Plain,
+    /// The same flags all the time.
+    Flags,
+    /// Other flags from [`Kind::Reconfigured`] on.
+    OtherFlags,
+    /// It cannot work before [`Kind::Reconfigured`].
+    Corrected(Mistake),
+}
+
+/// What is wrong with a configuration, besides its flags.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mistake {
+    /// Nothing is at its login server.
+    NoServer,
+    /// Its login server is another tailnet's.
+    OtherServer,
+    /// It asks for a tag that the key does not have.
+    Tag,
+    /// There is a dead key in the file.
+    DeadKey,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,6 +118,11 @@ pub enum Moment {
     CliRuns(Duration),
     /// So long after the control server first heard of the node.
     RegisterSeen(Duration),
+    /// So long after the program first wrote down that it begins a login; the scripts do not, and
+    /// their CLI stands for it.
+    RecordSeen(Duration),
+    /// So long after a key was first used.
+    KeyUsed(Duration),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,6 +131,15 @@ pub enum Kind {
     DaemonRestarted,
     DaemonFrozen,
     UnitKilled,
+    /// The CLI is killed in the same moment.
+    UnitAndCliKilled,
+    /// Each run is killed so many milliseconds after its start, with its CLI.
+    UnitKilledAgain(u64),
+    /// tailscaled, the unit and its CLI are killed at once.
+    PowerCut,
+    UnitRestarted,
+    /// The unit gets its second configuration and is restarted.
+    Reconfigured,
     CliKilled,
     /// A fault of the control server, by its name there.
     Control(&'static str),
@@ -102,6 +147,12 @@ pub enum Kind {
     RegistersHeld,
     /// So many registers are answered with 429.
     RateLimited(u8),
+    /// So many registers with a key fail, for a reason that passes: one of [`PASSING`].
+    RegistersFail(u8, usize),
+    /// All of them fail, in words that change all the time.
+    WordsChange,
+    /// All of them are answered with this HTTP status.
+    RegisterStatus(u16),
     LinkDown,
     DiskFull,
     DiskReadOnly,
@@ -117,7 +168,21 @@ pub enum Kind {
     AdminDown,
     /// `tailscale set` of one of [`SETTINGS`].
     AdminSet(usize),
+    /// `tailscale switch` to the second profile.
+    AdminSwitch,
 }
+
+/// What a control server may say that does not mean the key.
+pub const PASSING: [&str; 6] = [
+    "database is locked (5) (SQLITE_BUSY)",
+    "server error, please retry",
+    "context deadline exceeded",
+    "the moon is in the way",
+    "registration is paused for maintenance",
+    "dial tcp 192.0.2.7:41234: connect: connection refused",
+];
+/// HTTP statuses that do not mean the key.
+pub const STATUSES: [u16; 5] = [408, 429, 500, 502, 503];
 
 /// A setting that an admin may make, and how it shows in the preferences.
 pub struct Setting {
@@ -130,12 +195,7 @@ pub struct Setting {
 }
 
 const fn setting(flag: &'static str, pref: &'static str, value: &'static str) -> Setting {
-    Setting {
-        flag,
-        pref,
-        value,
-        up_has_it: true,
-    }
+    Setting { flag, pref, value, up_has_it: true }
 }
 
 pub const SETTINGS: [Setting; 7] = [
@@ -145,24 +205,14 @@ pub const SETTINGS: [Setting; 7] = [
     setting("--hostname=by-the-admin", "Hostname", "\"by-the-admin\""),
     setting("--accept-routes=false", "RouteAll", "false"),
     setting("--shields-up=false", "ShieldsUp", "false"),
-    Setting {
-        up_has_it: false,
-        ..setting("--webclient=true", "RunWebClient", "true")
-    },
+    Setting { up_has_it: false, ..setting("--webclient=true", "RunWebClient", "true") },
 ];
 /// Those that make sense on a new node.
 const FIRST_SETTINGS: [usize; 5] = [0, 1, 2, 3, 6];
 
 /// Everything of the control server that lasts a while.
-const CONTROL: [&str; 7] = [
-    "down",
-    "hang",
-    "reset",
-    "500",
-    "garbage",
-    "slow",
-    "drop_register_reply",
-];
+const CONTROL: [&str; 7] =
+    ["down", "hang", "reset", "500", "garbage", "slow", "drop_register_reply"];
 
 /// All kinds of faults, to see that none is left out.
 pub fn kinds() -> impl Iterator<Item = Kind> {
@@ -171,9 +221,17 @@ pub fn kinds() -> impl Iterator<Item = Kind> {
         Kind::DaemonRestarted,
         Kind::DaemonFrozen,
         Kind::UnitKilled,
+        Kind::UnitAndCliKilled,
+        Kind::UnitKilledAgain(1),
+        Kind::PowerCut,
+        Kind::UnitRestarted,
+        Kind::Reconfigured,
         Kind::CliKilled,
         Kind::RegistersHeld,
         Kind::RateLimited(1),
+        Kind::RegistersFail(1, 0),
+        Kind::WordsChange,
+        Kind::RegisterStatus(500),
         Kind::SecretAbsent,
         Kind::SecretEmpty,
         Kind::SecretDead,
@@ -183,6 +241,7 @@ pub fn kinds() -> impl Iterator<Item = Kind> {
         Kind::AdminUpDead,
         Kind::AdminDown,
         Kind::AdminSet(0),
+        Kind::AdminSwitch,
     ];
     let for_root = [Kind::LinkDown, Kind::DiskFull, Kind::DiskReadOnly];
     CONTROL
@@ -221,12 +280,37 @@ impl Schedule {
             }
             Place::Host => {}
         }
+        let plan = draw_plan(&mut random, scene, place);
+        let changes = matches!(plan, Plan::OtherFlags | Plan::Corrected(_));
+        let profiles = place == Place::Host
+            && plan == Plan::Plain
+            && matches!(scene, Scene::Renewal { .. } | Scene::Reboot(_))
+            && random.u8(0..4) == 0;
+        let strandings = !profiles
+            && !changes
+            && place == Place::Host
+            && !matches!(scene, Scene::Hopeless(_))
+            && random.u8(0..12) == 0;
+        if changes {
+            faults.push(draw_change(&mut random));
+        } else if profiles {
+            // What else an admin does would be another profile's.
+            for fault in faults.iter_mut().filter(|fault| fault.kind.is_admins()) {
+                fault.kind = Kind::UnitRestarted;
+            }
+            let at = draw_moment(&mut random, Kind::AdminSwitch);
+            let lasts = Duration::ZERO;
+            faults.push(Fault { at, kind: Kind::AdminSwitch, lasts });
+        } else if strandings {
+            faults.truncate(2);
+            faults.extend(draw_strandings(&mut random));
+        }
         let ups = [Kind::AdminUp, Kind::AdminUpDead];
         let admin_ups = faults.iter().any(|fault| ups.contains(&fault.kind));
         let dead = |fault: &Fault| fault.kind == Kind::AdminUpDead;
         let sends_dead_key = faults.iter().any(dead);
         let mut settings = Vec::new();
-        if random.u8(0..100) < 60 {
+        if random.u8(0..100) < 65 {
             let kept = |number: &usize| SETTINGS[*number].up_has_it || !admin_ups;
             let mut choice: Vec<usize> = FIRST_SETTINGS.into_iter().filter(kept).collect();
             random.shuffle(&mut choice);
@@ -246,6 +330,9 @@ impl Schedule {
             reusable: random.u8(0..100) < 35,
             settings,
             place,
+            record_on_disk: random.bool(),
+            plan,
+            profiles,
             faults,
             // A boot would make the daemon forget the dead key.
             ending: if sends_dead_key {
@@ -268,21 +355,10 @@ fn draw_scene(random: &mut Rng) -> Scene {
             _ => Left::Unknown,
         }),
         // A node that was deleted while it ran shows nothing of it for half a minute.
-        58..=61 => Scene::Renewal {
-            deleted: true,
-            live: true,
-        },
-        62..=77 => Scene::Renewal {
-            deleted: random.bool(),
-            live: false,
-        },
-        78..=81 => Scene::Renewal {
-            deleted: false,
-            live: true,
-        },
-        82..=89 => Scene::Stopped {
-            boot: random.bool(),
-        },
+        58..=61 => Scene::Renewal { deleted: true, live: true },
+        62..=77 => Scene::Renewal { deleted: random.bool(), live: false },
+        78..=81 => Scene::Renewal { deleted: false, live: true },
+        82..=89 => Scene::Stopped { boot: random.bool() },
         _ => Scene::Hopeless(match random.u8(0..6) {
             0 => Bad::Unknown,
             1 => Bad::Revoked,
@@ -294,53 +370,116 @@ fn draw_scene(random: &mut Rng) -> Scene {
     }
 }
 
+fn draw_plan(random: &mut Rng, scene: Scene, place: Place) -> Plan {
+    if matches!(scene, Scene::Hopeless(_)) {
+        return Plan::Plain;
+    }
+    let needs_key = matches!(scene, Scene::Fresh | Scene::Renewal { .. });
+    match random.u8(0..100) {
+        0..=14 => Plan::Flags,
+        15..=22 => Plan::OtherFlags,
+        23..=37 => Plan::Corrected(match random.u8(0..4) {
+            0 => Mistake::NoServer,
+            1 if place == Place::Host => Mistake::OtherServer,
+            2 if needs_key => Mistake::DeadKey,
+            _ => Mistake::Tag,
+        }),
+        _ => Plan::Plain,
+    }
+}
+
+fn draw_change(random: &mut Rng) -> Fault {
+    let ms = Duration::from_millis;
+    Fault {
+        at: match random.u8(0..10) {
+            0..=2 => Moment::After(ms(random.u64(10..500))),
+            3..=5 => Moment::After(ms(random.u64(500..4000))),
+            6 => Moment::CliRuns(ms(random.u64(0..100))),
+            7 => Moment::RecordSeen(ms(random.u64(0..100))),
+            _ => Moment::RegisterSeen(ms(random.u64(0..1500))),
+        },
+        kind: Kind::Reconfigured,
+        lasts: Duration::ZERO,
+    }
+}
+
+/// Somebody's dead key strands the node, it is freed, and is stranded once more later.
+fn draw_strandings(random: &mut Rng) -> [Fault; 4] {
+    let mut at = random.u64(300..2500);
+    let kinds = [Kind::AdminUpDead, Kind::UnitRestarted, Kind::AdminUpDead, Kind::UnitRestarted];
+    let gaps = [500..2500, 4000..12_000, 500..2500, 0..1];
+    let mut gaps = gaps.into_iter();
+    kinds.map(|kind| {
+        let fault =
+            Fault { at: Moment::After(Duration::from_millis(at)), kind, lasts: Duration::ZERO };
+        at += random.u64(gaps.next().expect("one for each"));
+        fault
+    })
+}
+
 fn draw_fault(random: &mut Rng, scene: Scene) -> Fault {
     let ms = Duration::from_millis;
     let kind = match random.u8(0..100) {
-        0..=10 => Kind::DaemonKilled,
-        11..=19 => Kind::DaemonRestarted,
-        20..=27 => Kind::DaemonFrozen,
-        28..=36 => Kind::UnitKilled,
-        37..=42 => Kind::CliKilled,
-        43..=66 => Kind::Control(CONTROL[random.usize(0..CONTROL.len())]),
-        67..=69 => Kind::RateLimited(random.u8(1..4)),
-        70..=71 => Kind::RegistersHeld,
-        72..=76 => Kind::SecretAbsent,
-        77..=79 => Kind::SecretEmpty,
-        80..=82 => Kind::SecretDead,
-        83..=84 => Kind::SecretTurned,
-        85..=86 => Kind::SecretRenewed,
-        87..=88 => Kind::AdminUp,
-        89..=93 => Kind::AdminUpDead,
-        94..=95 => Kind::AdminDown,
+        0..=6 => Kind::DaemonKilled,
+        7..=13 => Kind::DaemonRestarted,
+        14..=19 => Kind::DaemonFrozen,
+        20..=25 => Kind::UnitKilled,
+        26..=31 => Kind::UnitAndCliKilled,
+        32..=34 => Kind::UnitKilledAgain(random.u64(5..300)),
+        35..=37 => Kind::PowerCut,
+        38..=40 => Kind::UnitRestarted,
+        41..=44 => Kind::CliKilled,
+        45..=59 => Kind::Control(CONTROL[random.usize(0..CONTROL.len())]),
+        60..=61 => Kind::RateLimited(random.u8(1..4)),
+        62..=63 => Kind::RegistersHeld,
+        64..=66 => Kind::RegistersFail(random.u8(1..4), random.usize(0..PASSING.len())),
+        67..=68 => Kind::WordsChange,
+        69..=70 => Kind::RegisterStatus(STATUSES[random.usize(0..STATUSES.len())]),
+        71..=74 => Kind::SecretAbsent,
+        75..=76 => Kind::SecretEmpty,
+        77..=79 => Kind::SecretDead,
+        80..=81 => Kind::SecretTurned,
+        82..=83 => Kind::SecretRenewed,
+        84..=85 => Kind::AdminUp,
+        86..=89 => Kind::AdminUpDead,
+        90..=91 => Kind::AdminDown,
         _ => Kind::AdminSet(random.usize(0..SETTINGS.len())),
     };
-    // Another good key in the file would be the end of a scene without one.
+    // Another good key in the file would be the end of a scene without one, and what is no answer to
+    // its key is none to it.
     let kind = match (kind, scene) {
         (Kind::SecretRenewed, Scene::Hopeless(_)) => Kind::SecretTurned,
         (kind, _) => kind,
-    };
-    // Nothing runs before the start.
-    let before = kind.lasts() || matches!(kind, Kind::RateLimited(_) | Kind::SecretRenewed);
-    let at = match random.u8(0..100) {
-        // It does harm to a node that is in, or about to be.
-        0..=61 if kind == Kind::AdminUpDead => Moment::After(ms(random.u64(500..4000))),
-        0..=17 if before => Moment::After(Duration::ZERO),
-        // A join takes some 50 ms.
-        0..=33 => Moment::After(ms(random.u64(1..150))),
-        34..=51 => Moment::After(ms(random.u64(150..1500))),
-        52..=61 => Moment::After(ms(random.u64(1500..4000))),
-        // One of the scripts does nothing for its first two seconds.
-        62..=71 => Moment::After(ms(random.u64(2000..2400))),
-        72..=85 => Moment::CliRuns(ms(random.u64(0..60))),
-        _ => Moment::RegisterSeen(ms(random.u64(0..60))),
     };
     let lasts = ms(match random.u8(0..10) {
         0..=4 => random.u64(200..1000),
         5..=8 => random.u64(1000..2000),
         _ => random.u64(2000..3000),
     });
+    let at = draw_moment(random, kind);
     Fault { at, kind, lasts }
+}
+
+fn draw_moment(random: &mut Rng, kind: Kind) -> Moment {
+    let ms = Duration::from_millis;
+    // Nothing runs before the start.
+    let before = kind.lasts() && !matches!(kind, Kind::UnitKilledAgain(_))
+        || matches!(kind, Kind::RateLimited(_) | Kind::RegistersFail(..) | Kind::SecretRenewed);
+    match random.u8(0..100) {
+        // It does harm to a node that is in, or about to be.
+        0..=61 if kind == Kind::AdminUpDead => Moment::After(ms(random.u64(500..4000))),
+        0..=17 if before => Moment::After(Duration::ZERO),
+        // A join takes some 50 ms.
+        0..=27 => Moment::After(ms(random.u64(1..150))),
+        28..=41 => Moment::After(ms(random.u64(150..1500))),
+        42..=49 => Moment::After(ms(random.u64(1500..4000))),
+        // One of the scripts does nothing for its first two seconds.
+        50..=57 => Moment::After(ms(random.u64(2000..2400))),
+        58..=69 => Moment::CliRuns(ms(random.u64(0..60))),
+        70..=79 => Moment::RegisterSeen(ms(random.u64(0..60))),
+        80..=86 => Moment::RecordSeen(ms(random.u64(0..20))),
+        _ => Moment::KeyUsed(ms(random.u64(0..60))),
+    }
 }
 
 impl Kind {
@@ -349,8 +488,11 @@ impl Kind {
         matches!(
             self,
             Self::DaemonFrozen
+                | Self::UnitKilledAgain(_)
                 | Self::Control(_)
                 | Self::RegistersHeld
+                | Self::WordsChange
+                | Self::RegisterStatus(_)
                 | Self::LinkDown
                 | Self::DiskFull
                 | Self::DiskReadOnly
@@ -360,17 +502,15 @@ impl Kind {
         )
     }
 
-    /// Whether it ends a run of ours, or the daemon, in the middle of what they do, or keeps the
-    /// daemon from saving it.
-    pub fn interrupts(self) -> bool {
+    /// Whether an admin does it.
+    pub fn is_admins(self) -> bool {
         matches!(
             self,
-            Self::DaemonKilled
-                | Self::DaemonRestarted
-                | Self::DaemonFrozen
-                | Self::UnitKilled
-                | Self::DiskFull
-                | Self::DiskReadOnly
+            Self::AdminUp
+                | Self::AdminUpDead
+                | Self::AdminDown
+                | Self::AdminSet(_)
+                | Self::AdminSwitch
         )
     }
 
@@ -382,6 +522,7 @@ impl Kind {
             Self::DaemonKilled
                 | Self::DaemonRestarted
                 | Self::DaemonFrozen
+                | Self::PowerCut
                 | Self::Control(_)
                 | Self::LinkDown
                 | Self::DiskFull
@@ -393,11 +534,7 @@ impl Kind {
 impl fmt::Display for Schedule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "seed {}: {}", self.seed, self.scene)?;
-        let kind = if self.reusable {
-            "reusable"
-        } else {
-            "single-use"
-        };
+        let kind = if self.reusable { "reusable" } else { "single-use" };
         match self.scene {
             Scene::Fresh | Scene::Renewal { .. } => write!(f, " with a {kind} key")?,
             _ => {}
@@ -405,7 +542,24 @@ impl fmt::Display for Schedule {
         match self.place {
             Place::Host => {}
             Place::OwnNetwork => f.write_str(", in a network of its own")?,
+            Place::OwnDisk if self.record_on_disk => {
+                f.write_str(", on a disk of its own with the record")?
+            }
             Place::OwnDisk => f.write_str(", on a disk of its own")?,
+        }
+        match self.plan {
+            Plan::Plain => {}
+            Plan::Flags => f.write_str(", with flags")?,
+            Plan::OtherFlags => f.write_str(", with flags that change")?,
+            Plan::Corrected(mistake) => f.write_str(match mistake {
+                Mistake::NoServer => ", with no such login server at first",
+                Mistake::OtherServer => ", with another login server at first",
+                Mistake::Tag => ", with a tag that is refused at first",
+                Mistake::DeadKey => ", with a dead key at first",
+            })?,
+        }
+        if self.profiles {
+            f.write_str(", with two profiles")?;
         }
         if !self.settings.is_empty() {
             f.write_str(", set before:")?;
@@ -458,6 +612,8 @@ impl fmt::Display for Fault {
             Moment::After(time) => write!(f, "at {time:?}"),
             Moment::CliRuns(time) => write!(f, "{time:?} after the CLI is seen"),
             Moment::RegisterSeen(time) => write!(f, "{time:?} after a register is seen"),
+            Moment::RecordSeen(time) => write!(f, "{time:?} after the record is seen"),
+            Moment::KeyUsed(time) => write!(f, "{time:?} after a key was used"),
         }?;
         if self.kind.lasts() {
             write!(f, " for {:?}", self.lasts)?;
@@ -473,10 +629,20 @@ impl fmt::Display for Kind {
             Self::DaemonRestarted => f.write_str("tailscaled restarted"),
             Self::DaemonFrozen => f.write_str("tailscaled stands still"),
             Self::UnitKilled => f.write_str("the unit killed"),
+            Self::UnitAndCliKilled => f.write_str("the unit and the CLI killed"),
+            Self::UnitKilledAgain(ms) => write!(f, "each run killed after {ms}ms"),
+            Self::PowerCut => f.write_str("power cut"),
+            Self::UnitRestarted => f.write_str("the unit restarted"),
+            Self::Reconfigured => f.write_str("another configuration"),
             Self::CliKilled => f.write_str("the CLI killed"),
             Self::Control(fault) => write!(f, "control server: {fault}"),
             Self::RegistersHeld => f.write_str("registers held"),
             Self::RateLimited(count) => write!(f, "{count} registers rate limited"),
+            Self::RegistersFail(count, words) => {
+                write!(f, "{count} registers fail: {}", PASSING[*words])
+            }
+            Self::WordsChange => f.write_str("registers fail in words that change"),
+            Self::RegisterStatus(status) => write!(f, "registers answered with {status}"),
             Self::LinkDown => f.write_str("interface down"),
             Self::DiskFull => f.write_str("disk full"),
             Self::DiskReadOnly => f.write_str("disk read-only"),
@@ -489,6 +655,7 @@ impl fmt::Display for Kind {
             Self::AdminUpDead => f.write_str("`tailscale up` with a dead key"),
             Self::AdminDown => f.write_str("`tailscale down`"),
             Self::AdminSet(number) => write!(f, "`tailscale set {}`", SETTINGS[*number].flag),
+            Self::AdminSwitch => f.write_str("`tailscale switch`"),
         }
     }
 }

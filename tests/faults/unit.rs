@@ -177,6 +177,30 @@ impl Unit {
         true
     }
 
+    /// SIGKILL to all of it at once.
+    pub fn kill_all(&mut self) -> bool {
+        let State::Running(running, _) = &self.state else {
+            return false;
+        };
+        let others = family(running.pid());
+        let killed = self.kill_main();
+        others.into_iter().for_each(kill);
+        killed
+    }
+
+    /// From the next start on it's run so.
+    pub fn change(&mut self, run: Run) {
+        self.run = run;
+    }
+
+    /// How long its present run lasts.
+    pub fn runs_for(&self) -> Option<Duration> {
+        match &self.state {
+            State::Running(running, started) if running.is_alive() => Some(started.elapsed()),
+            _ => None,
+        }
+    }
+
     /// SIGKILL to `tailscale up`.
     pub fn kill_cli(&mut self) -> bool {
         let cli = self.cli();
@@ -193,9 +217,7 @@ impl Unit {
         };
         family(running.pid()).into_iter().find(|pid| {
             let words = cmdline_of(*pid);
-            words
-                .first()
-                .is_some_and(|name| name.ends_with("/tailscale"))
+            words.first().is_some_and(|name| name.ends_with("/tailscale"))
                 && words.iter().any(|word| word == "up")
         })
     }
@@ -239,10 +261,8 @@ impl Unit {
         let mut all = family(running.pid());
         all.push(running.pid());
         for pid in all {
-            for (what, words) in [
-                ("arguments", cmdline_of(pid)),
-                ("environment", environ_of(pid)),
-            ] {
+            for (what, words) in [("arguments", cmdline_of(pid)), ("environment", environ_of(pid))]
+            {
                 let shown = words.join(" ");
                 if self.secrets.iter().any(|secret| shown.contains(secret)) {
                     let name = cmdline_of(pid).into_iter().next().unwrap_or_default();
@@ -330,11 +350,8 @@ impl Unit {
 /// The processes that came from this one, as far as they still hang together.
 fn family(pid: u32) -> Vec<u32> {
     let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
-    let mut all: Vec<u32> = text
-        .unwrap_or_default()
-        .split_whitespace()
-        .filter_map(|word| word.parse().ok())
-        .collect();
+    let mut all: Vec<u32> =
+        text.unwrap_or_default().split_whitespace().filter_map(|word| word.parse().ok()).collect();
     for child in all.clone() {
         all.extend(family(child));
     }

@@ -23,16 +23,16 @@ pub struct Seen {
     pub first_online: Option<Instant>,
     /// When a key was first seen to have been used, and how often it had been tried then.
     pub uses: BTreeMap<String, (Instant, u64)>,
+    /// When any key was seen to have been used, each time.
+    pub all_uses: Vec<Instant>,
 }
 
 impl Watch {
     pub fn start(tailnet: &Arc<Tailnet>) -> Self {
         let mut state = tailnet.state();
         let used_before: Vec<String> = used(&state).map(|(key, _)| key.clone()).collect();
-        let seen = Arc::new(Mutex::new(Seen {
-            before: state.registers,
-            ..Seen::default()
-        }));
+        let mut uses: u64 = state.keys.values().map(|key| key.uses).sum();
+        let seen = Arc::new(Mutex::new(Seen { before: state.registers, ..Seen::default() }));
         let stop = Arc::new(AtomicBool::new(false));
         let (shared, stopped, tailnet) =
             (Arc::clone(&seen), Arc::clone(&stop), Arc::clone(tailnet));
@@ -47,6 +47,11 @@ impl Watch {
                 if state.online() > 0 {
                     seen.first_online.get_or_insert(now);
                 }
+                let count: u64 = state.keys.values().map(|key| key.uses).sum();
+                if count > uses {
+                    seen.all_uses.push(now);
+                    uses = count;
+                }
                 for (key, attempts) in used(&state) {
                     if !used_before.contains(key) {
                         seen.uses.entry(key.clone()).or_insert((now, attempts));
@@ -54,18 +59,11 @@ impl Watch {
                 }
             }
         });
-        Self {
-            seen,
-            stop,
-            thread: Some(thread),
-        }
+        Self { seen, stop, thread: Some(thread) }
     }
 
     pub fn seen(&self) -> Seen {
-        self.seen
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 

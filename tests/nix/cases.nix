@@ -231,7 +231,7 @@ in
       ]
     ];
   };
-  "the unit is the package's, and wanted by what it says" = {
+  "the unit is the package's, with its state, and wanted by what it says" = {
     got =
       let
         config = machine [ age ];
@@ -240,10 +240,12 @@ in
       [
         (map (p: p.name) config.systemd.packages)
         (hasInfix wanted shipped)
+        (hasInfix "StateDirectory=tailscale-autoconnect\n" shipped)
         (builtins.attrNames (service config).serviceConfig)
       ];
     want = [
       [ package.name ]
+      true
       true
       [ "ExecStart" ]
     ];
@@ -388,8 +390,8 @@ in
   "all flags that the program refuses are refused" = {
     got =
       let
-        source = builtins.readFile ../../src/cli.rs;
-        table = builtins.elemAt (builtins.match ".*const REFUSED_FLAGS[^=]*= \\[(.*)\n];\n\nimpl Options.*" source) 0;
+        source = builtins.readFile ../../src/flags.rs;
+        table = builtins.elemAt (builtins.match ".*const REFUSED_FLAGS[^=]*= \\[(.*)\n];\n\n/// One flag.*" source) 0;
         rows = builtins.filter builtins.isList (builtins.split "\\([\n ]*\"([a-z-]+)\"" table);
         names = map builtins.head rows;
       in

@@ -53,12 +53,12 @@ parse() {
     for file in "${files[@]}"; do
         check "parse $file" nix-instantiate --parse "$root/$file"
     done
-    # What stands between ```nix and ``` in the README.
+    # What stands between ```nix and ``` in the two READMEs.
     awk -v to="$dir/readme" '
         /^```/ { inside = $0 == "```nix"; number += inside; next }
-        inside { print > (to number ".nix") }' "$root/README.md"
+        inside { print > (to number ".nix") }' "$root/README.md" "$root/nix/README.md"
     for file in "$dir"/readme*.nix; do
-        check "parse README.md, ${file##*/readme}" nix-instantiate --parse "$file"
+        check "parse README.md and nix/README.md, ${file##*/readme}" nix-instantiate --parse "$file"
     done
 }
 
@@ -202,7 +202,7 @@ built() {
         env HOME="$home" CARGO_TARGET_DIR="$target" cargo test "${flags[@]}"
     HOME=$home timeout 600 cargo build --quiet --locked --manifest-path "$root/Cargo.toml" --target-dir "$target"
     install -D "$target/debug/tailscale-autoconnect" "$dir/out-of-package/bin/tailscale-autoconnect"
-    check "package: the unit, the manual page and the completions are those of its own program, which finds tailscale" bash -euo pipefail -c '
+    check "package: it has the unit, the manual page and the completions, and its program finds tailscale" bash -euo pipefail -c '
         cd "$1"
         export out=$2
         wrapProgram() {
@@ -229,7 +229,6 @@ built() {
         grep -x "ExecStart=$out/bin/tailscale-autoconnect .*" "$out/lib/systemd/system/tailscale-autoconnect.service"
         if grep /usr "$out/lib/systemd/system/tailscale-autoconnect.service"; then exit 1; fi
         grep -x "$out/bin/tailscale-autoconnect --suffix PATH : .*-tailscale/bin" "$out/wrapped"
-        # What the program prints of itself, from before it was wrapped.
         grep "^\.TH tailscale-autoconnect 8 " "$out/tailscale-autoconnect.8"
         grep "complete -F .* tailscale-autoconnect" "$out/bash"
         grep "^complete -c tailscale-autoconnect " "$out/fish"

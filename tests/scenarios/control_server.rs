@@ -96,10 +96,7 @@ fn joins_after_certificate(certificate: &str, words: &str) {
     tailnet.policy(json!({ "certificate": certificate }));
 
     let url = tailnet.tls_url().replace("127.0.0.1", "localhost");
-    let run = waits_with(
-        program_without_server(&node, &file).login_server(&url),
-        words,
-    );
+    let run = waits_with(program_without_server(&node, &file).login_server(&url), words);
     assert_eq!(tailnet.state().registers.total, 0);
     tailnet.policy(json!({"certificate": "good"}));
     let run = run.wait();
@@ -107,10 +104,7 @@ fn joins_after_certificate(certificate: &str, words: &str) {
     assert_joined(&run, &tailnet, &node, &key);
     assert_eq!(tailnet.state().registers.with_key, 1);
     let told = run.statuses().into_iter().find(|text| text.contains(words));
-    assert!(
-        told.unwrap()
-            .starts_with("waiting for the control server: ")
-    );
+    assert!(told.unwrap().starts_with("waiting for the control server: "));
 }
 
 #[test]
@@ -191,9 +185,7 @@ fn a_time_limit_ends_a_fresh_join_and_a_later_run_connects_with_the_same_key() {
     let file = KeyFile::new(&key);
     tailnet.fault("down");
 
-    let run = program(&tailnet, &node, &file)
-        .args(["--timeout", "2s"])
-        .run();
+    let run = program(&tailnet, &node, &file).args(["--timeout", "2s"]).run();
 
     assert_timed_out(&run, connection_refused());
     assert_eq!(tailnet.state().registers.total, 0);
@@ -216,9 +208,7 @@ fn reboots_without_control_server(node: &Node, words: &str) {
     tailnet.fault("down");
     node.restart();
 
-    let run = program(&tailnet, node, &file)
-        .args(["--timeout", "2s"])
-        .run();
+    let run = program(&tailnet, node, &file).args(["--timeout", "2s"]).run();
 
     assert_timed_out(&run, words);
     assert_eq!(tailnet.state().registers.with_key, registers);

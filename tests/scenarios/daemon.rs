@@ -196,6 +196,24 @@ fn a_run_started_again_in_mid_login_lets_the_login_come_to_its_end() {
     assert_eq!(tailnet.state().key(&key).attempts, 1);
 }
 
+#[test]
+#[ignore = "needs real tailscaled: run tests/run.sh"]
+fn a_run_started_again_after_a_kill_in_mid_login_lets_the_login_come_to_its_end() {
+    let tailnet = Tailnet::start();
+    let node = Node::start();
+    let key = tailnet.single_use_key();
+    let file = KeyFile::new(&key);
+
+    let run = in_mid_login(&tailnet, &node, &file);
+    run.signal(Signal::KILL);
+    // The command is killed with it.
+    drop(run);
+    let run = program(&tailnet, &node, &file).run();
+
+    assert_joined(&run, &tailnet, &node, &key);
+    assert_eq!(tailnet.state().key(&key).attempts, 1);
+}
+
 fn end_cli(run: &Running, signal: Signal) {
     let children = run.wait_children();
     let [cli] = children[..] else {
@@ -236,15 +254,10 @@ fn a_cli_killed_before_it_did_anything_is_started_again() {
         node.cli().display()
     ));
 
-    let run = program(&tailnet, &node, &KeyFile::new(&key))
-        .tailscale(cli.path())
-        .run();
+    let run = program(&tailnet, &node, &KeyFile::new(&key)).tailscale(cli.path()).run();
 
     assert_joined(&run, &tailnet, &node, &key);
-    assert_eq!(
-        (cli.calls().len(), tailnet.state().key(&key).attempts),
-        (2, 1)
-    );
+    assert_eq!((cli.calls().len(), tailnet.state().key(&key).attempts), (2, 1));
     assert!(run.stderr.contains("`tailscale up` was killed"));
 }
 
@@ -272,10 +285,8 @@ fn times_out_unanswered(node: &Node) {
         .run();
 
     run.assert_code(69);
-    let sentence = format!(
-        "tailscaled did not answer on {} within the time limit",
-        node.socket().display()
-    );
+    let sentence =
+        format!("tailscaled did not answer on {} within the time limit", node.socket().display());
     assert!(run.stderr.contains(&sentence), "no {sentence:?}");
     assert!(run.stderr.contains("systemctl status tailscaled"));
     assert!(run.statuses().last().unwrap().contains(&sentence));
@@ -302,9 +313,7 @@ fn a_time_limit_without_a_daemon_ends_with_69() {
 fn a_time_limit_after_the_daemon_has_gone_ends_with_75() {
     let tailnet = Tailnet::start();
     let node = Node::start();
-    let run = program(&tailnet, &node, &KeyFile::absent())
-        .args(["--timeout", "3s"])
-        .spawn();
+    let run = program(&tailnet, &node, &KeyFile::absent()).args(["--timeout", "3s"]).spawn();
     run.wait_status_text("waiting for the auth key file");
     node.kill();
     run.wait_status_text("waiting for tailscaled");

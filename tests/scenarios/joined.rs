@@ -29,11 +29,7 @@ impl Joined {
         let tailnet = Tailnet::start();
         node.join(&tailnet);
         let device = tailnet.device(&node).expect("the node has joined");
-        Self {
-            tailnet,
-            node,
-            device,
-        }
+        Self { tailnet, node, device }
     }
 
     /// The program, as an admin would run it.
@@ -57,10 +53,7 @@ impl Joined {
     /// what that device is now.
     pub fn assert_same_device(&self) -> Device {
         let device = self.assert_online();
-        assert_eq!(
-            (device.id, &device.addresses),
-            (self.device.id, &self.device.addresses)
-        );
+        assert_eq!((device.id, &device.addresses), (self.device.id, &self.device.addresses));
         device
     }
 
@@ -78,10 +71,7 @@ impl Joined {
 #[must_use = "a test that is skipped returns"]
 #[track_caller]
 pub fn has_map_on_disk() -> bool {
-    needs_version(
-        (1, 98),
-        "tailscaled keeps no network map on disk (1.80.3 doesn't, 1.98.10 does)",
-    )
+    needs_version((1, 98), "tailscaled keeps no network map on disk (1.80.3 doesn't, 1.98.10 does)")
 }
 
 /// Asserts that the program has ended well, having said so to systemd too.

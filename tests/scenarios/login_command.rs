@@ -3,11 +3,12 @@
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use tailnet_harness::{FakeCli, Finished, KeyFile, Node, Run, Running, Signal, Tailnet};
+use tailnet_harness::{Binaries, FakeCli, Finished, KeyFile, Node, Run, Running, Signal, Tailnet};
 
 use crate::{assert_joined, program};
 
@@ -26,12 +27,7 @@ impl Set {
         node.wait_state("NeedsLogin");
         let key = tailnet.single_use_key();
         let file = KeyFile::new(&key);
-        Self {
-            tailnet,
-            node,
-            key,
-            file,
-        }
+        Self { tailnet, node, key, file }
     }
 
     fn program(&self, cli: &FakeCli) -> Run {
@@ -54,10 +50,7 @@ impl Set {
 
     fn assert_untouched(&self) {
         let state = self.tailnet.state();
-        assert_eq!(
-            (state.registers.total, state.key(&self.key).attempts),
-            (0, 0)
-        );
+        assert_eq!((state.registers.total, state.key(&self.key).attempts), (0, 0));
         assert_eq!(self.node.backend_state(), "NeedsLogin");
     }
 
@@ -66,9 +59,7 @@ impl Set {
         let run = self.real().run();
         assert_joined(&run, &self.tailnet, &self.node, &self.key);
         assert!(
-            !run.statuses()
-                .iter()
-                .any(|status| status.contains("another tailscale-autoconnect")),
+            !run.statuses().iter().any(|status| status.contains("another tailscale-autoconnect")),
             "{:?}",
             run.statuses()
         );
@@ -82,16 +73,9 @@ fn a_command_that_is_missing_is_named() {
     let cli = FakeCli::missing();
     let run = set.program(&cli).run();
     run.assert_code(78);
-    let sentence = format!(
-        "the tailscale command was not found ({})",
-        cli.path().display()
-    );
+    let sentence = format!("the tailscale command was not found ({})", cli.path().display());
     assert!(run.stderr.contains(&sentence), "{}", run.stderr);
-    assert!(
-        run.stderr.contains("name the command with --tailscale"),
-        "{}",
-        run.stderr
-    );
+    assert!(run.stderr.contains("name the command with --tailscale"), "{}", run.stderr);
     set.assert_untouched();
 }
 
@@ -103,13 +87,32 @@ fn a_command_that_cannot_be_run_is_named_with_the_reason() {
     fs::set_permissions(cli.path(), Permissions::from_mode(0o644)).unwrap();
     let run = set.program(&cli).run();
     run.assert_code(78);
-    let sentence = format!(
-        "the tailscale command {} cannot be run",
-        cli.path().display()
-    );
+    let sentence = format!("the tailscale command {} cannot be run", cli.path().display());
     assert!(run.stderr.contains(&sentence), "{}", run.stderr);
     assert!(run.stderr.contains("Permission denied"), "{}", run.stderr);
     set.assert_untouched();
+}
+
+/// What is there is no `tailscale`: that is said soon.
+fn is_no_tailscale(command: &Path, words: &str) {
+    let set = Set::fresh();
+    let run = set.real().tailscale(command).run();
+    run.assert_code(78);
+    assert!(run.stderr.contains(words), "{}", run.stderr);
+    set.assert_untouched();
+}
+
+#[test]
+#[ignore = "needs real tailscaled: run tests/run.sh"]
+fn a_command_that_finds_nothing_to_run_is_named() {
+    let cli = FakeCli::printing("", "", 127);
+    is_no_tailscale(cli.path(), &cli.path().display().to_string());
+}
+
+#[test]
+#[ignore = "needs real tailscaled: run tests/run.sh"]
+fn the_daemon_in_the_place_of_the_command_is_named() {
+    is_no_tailscale(&Binaries::chosen().tailscaled(), "tailscaled");
 }
 
 #[test]
@@ -129,7 +132,7 @@ fn a_flag_that_the_command_does_not_know_is_named() {
 #[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_value_that_the_command_cannot_use_is_quoted() {
     let set = Set::fresh();
-    let run = set.real().up_flags(["--advertise-routes=nonsense"]).run();
+    let run = set.real().up_flags(["--netfilter-mode=nonsense"]).run();
     run.assert_code(78);
     assert!(run.stderr.contains("nonsense"), "{}", run.stderr);
     set.assert_untouched();
@@ -150,13 +153,11 @@ fn the_command_is_called_with_the_key_in_a_file_of_its_own_and_the_flags_as_they
     assert_eq!(calls.len(), 1, "{calls:?}");
     let (key, rest) = (&calls[0][2], [&calls[0][..2], &calls[0][3..]].concat());
     let descriptor = key.strip_prefix("--auth-key=file:/proc/self/fd/");
-    assert!(
-        descriptor.is_some_and(|number| number.parse::<u32>().is_ok()),
-        "{key}"
-    );
+    assert!(descriptor.is_some_and(|number| number.parse::<u32>().is_ok()), "{key}");
     let mut expected = vec![
         format!("--socket={}", set.node.socket().display()),
         "up".to_owned(),
+        "--reset".to_owned(),
         format!("--login-server={}", set.tailnet.url()),
     ];
     expected.extend(flags.map(str::to_owned));
@@ -173,13 +174,14 @@ fn odd_flags_reach_the_command_untouched() {
         "--operator",
         "",
         "-ssh",
+        "--of-a-version-to-come",
         "tskey",
+        "--another=\u{fc}",
         "--",
-        "\u{fc}",
     ];
     let run = set.program(&cli).up_flags(flags).spawn();
     let calls = cli.wait_calls(1);
-    assert_eq!(calls[0][4..], flags);
+    assert_eq!(calls[0][5..], flags);
     drop(run);
     set.assert_untouched();
 }
@@ -192,7 +194,7 @@ fn a_command_that_does_nothing_is_ended_after_thirty_seconds_and_called_again() 
     let run = set.program(&cli).limit(Duration::from_secs(60)).run();
     assert_joined(&run, &set.tailnet, &set.node, &set.key);
     assert!(run.elapsed >= Duration::from_secs(30), "{:?}", run.elapsed);
-    let warning = "nothing comes of `tailscale up`, which was ended";
+    let warning = "`tailscale up` had no effect, and was stopped";
     assert!(run.stderr.contains(warning), "{}", run.stderr);
     assert!(
         run.statuses()
@@ -235,11 +237,7 @@ fn a_wrapper_is_ended_with_what_it_has_started() {
 #[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_command_that_talks_without_end_is_listened_to_in_little_memory() {
     let set = Set::fresh();
-    for talk in [
-        "exec yes talk",
-        "exec yes talk >&2",
-        "yes talk & exec yes talk >&2",
-    ] {
+    for talk in ["exec yes talk", "exec yes talk >&2", "yes talk & exec yes talk >&2"] {
         let cli = FakeCli::script(talk);
         let run = set.program(&cli).args(["-v", "--timeout", "2s"]).spawn();
         cli.wait_calls(1);
@@ -249,11 +247,7 @@ fn a_command_that_talks_without_end_is_listened_to_in_little_memory() {
         let run = run.wait();
         run.assert_code(75);
         assert!(run.elapsed < Duration::from_secs(10), "{:?}", run.elapsed);
-        assert!(
-            run.output().len() < 128 * 1024,
-            "{} bytes",
-            run.output().len()
-        );
+        assert!(run.output().len() < 128 * 1024, "{} bytes", run.output().len());
     }
     set.assert_untouched();
 }
@@ -265,11 +259,7 @@ fn a_command_that_fails_at_length_is_quoted_in_short() {
     let cli = FakeCli::script("head -c 3000000 /dev/zero | tr '\\0' x >&2; exit 1");
     let run = set.program(&cli).args(["--timeout", "2s"]).run();
     run.assert_code(75);
-    assert!(
-        run.stderr.contains("the login did not come to an end: xxx"),
-        "{}",
-        run.stderr.len()
-    );
+    assert!(run.stderr.contains("the login did not finish: xxx"), "{}", run.stderr.len());
     assert!(run.stderr.len() < 8 * 1024, "{} bytes", run.stderr.len());
     assert!(run.statuses().iter().all(|status| status.len() < 400));
     set.assert_untouched();
@@ -282,16 +272,8 @@ fn assert_died(run: Running, signal: Signal, number: i32) -> Finished {
     let run = run.wait();
     assert_eq!((run.code, run.signal), (None, Some(number)));
     // A second is what it has; the rest is for the machine.
-    assert!(
-        sent.elapsed() < Duration::from_millis(2500),
-        "{:?}",
-        sent.elapsed()
-    );
-    assert!(
-        run.notifications
-            .iter()
-            .any(|one| one.get("STOPPING") == Some("1"))
-    );
+    assert!(sent.elapsed() < Duration::from_millis(2500), "{:?}", sent.elapsed());
+    assert!(run.notifications.iter().any(|one| one.get("STOPPING") == Some("1")));
     assert_eq!(run.left_behind, Vec::<u32>::new());
     assert_eq!((run.ready_at(), run.stdout.as_str()), (None, ""));
     run
@@ -319,8 +301,7 @@ fn a_signal_while_the_control_server_has_the_key_loses_nothing() {
     let set = Set::fresh();
     set.tailnet.policy(json!({ "register_delay_ms": 1000 }));
     let run = set.real().spawn();
-    set.tailnet
-        .wait_until(|state| state.registers.with_key == 1, "the key to arrive");
+    set.tailnet.wait_until(|state| state.registers.with_key == 1, "the key to arrive");
     assert_died(run, Signal::TERM, 15);
     set.assert_a_later_run_joins();
 }

@@ -3,20 +3,29 @@
 //!
 //! Every test has its own tailnet and its own nodes.
 
+mod attack;
 mod check;
 mod control_server;
 mod daemon;
+mod failed_login;
 mod join;
 mod joined;
 mod keyfile;
 mod login_command;
+mod put_back;
 mod reboot;
+mod record;
 mod refusal;
 mod renewal;
 mod secrecy;
+mod server;
 mod settings;
+mod stay;
+mod stranded;
 mod terminal;
 mod trust;
+mod waiting;
+mod words;
 
 use tailnet_harness::{Finished, KeyFile, Node, Run, Tailnet};
 
@@ -27,10 +36,7 @@ fn program(tailnet: &Tailnet, node: &Node, key: &KeyFile) -> Run {
 
 /// The same without `--login-server`.
 fn program_without_server(node: &Node, key: &KeyFile) -> Run {
-    Run::new(env!("CARGO_BIN_EXE_tailscale-autoconnect"))
-        .node(node)
-        .cli()
-        .authkey_file(key.path())
+    Run::new(env!("CARGO_BIN_EXE_tailscale-autoconnect")).node(node).cli().authkey_file(key.path())
 }
 
 /// What a join comes to, however it went: the node is online, the key was used once, and READY

@@ -85,12 +85,7 @@ fn but_for_want_running(mut prefs: Value) -> Value {
 fn a_stopped_node_is_brought_up(after_a_reboot: bool) {
     let joined = Joined::new();
     let Joined { tailnet, node, .. } = &joined;
-    node.tailscale_ok([
-        "set",
-        "--accept-routes",
-        "--hostname=kept",
-        without_a_flag(),
-    ]);
+    node.tailscale_ok(["set", "--accept-routes", "--hostname=kept", without_a_flag()]);
     let key = deleted_key(tailnet);
     let prefs = but_for_want_running(node.prefs());
     node.tailscale_ok(["down"]);
@@ -103,17 +98,11 @@ fn a_stopped_node_is_brought_up(after_a_reboot: bool) {
     let run = joined.program(&KeyFile::new(&key)).run();
 
     assert_connected(&run);
-    assert!(
-        run.stderr.contains("bringing it up, without an auth key"),
-        "{}",
-        run.stderr
-    );
+    assert!(run.stderr.contains("bringing it up, without an auth key"), "{}", run.stderr);
     assert_eq!(but_for_want_running(node.prefs()), prefs);
     // The daemon may still hold the key that it joined with: it must not send that one either.
-    let state = tailnet.wait_until(
-        |state| state.registers.total > before.total,
-        "the node to register",
-    );
+    let state =
+        tailnet.wait_until(|state| state.registers.total > before.total, "the node to register");
     assert_eq!(state.registers.with_key, before.with_key);
     assert_eq!(tailnet.state().key(&key).attempts, 0);
     assert_eq!(joined.assert_same_device().node_key, joined.device.node_key);

@@ -93,7 +93,7 @@ fn a_node_that_was_deleted_while_it_was_off_is_found_out_despite_its_network_map
 /// is off its network until the control server answers, so the program doesn't do it there.
 pub const KEEPS_ITS_MAP: (u32, u32) = (1, 82);
 
-const RESTARTED: &str = "restarting the login, without an auth key";
+pub const RESTARTED: &str = "restarting the login, without an auth key";
 
 /// The slow one: the daemon itself would show nothing for nine minutes.
 #[test]
@@ -108,10 +108,8 @@ fn a_node_that_is_deleted_while_it_runs_is_found_out_after_half_a_minute() {
     let joined = Joined::new();
     let Joined { tailnet, node, .. } = &joined;
     tailnet.delete(joined.device.id);
-    let status = node.wait_status(
-        |status| status["Self"]["Online"] == false,
-        "the node to be offline",
-    );
+    let status =
+        node.wait_status(|status| status["Self"]["Online"] == false, "the node to be offline");
     assert_eq!(status["BackendState"], "Running");
     let key = tailnet.single_use_key();
     let file = KeyFile::new(&key);
@@ -136,10 +134,7 @@ fn a_node_that_is_deleted_while_it_runs_joins_anew_once_its_daemon_is_restarted(
     let joined = Joined::new();
     let Joined { tailnet, node, .. } = &joined;
     tailnet.delete(joined.device.id);
-    node.wait_status(
-        |status| status["Self"]["Online"] == false,
-        "the node to be offline",
-    );
+    node.wait_status(|status| status["Self"]["Online"] == false, "the node to be offline");
     let key = tailnet.single_use_key();
     let file = KeyFile::new(&key);
 
@@ -162,10 +157,7 @@ fn a_running_node_stays_on_its_network_while_its_control_server_is_down() {
     let file = KeyFile::new(tailnet.single_use_key());
     let sent = joined.registers_with_key();
     tailnet.fault("down");
-    node.wait_status(
-        |status| status["Self"]["Online"] == false,
-        "the node to be offline",
-    );
+    node.wait_status(|status| status["Self"]["Online"] == false, "the node to be offline");
 
     let limit = Duration::from_secs(90);
     let run = joined.program(&file).limit(limit).spawn();
@@ -173,10 +165,7 @@ fn a_running_node_stays_on_its_network_while_its_control_server_is_down() {
     while begin.elapsed() < Duration::from_secs(33) {
         let status = node.status();
         assert_eq!(status["BackendState"], "Running");
-        assert_eq!(
-            status["Self"]["TailscaleIPs"],
-            json!(joined.device.addresses)
-        );
+        assert_eq!(status["Self"]["TailscaleIPs"], json!(joined.device.addresses));
         thread::sleep(Duration::from_millis(100));
     }
     assert!(run.is_alive());
@@ -278,10 +267,7 @@ fn a_node_that_someones_dead_key_keeps_off_is_rescued_without_any_key() {
 fn a_deleted_node_from_which_someone_sent_a_dead_key_joins_anew() {
     let joined = Joined::new();
     joined.tailnet.delete(joined.device.id);
-    joined.node.wait_status(
-        |status| status["Self"]["Online"] == false,
-        "the node to be offline",
-    );
+    joined.node.wait_status(|status| status["Self"]["Online"] == false, "the node to be offline");
     let dead = someone_sends_a_dead_key(&joined);
     assert_eq!(joined.tailnet.state().key(&dead).uses, 0);
 
@@ -348,12 +334,7 @@ impl Unapproved {
         let tailnet = Tailnet::start();
         tailnet.policy(json!({ "approval": true }));
         let key = tailnet.single_use_key();
-        Self {
-            node: Node::start(),
-            file: KeyFile::new(&key),
-            tailnet,
-            key,
-        }
+        Self { node: Node::start(), file: KeyFile::new(&key), tailnet, key }
     }
 
     fn program(&self) -> tailnet_harness::Run {

@@ -14,28 +14,50 @@ use crate::{program, program_without_server};
 /// In a container, an old tailscaled refuses to update itself (1.66.4; no more in 1.80.3:
 /// `getUpdateFunction` in clientupdate/clientupdate.go).
 pub fn without_a_flag() -> &'static str {
-    if version_is_at_least((1, 80)) {
-        "--auto-update"
-    } else {
-        "--update-check=false"
-    }
+    if version_is_at_least((1, 80)) { "--auto-update" } else { "--update-check=false" }
 }
 
 /// All preferences, but for those that a login is meant to change and those that the daemon keeps
 /// there itself.
-fn settings(node: &Node) -> Value {
+pub fn settings(node: &Node) -> Value {
     let mut prefs = node.prefs();
     let all = prefs.as_object_mut().expect("preferences");
-    for own in [
-        "Config",
-        "ControlURL",
-        "InternalExitNodePrior",
-        "LoggedOut",
-        "WantRunning",
-    ] {
+    for own in ["Config", "ControlURL", "InternalExitNodePrior", "LoggedOut", "WantRunning"] {
         all.remove(own);
     }
     prefs
+}
+
+/// All preferences without exception, but for the keys and what the daemon keeps there itself.
+pub fn all_preferences(node: &Node) -> Value {
+    let mut prefs = node.prefs();
+    let all = prefs.as_object_mut().expect("preferences");
+    for own in ["Config", "InternalExitNodePrior"] {
+        all.remove(own);
+    }
+    prefs
+}
+
+/// Asserts that all preferences are as they were; says only what differs.
+#[track_caller]
+pub fn assert_unchanged(node: &Node, before: &Value) {
+    assert_same(&all_preferences(node), before);
+}
+
+/// Asserts that the settings are these; says only what differs.
+#[track_caller]
+pub fn assert_kept(node: &Node, before: &Value) {
+    assert_same(&settings(node), before);
+}
+
+#[track_caller]
+fn assert_same(now: &Value, before: &Value) {
+    let names = before.as_object().expect("preferences").keys();
+    let changed: Vec<_> = names
+        .filter(|name| now[*name] != before[*name])
+        .map(|name| format!("{name}: {}, was {}", now[name], before[name]))
+        .collect();
+    assert!(changed.is_empty(), "{changed:#?}");
 }
 
 /// A node with these settings, made with `tailscale set`, whose key has expired.
@@ -55,7 +77,7 @@ fn set_and_expire(joined: &Joined, flags: &[&str]) -> Value {
     settings
 }
 
-fn until(holds: impl Fn() -> bool) {
+pub fn until(holds: impl Fn() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !holds() {
         assert!(Instant::now() < deadline, "it never came to that");
@@ -63,7 +85,7 @@ fn until(holds: impl Fn() -> bool) {
     }
 }
 
-fn set(node: &Node, flags: &[&str]) {
+pub fn set(node: &Node, flags: &[&str]) {
     node.tailscale_ok(["set"].iter().chain(flags));
 }
 
@@ -132,31 +154,22 @@ fn an_advertised_exit_node_goes_on_being_one() {
 fn the_exit_node_that_is_used_is_kept() {
     let joined = Joined::new();
     let exit = Node::start();
-    exit.join_with(
-        &joined.tailnet,
-        &["--hostname=exit", "--advertise-exit-node"],
-    );
+    exit.join_with(&joined.tailnet, &["--hostname=exit", "--advertise-exit-node"]);
     joined.node.wait_status(
         |status| {
             let peers = status["Peer"].as_object().into_iter().flatten();
-            peers
-                .into_iter()
-                .any(|(_, peer)| peer["ExitNodeOption"] == true)
+            peers.into_iter().any(|(_, peer)| peer["ExitNodeOption"] == true)
         },
         "an exit node",
     );
-    let before = set_and_expire(
-        &joined,
-        &["--exit-node=exit", "--exit-node-allow-lan-access"],
-    );
+    let before = set_and_expire(&joined, &["--exit-node=exit", "--exit-node-allow-lan-access"]);
     assert_ne!(before["ExitNodeID"], "");
 
     renew(&joined, &[]);
 
-    joined.node.wait_status(
-        |status| status["ExitNodeStatus"]["Online"] == true,
-        "the exit node in use",
-    );
+    joined
+        .node
+        .wait_status(|status| status["ExitNodeStatus"]["Online"] == true, "the exit node in use");
     assert_eq!(settings(&joined.node), before);
 }
 
@@ -164,12 +177,8 @@ fn the_exit_node_that_is_used_is_kept() {
 #[ignore = "needs real tailscaled: run tests/run.sh"]
 fn tags_are_kept() {
     let (tailnet, node) = (Tailnet::start(), Node::start());
-    let tagged = || {
-        tailnet.key(&KeySpec {
-            tags: vec!["tag:server".to_owned()],
-            ..KeySpec::default()
-        })
-    };
+    let tagged =
+        || tailnet.key(&KeySpec { tags: vec!["tag:server".to_owned()], ..KeySpec::default() });
     log_in(&tailnet, &node, &tagged(), &["--advertise-tags=tag:server"]);
     let (before, device) = (settings(&node), tailnet.device(&node).expect("it joined"));
     assert_eq!(device.tags, ["tag:server"]);
@@ -215,19 +224,12 @@ fn log_in(tailnet: &Tailnet, node: &Node, key: &str, flags: &[&str]) {
 #[test]
 #[ignore = "needs real tailscaled: run tests/run.sh"]
 fn settings_made_before_the_first_login_are_kept() {
-    let (tailnet, node, before) = fresh_with(&[
-        "--hostname=early",
-        "--accept-routes",
-        "--operator=nobody",
-        without_a_flag(),
-    ]);
+    let (tailnet, node, before) =
+        fresh_with(&["--hostname=early", "--accept-routes", "--operator=nobody", without_a_flag()]);
     first_login(&tailnet, &node, &[]);
     assert_eq!(settings(&node), before);
     // The tailnet hears of them, too.
-    tailnet.wait_until(
-        |state| state.device("early").is_some(),
-        "the device to have its name",
-    );
+    tailnet.wait_until(|state| state.device("early").is_some(), "the device to have its name");
 }
 
 #[test]
@@ -244,11 +246,7 @@ fn a_new_node_has_the_settings_that_tailscale_up_alone_gives_it() {
 #[ignore = "needs real tailscaled: run tests/run.sh"]
 fn flags_after_the_dashes_are_applied_at_the_first_login() {
     let (tailnet, node) = (Tailnet::start(), Node::start());
-    first_login(
-        &tailnet,
-        &node,
-        &["--hostname=flagged", "--accept-routes", "--shields-up=true"],
-    );
+    first_login(&tailnet, &node, &["--hostname=flagged", "--accept-routes", "--shields-up=true"]);
     let prefs = node.prefs();
     assert_eq!(
         [&prefs["Hostname"], &prefs["RouteAll"], &prefs["ShieldsUp"]],
@@ -318,10 +316,7 @@ fn refused(tailnet: &Tailnet, node: &Node) {
     let key = deleted_key(tailnet);
     let run = program(tailnet, node, &KeyFile::new(&key)).run();
     run.assert_code(77);
-    assert!(
-        run.stderr
-            .contains("the control server refused the auth key: ")
-    );
+    assert!(run.stderr.contains("the control server refused the auth key: "));
     assert!(tailnet.state().key(&key).attempts > 0);
     assert_eq!(node.backend_state(), "NeedsLogin");
 }
@@ -403,10 +398,7 @@ fn what_an_admin_does_after_a_login_that_never_came_to_the_node_is_not_reverted(
     let (tailnet, node) = (Tailnet::start(), Node::start());
     let cli = FakeCli::script("echo EOF >&2; exit 1");
     let file = KeyFile::new(tailnet.single_use_key());
-    let run = program(&tailnet, &node, &file)
-        .tailscale(cli.path())
-        .arg("--json")
-        .spawn();
+    let run = program(&tailnet, &node, &file).tailscale(cli.path()).arg("--json").spawn();
     run.wait_status_text("the login failed and is tried again: EOF");
 
     let key = format!("--auth-key={}", tailnet.single_use_key());

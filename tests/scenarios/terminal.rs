@@ -15,9 +15,7 @@ fn a_person_sees_what_is_waited_for_and_in_the_end_only_what_was_done() {
     let (key, file) = (tailnet.single_use_key(), KeyFile::absent());
     let path = file.path().display().to_string();
     let run = program(&tailnet, &node, &file).terminal(200).spawn();
-    run.wait_on_screen(&format!(
-        "waiting for the auth key file {path} (missing) … "
-    ));
+    run.wait_on_screen(&format!("waiting for the auth key file {path} (missing) … "));
     thread::sleep(Duration::from_secs(2));
     file.swap(&key);
     let run = run.wait();

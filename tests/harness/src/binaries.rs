@@ -52,9 +52,7 @@ impl Binaries {
     /// Runs the build script once per version and process; it answers at once when all is cached.
     fn build(version: Option<&str>) -> Self {
         static BUILT: Mutex<Option<HashMap<String, Result<PathBuf, String>>>> = Mutex::new(None);
-        let mut built = BUILT
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut built = BUILT.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let result = built
             .get_or_insert_default()
             .entry(version.unwrap_or_default().to_owned())

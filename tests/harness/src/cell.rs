@@ -61,10 +61,8 @@ impl Cell {
     pub(crate) fn plug_in(&self, network: &Path) {
         let pid = self.holder.pid().to_string();
         let network = format!("--net={}", network.display());
-        run([
-            "nsenter", &network, "--", "ip", "link", "set", "eth0", "netns", &pid,
-        ])
-        .unwrap_or_else(|error| panic!("{error}"));
+        run(["nsenter", &network, "--", "ip", "link", "set", "eth0", "netns", &pid])
+            .unwrap_or_else(|error| panic!("{error}"));
         self.must(&["ip", "addr", "add", ADDRESS, "dev", "eth0"]);
         self.link_up();
     }
@@ -107,11 +105,7 @@ impl Cell {
     /// Makes that disk read-only, or writable again. False if that cannot be now: a file on it is
     /// being written.
     pub fn read_only(&self, folder: &Path, read_only: bool) -> bool {
-        let how = if read_only {
-            "remount,ro"
-        } else {
-            "remount,rw"
-        };
+        let how = if read_only { "remount,ro" } else { "remount,rw" };
         let folder = folder.to_str().expect("a plain path");
         let deadline = Instant::now() + Duration::from_millis(200);
         while let Err(error) = self.run(&["mount", "-o", how, folder]) {
@@ -124,10 +118,14 @@ impl Cell {
         true
     }
 
-    fn filler(&self, folder: &Path) -> PathBuf {
+    /// Where that disk is seen from outside.
+    pub fn inside(&self, folder: &Path) -> PathBuf {
         let root = PathBuf::from(format!("/proc/{}/root", self.holder.pid()));
         root.join(folder.strip_prefix("/").expect("an absolute path"))
-            .join("filler")
+    }
+
+    fn filler(&self, folder: &Path) -> PathBuf {
+        self.inside(folder).join("filler")
     }
 
     fn must(&self, words: &[&str]) {
@@ -135,10 +133,7 @@ impl Cell {
     }
 
     fn run(&self, words: &[&str]) -> io::Result<()> {
-        run(self
-            .entrance()
-            .into_iter()
-            .chain(words.iter().map(OsString::from)))
+        run(self.entrance().into_iter().chain(words.iter().map(OsString::from)))
     }
 }
 

@@ -61,53 +61,29 @@ pub struct Response {
 
 #[derive(Clone, Debug)]
 enum Answer {
-    Whole {
-        code: u16,
-        kind: &'static str,
-        body: Vec<u8>,
-    },
+    Whole { code: u16, kind: &'static str, body: Vec<u8> },
     Endless,
-    Drip {
-        body: Vec<u8>,
-        every: Duration,
-    },
+    Drip { body: Vec<u8>, every: Duration },
     Never,
     Close,
     Raw(Vec<u8>),
-    RawDrip {
-        bytes: Vec<u8>,
-        every: Duration,
-    },
-    Flood {
-        start: Vec<u8>,
-        again: Vec<u8>,
-    },
+    RawDrip { bytes: Vec<u8>, every: Duration },
+    Flood { start: Vec<u8>, again: Vec<u8> },
     Stream,
 }
 
 impl Response {
     /// 200 with JSON.
-    #[allow(
-        clippy::needless_pass_by_value,
-        reason = "reads best with json! in the call"
-    )]
+    #[allow(clippy::needless_pass_by_value, reason = "reads best with json! in the call")]
     pub fn json(body: Value) -> Self {
         let body = body.to_string().into_bytes();
-        Self::new(Answer::Whole {
-            code: 200,
-            kind: "application/json",
-            body,
-        })
+        Self::new(Answer::Whole { code: 200, kind: "application/json", body })
     }
 
     /// Any status code with a text.
     pub fn status(code: u16, text: &str) -> Self {
         let body = text.as_bytes().to_vec();
-        Self::new(Answer::Whole {
-            code,
-            kind: "text/plain; charset=utf-8",
-            body,
-        })
+        Self::new(Answer::Whole { code, kind: "text/plain; charset=utf-8", body })
     }
 
     /// 200 with a body that never ends, as fast as it is read.
@@ -117,10 +93,7 @@ impl Response {
 
     /// 200 with this body, one byte at a time.
     pub fn drip(body: impl Into<Vec<u8>>, every: Duration) -> Self {
-        Self::new(Answer::Drip {
-            body: body.into(),
-            every,
-        })
+        Self::new(Answer::Drip { body: body.into(), every })
     }
 
     /// No answer, on an open connection.
@@ -140,10 +113,7 @@ impl Response {
 
     /// These bytes, which need not be HTTP, one at a time.
     pub fn raw_drip(bytes: impl Into<Vec<u8>>, every: Duration) -> Self {
-        Self::new(Answer::RawDrip {
-            bytes: bytes.into(),
-            every,
-        })
+        Self::new(Answer::RawDrip { bytes: bytes.into(), every })
     }
 
     /// These bytes, and then others again and again without end, as fast as they are read.
@@ -151,10 +121,7 @@ impl Response {
         let again = again.into();
         assert!(!again.is_empty(), "nothing is no flood");
         let times = 0x10000_usize.div_ceil(again.len());
-        Self::new(Answer::Flood {
-            start: start.into(),
-            again: again.repeat(times),
-        })
+        Self::new(Answer::Flood { start: start.into(), again: again.repeat(times) })
     }
 
     /// An event bus: one line at once, then one each time that [`FakeTailscaled::ring`] is called,
@@ -170,10 +137,7 @@ impl Response {
     }
 
     fn new(answer: Answer) -> Self {
-        Self {
-            answer,
-            delay: Duration::ZERO,
-        }
+        Self { answer, delay: Duration::ZERO }
     }
 }
 
@@ -181,18 +145,11 @@ impl Response {
 /// `Self` one by one.
 ///
 /// In `Running` it is online with two addresses; in `NeedsLogin` and `NoState` it has no node key.
-#[allow(
-    clippy::needless_pass_by_value,
-    reason = "reads best with json! in the call"
-)]
+#[allow(clippy::needless_pass_by_value, reason = "reads best with json! in the call")]
 pub fn status_json(state: &str, changes: Value) -> Value {
     let has_key = !matches!(state, "NeedsLogin" | "NoState");
     let online = state == "Running";
-    let addresses = if online {
-        json!(["100.64.0.1", "fd7a:115c:a1e0::1"])
-    } else {
-        Value::Null
-    };
+    let addresses = if online { json!(["100.64.0.1", "fd7a:115c:a1e0::1"]) } else { Value::Null };
     let mut status = json!({
         "Version": "1.98.10-t000000000",
         "TUN": false,
@@ -340,13 +297,7 @@ impl FakeTailscaled {
                 }
             })
         };
-        Self {
-            desk,
-            listener,
-            acceptor: Some(acceptor),
-            socket,
-            _dir: dir,
-        }
+        Self { desk, listener, acceptor: Some(acceptor), socket, _dir: dir }
     }
 
     /// Its socket.
@@ -386,9 +337,7 @@ impl FakeTailscaled {
 
     /// Waits until at least `wanted` requests for this path have come.
     pub fn wait_count(&self, path: &str, wanted: usize) {
-        self.wait(&format!("{wanted} requests for {path}"), |now| {
-            count(now, path) >= wanted
-        });
+        self.wait(&format!("{wanted} requests for {path}"), |now| count(now, path) >= wanted);
     }
 
     /// Waits until a stream is open, so that [`Self::ring`] is heard.
@@ -398,9 +347,7 @@ impl FakeTailscaled {
 
     /// Waits until endless answers have had so many bytes taken from them.
     pub fn wait_flooded(&self, bytes: usize) {
-        self.wait(&format!("{bytes} bytes to be taken"), |now| {
-            now.flooded >= bytes
-        });
+        self.wait(&format!("{bytes} bytes to be taken"), |now| now.flooded >= bytes);
     }
 
     fn wait(&self, what: &str, seen: impl Fn(&Now) -> bool) {
@@ -409,15 +356,8 @@ impl FakeTailscaled {
             .changed
             .wait_timeout_while(self.desk.now(), PATIENCE, |now| !seen(now))
             .unwrap_or_else(PoisonError::into_inner);
-        let requests: Vec<_> = now
-            .requests
-            .iter()
-            .map(|one| (&one.method, &one.path))
-            .collect();
-        assert!(
-            !late.timed_out(),
-            "waited in vain for {what}; requests: {requests:?}"
-        );
+        let requests: Vec<_> = now.requests.iter().map(|one| (&one.method, &one.path)).collect();
+        assert!(!late.timed_out(), "waited in vain for {what}; requests: {requests:?}");
     }
 }
 
@@ -443,10 +383,7 @@ impl Drop for FakeTailscaled {
 }
 
 fn count(now: &Now, path: &str) -> usize {
-    now.requests
-        .iter()
-        .filter(|request| request.path == path)
-        .count()
+    now.requests.iter().filter(|request| request.path == path).count()
 }
 
 impl Desk {
@@ -488,10 +425,7 @@ impl Desk {
             };
             self.changed.notify_all();
             let response = script(&request);
-            let last = request
-                .headers
-                .get("connection")
-                .is_some_and(|value| value == "close");
+            let last = request.headers.get("connection").is_some_and(|value| value == "close");
             if self.pause(response.delay) || !self.answer(stream, response.answer)? || last {
                 break;
             }
@@ -503,10 +437,8 @@ impl Desk {
     fn answer(&self, mut stream: &UnixStream, answer: Answer) -> io::Result<bool> {
         match answer {
             Answer::Whole { code, kind, body } => {
-                let mut bytes = head(
-                    code,
-                    &format!("Content-Type: {kind}\r\nContent-Length: {}", body.len()),
-                );
+                let mut bytes =
+                    head(code, &format!("Content-Type: {kind}\r\nContent-Length: {}", body.len()));
                 bytes.extend_from_slice(&body);
                 stream.write_all(&bytes)?;
                 Ok(true)
@@ -524,10 +456,7 @@ impl Desk {
             Answer::Drip { body, every } => {
                 stream.write_all(&head(
                     200,
-                    &format!(
-                        "Content-Type: application/json\r\nContent-Length: {}",
-                        body.len()
-                    ),
+                    &format!("Content-Type: application/json\r\nContent-Length: {}", body.len()),
                 ))?;
                 self.drip(stream, &body, every)
             }
@@ -631,10 +560,7 @@ fn read_request(reader: &mut impl BufRead) -> io::Result<Option<Request>> {
         return Ok(None);
     }
     let mut words = line.split_whitespace();
-    let (method, target) = (
-        words.next().unwrap_or_default(),
-        words.next().unwrap_or_default(),
-    );
+    let (method, target) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
     let mut request = Request {
         at: Duration::ZERO,
@@ -651,9 +577,7 @@ fn read_request(reader: &mut impl BufRead) -> io::Result<Option<Request>> {
         let Some((name, value)) = line.split_once(':') else {
             break;
         };
-        request
-            .headers
-            .insert(name.to_ascii_lowercase(), value.trim().to_owned());
+        request.headers.insert(name.to_ascii_lowercase(), value.trim().to_owned());
     }
     let length = request.headers.get("content-length");
     let mut body = vec![0; length.and_then(|length| length.parse().ok()).unwrap_or(0)];
@@ -669,9 +593,7 @@ mod tests {
 
     fn connect(fake: &FakeTailscaled) -> UnixStream {
         let stream = UnixStream::connect(fake.socket()).unwrap();
-        stream
-            .set_read_timeout(Some(Duration::from_secs(5)))
-            .unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
         stream
     }
 
@@ -723,14 +645,7 @@ mod tests {
             _ => Response::endless(),
         });
         let mut streams = Vec::new();
-        for path in [
-            "/never",
-            "/drip",
-            "/late",
-            "/raw-drip",
-            "/flood",
-            "/endless",
-        ] {
+        for path in ["/never", "/drip", "/late", "/raw-drip", "/flood", "/endless"] {
             let mut stream = connect(&fake);
             http::send(&mut stream, "h", "GET", path, None).unwrap();
             fake.wait_count(path, 1);
@@ -739,11 +654,7 @@ mod tests {
         let socket = fake.socket().to_owned();
         let before = Instant::now();
         drop(fake);
-        assert!(
-            before.elapsed() < Duration::from_secs(1),
-            "{:?}",
-            before.elapsed()
-        );
+        assert!(before.elapsed() < Duration::from_secs(1), "{:?}", before.elapsed());
         assert!(UnixStream::connect(socket).is_err());
     }
 }

@@ -37,10 +37,7 @@ pub(crate) fn send(
 ) -> io::Result<()> {
     let mut request = format!("{method} {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n");
     if let Some(body) = body {
-        request += &format!(
-            "Content-Type: application/json\r\nContent-Length: {}\r\n",
-            body.len()
-        );
+        request += &format!("Content-Type: application/json\r\nContent-Length: {}\r\n", body.len());
     }
     request += "\r\n";
     let mut bytes = request.into_bytes();
@@ -79,12 +76,8 @@ fn parse(bytes: &[u8]) -> Option<HttpReply> {
         .filter_map(|line| line.split_once(':'))
         .map(|(name, value)| (name.to_ascii_lowercase(), value.trim()))
         .collect();
-    let header = |name: &str| {
-        headers
-            .iter()
-            .find(|(known, _)| known == name)
-            .map(|(_, value)| *value)
-    };
+    let header =
+        |name: &str| headers.iter().find(|(known, _)| known == name).map(|(_, value)| *value);
 
     let body =
         if header("transfer-encoding").is_some_and(|value| value.eq_ignore_ascii_case("chunked")) {
@@ -119,10 +112,7 @@ mod tests {
     #[test]
     fn answers_are_read_by_length_by_chunks_and_to_the_end() {
         let body = |text: &str| parse(text.as_bytes()).map(|reply| reply.text());
-        assert_eq!(
-            body("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi").as_deref(),
-            Some("hi")
-        );
+        assert_eq!(body("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi").as_deref(), Some("hi"));
         assert_eq!(
             body(
                 "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nh\r\n1\r\ni\r\n0\r\n\r\n"
@@ -132,9 +122,6 @@ mod tests {
         );
         assert_eq!(body("HTTP/1.0 403 No\r\n\r\nhi").as_deref(), Some("hi"));
         assert_eq!(body("HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nhi"), None);
-        assert_eq!(
-            body("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nh"),
-            None
-        );
+        assert_eq!(body("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nh"), None);
     }
 }

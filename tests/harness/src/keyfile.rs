@@ -34,10 +34,7 @@ impl KeyFile {
     pub fn absent() -> Self {
         let dir = crate::process::open_temp_dir("keyfile-");
         let path = dir.path().join("agenix").join(NAME);
-        let now = Mutex::new(Now {
-            generation: 0,
-            mode: 0o400,
-        });
+        let now = Mutex::new(Now { generation: 0, mode: 0o400 });
         Self { dir, path, now }
     }
 
@@ -65,15 +62,9 @@ impl KeyFile {
     /// Writes as a careless writer does: the file is emptied first, then filled. It must exist.
     pub fn write_in_place(&self, key: impl AsRef<[u8]>) {
         let now = self.now();
-        check(fs::set_permissions(
-            &self.path,
-            Permissions::from_mode(0o600),
-        ));
+        check(fs::set_permissions(&self.path, Permissions::from_mode(0o600)));
         check(fs::write(&self.path, key));
-        check(fs::set_permissions(
-            &self.path,
-            Permissions::from_mode(now.mode),
-        ));
+        check(fs::set_permissions(&self.path, Permissions::from_mode(now.mode)));
     }
 
     /// Makes the next generation with this key, turns the link to it at once and removes the old
@@ -105,17 +96,12 @@ impl KeyFile {
         let mut now = self.now();
         now.mode = mode;
         if self.path.exists() {
-            check(fs::set_permissions(
-                &self.path,
-                Permissions::from_mode(mode),
-            ));
+            check(fs::set_permissions(&self.path, Permissions::from_mode(mode)));
         }
     }
 
     fn now(&self) -> std::sync::MutexGuard<'_, Now> {
-        self.now
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.now.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     fn generation(&self, number: u32) -> PathBuf {
@@ -125,10 +111,7 @@ impl KeyFile {
     fn put(&self, generation: &Path, mode: u32, key: &[u8]) {
         let temporary = generation.join(".new");
         check(fs::write(&temporary, key));
-        check(fs::set_permissions(
-            &temporary,
-            Permissions::from_mode(mode),
-        ));
+        check(fs::set_permissions(&temporary, Permissions::from_mode(mode)));
         check(fs::rename(&temporary, generation.join(NAME)));
     }
 }

@@ -28,10 +28,8 @@ impl Spread {
         sorted.sort_by(f64::total_cmp);
         // Between two samples, in proportion.
         let at = |quarters: usize| {
-            let (index, rest) = (
-                (sorted.len() - 1) * quarters / 4,
-                (sorted.len() - 1) * quarters % 4,
-            );
+            let (index, rest) =
+                ((sorted.len() - 1) * quarters / 4, (sorted.len() - 1) * quarters % 4);
             let next = sorted[(index + 1).min(sorted.len() - 1)];
             sorted[index] + (next - sorted[index]) * rest as f64 / 4.0
         };
@@ -81,9 +79,7 @@ pub fn peak_memory(of: &Command) -> f64 {
             None => timed.env_remove(name),
         };
     }
-    let status = timed
-        .status()
-        .expect("/usr/bin/time (Debian's package time) is there");
+    let status = timed.status().expect("/usr/bin/time (Debian's package time) is there");
     assert!(status.success(), "{of:?} ended with {status}");
     let said = std::fs::read_to_string(report.path()).expect("it was written");
     let kib: f64 = said.trim().parse().unwrap_or_else(|_| panic!("{said}"));
@@ -137,10 +133,7 @@ mod tests {
     #[test]
     fn a_spread_is_between_the_samples() {
         let spread = Spread::of(&[4.0, 1.0, 3.0, 2.0]);
-        assert_eq!(
-            (spread.least, spread.lower_quartile, spread.median),
-            (1.0, 1.75, 2.5)
-        );
+        assert_eq!((spread.least, spread.lower_quartile, spread.median), (1.0, 1.75, 2.5));
         assert_eq!((spread.upper_quartile, spread.most), (3.25, 4.0));
         let one = Spread::of(&[7.0]);
         assert_eq!((one.least, one.lower_quartile, one.most), (7.0, 7.0, 7.0));

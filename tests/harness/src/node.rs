@@ -15,6 +15,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::process::{self, Process, open_temp_dir, tail};
+use crate::run::KEPT_BY_RUNS;
 use crate::{Binaries, Cell, Finished, HttpReply, PATIENCE, Run, Running, Tailnet, http};
 
 const HOST: &str = "local-tailscaled.sock";
@@ -91,13 +92,7 @@ impl NodeBuilder {
         };
         let dir = open_temp_dir("node-");
         let socket = dir.path().join("tailscaled.sock");
-        Node {
-            process: Mutex::new(None),
-            plan: self,
-            binaries,
-            dir,
-            socket,
-        }
+        Node { process: Mutex::new(None), plan: self, binaries, dir, socket }
     }
 }
 
@@ -119,10 +114,7 @@ impl Node {
         while let Err(error) = self.local_get(STATUS) {
             let alive = self.process().as_mut().is_some_and(Process::is_alive);
             assert!(alive, "tailscaled ended as soon as it was started");
-            assert!(
-                Instant::now() < deadline,
-                "tailscaled does not answer: {error}"
-            );
+            assert!(Instant::now() < deadline, "tailscaled does not answer: {error}");
             thread::sleep(Duration::from_millis(5));
         }
     }
@@ -202,10 +194,7 @@ impl Node {
     /// Lets it go on.
     pub fn resume(&self) {
         let process = self.process();
-        process
-            .as_ref()
-            .expect("tailscaled runs")
-            .signal(Signal::CONT);
+        process.as_ref().expect("tailscaled runs").signal(Signal::CONT);
     }
 
     /// Whether the daemon runs.
@@ -226,6 +215,11 @@ impl Node {
     /// Its state folder.
     pub fn state_dir(&self) -> PathBuf {
         self.dir.path().join("state")
+    }
+
+    /// What runs of the program under test keep about it, as their `STATE_DIRECTORY`.
+    pub fn kept_by_runs(&self) -> PathBuf {
+        self.dir.path().join(KEPT_BY_RUNS)
     }
 
     /// The folder that holds all that is its own.
@@ -280,13 +274,7 @@ impl Node {
         let stream = UnixStream::connect(&self.socket)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         let body = body.map(Value::to_string);
-        http::ask(
-            stream,
-            HOST,
-            method,
-            path,
-            body.as_deref().map(str::as_bytes),
-        )
+        http::ask(stream, HOST, method, path, body.as_deref().map(str::as_bytes))
     }
 
     /// Its status, with peers.
@@ -321,10 +309,7 @@ impl Node {
 
     /// Waits for a `BackendState`.
     pub fn wait_state(&self, state: &str) -> Value {
-        self.wait_status(
-            |status| status["BackendState"] == state,
-            &format!("the state {state}"),
-        )
+        self.wait_status(|status| status["BackendState"] == state, &format!("the state {state}"))
     }
 
     /// Waits until its status is as asked for. It looks whenever the daemon's event bus rings, and
@@ -336,11 +321,7 @@ impl Node {
         loop {
             // The bus first: what happens between the two is heard.
             bus = bus.or_else(|| self.listen().ok());
-            if let Some(status) = self
-                .local_get(STATUS)
-                .ok()
-                .filter(|reply| reply.status == 200)
-            {
+            if let Some(status) = self.local_get(STATUS).ok().filter(|reply| reply.status == 200) {
                 last = status.json();
                 if seen(&last) {
                     return last;
@@ -361,13 +342,7 @@ impl Node {
     fn listen(&self) -> io::Result<UnixStream> {
         let mut stream = UnixStream::connect(&self.socket)?;
         stream.set_read_timeout(Some(Duration::from_millis(250)))?;
-        http::send(
-            &mut stream,
-            HOST,
-            "GET",
-            "/localapi/v0/watch-ipn-bus?mask=146",
-            None,
-        )?;
+        http::send(&mut stream, HOST, "GET", "/localapi/v0/watch-ipn-bus?mask=146", None)?;
         Ok(stream)
     }
 
@@ -390,11 +365,7 @@ impl Node {
 
     /// The CLI on this node, to be run with an environment or as a user of its own.
     pub fn tailscale_run<A: Into<OsString>>(&self, args: impl IntoIterator<Item = A>) -> Run {
-        Run::new(self.cli())
-            .without_notify()
-            .arg("--socket")
-            .arg(&self.socket)
-            .args(args)
+        Run::new(self.cli()).without_notify().arg("--socket").arg(&self.socket).args(args)
     }
 
     /// Joins the tailnet with a fresh key, as a set-up for a test, and waits until it is online.
@@ -424,11 +395,7 @@ impl Node {
     fn json(&self, path: &str) -> Value {
         match self.local_get(path) {
             Ok(reply) if reply.status == 200 => reply.json(),
-            Ok(reply) => panic!(
-                "tailscaled answers {path} with {} {}",
-                reply.status,
-                reply.text()
-            ),
+            Ok(reply) => panic!("tailscaled answers {path} with {} {}", reply.status, reply.text()),
             Err(error) => panic!("tailscaled does not answer {path}: {error}"),
         }
     }
@@ -488,9 +455,7 @@ mod tests {
 
         node.pause();
         let stream = UnixStream::connect(node.socket()).unwrap();
-        stream
-            .set_read_timeout(Some(Duration::from_millis(50)))
-            .unwrap();
+        stream.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
         assert!(http::ask(&stream, HOST, "GET", STATUS, None).is_err());
         node.resume();
         node.status();
@@ -516,11 +481,7 @@ mod tests {
         assert_eq!(tailnet.state().registers.with_key, 2);
         assert!(tailnet.state().device("other").is_some());
         node.wait_status(
-            |status| {
-                status["Peer"]
-                    .as_object()
-                    .is_some_and(|peers| peers.len() == 1)
-            },
+            |status| status["Peer"].as_object().is_some_and(|peers| peers.len() == 1),
             "its peer",
         );
 
@@ -530,10 +491,7 @@ mod tests {
         );
 
         tailnet.fault("down");
-        node.wait_status(
-            |status| status["Self"]["Online"] == false,
-            "the node to be offline",
-        );
+        node.wait_status(|status| status["Self"]["Online"] == false, "the node to be offline");
         tailnet.lift_faults();
         node.wait_online();
 
@@ -550,23 +508,12 @@ mod tests {
     #[ignore = "needs real tailscaled: run tests/run.sh"]
     fn another_user_is_refused_by_the_daemon_until_it_is_the_operator() {
         const NOBODY: u32 = 65534;
-        assert!(
-            crate::is_root(),
-            "only root can run something as another user"
-        );
+        assert!(crate::is_root(), "only root can run something as another user");
         let node = Node::start();
-        let set = || {
-            node.tailscale_run(["set", "--accept-dns=false"])
-                .user(NOBODY)
-                .run()
-        };
+        let set = || node.tailscale_run(["set", "--accept-dns=false"]).user(NOBODY).run();
         let refused = set();
         refused.assert_code(1);
-        assert!(
-            refused.stderr.contains("Access denied"),
-            "{}",
-            refused.stderr
-        );
+        assert!(refused.stderr.contains("Access denied"), "{}", refused.stderr);
         node.tailscale_ok(["set", "--operator=nobody"]);
         set().assert_code(0);
     }
@@ -577,21 +524,14 @@ mod tests {
         let tailnet = Tailnet::start();
         tailnet.policy(serde_json::json!({ "approval": true }));
         let node = Node::builder().trusts(&tailnet).start();
-        let key = tailnet.key(&KeySpec {
-            tags: vec!["tag:test".to_owned()],
-            ..KeySpec::default()
-        });
+        let key = tailnet.key(&KeySpec { tags: vec!["tag:test".to_owned()], ..KeySpec::default() });
         let up = node.tailscale_spawn([
             "up".to_owned(),
             format!("--login-server={}", tailnet.tls_url()),
             format!("--auth-key={key}"),
         ]);
         node.wait_state("NeedsMachineAuth");
-        assert!(
-            crate::scan_processes_for(&key)
-                .iter()
-                .any(|place| place.contains("cmdline"))
-        );
+        assert!(crate::scan_processes_for(&key).iter().any(|place| place.contains("cmdline")));
         let device = tailnet.device(&node).unwrap();
         assert_eq!(
             (device.approved, device.tags.as_slice()),

@@ -77,11 +77,7 @@ impl Process {
             .unwrap_or_else(|error| panic!("cannot start {shown}: {error}"));
         let pidfd = pidfd_open(pid_of(&child), PidfdFlags::empty())
             .unwrap_or_else(|error| panic!("cannot watch process {}: {error}", child.id()));
-        Self {
-            child,
-            pidfd,
-            status: None,
-        }
+        Self { child, pidfd, status: None }
     }
 
     pub(crate) fn pid(&self) -> u32 {
@@ -123,11 +119,7 @@ impl Process {
                 Ok(None) => {}
                 Err(error) => panic!("cannot stop process {}: {error}", self.pid()),
             }
-            assert!(
-                Instant::now() < deadline,
-                "process {} did not stop",
-                self.pid()
-            );
+            assert!(Instant::now() < deadline, "process {} did not stop", self.pid());
             thread::sleep(Duration::from_millis(1));
         }
     }

@@ -56,13 +56,7 @@ impl CountingProxy {
                 }
             })
         };
-        Self {
-            shared,
-            listener,
-            acceptor: Some(acceptor),
-            socket,
-            _dir: dir,
-        }
+        Self { shared, listener, acceptor: Some(acceptor), socket, _dir: dir }
     }
 
     /// The socket for the client.
@@ -78,10 +72,7 @@ impl CountingProxy {
     /// How many requests for this path came so far, with whatever query.
     pub fn count(&self, path: &str) -> usize {
         let shared = lock(&self.shared);
-        let paths = shared
-            .requests
-            .iter()
-            .filter_map(|one| one.split([' ', '?']).nth(1));
+        let paths = shared.requests.iter().filter_map(|one| one.split([' ', '?']).nth(1));
         paths.filter(|one| *one == path).count()
     }
 
@@ -107,22 +98,16 @@ impl Drop for CountingProxy {
 fn pass(shared: &Arc<Mutex<Shared>>, client: &UnixStream, daemon: &UnixStream) {
     let ways = (|| {
         Ok::<_, std::io::Error>([
-            (
-                client.try_clone()?,
-                daemon.try_clone()?,
-                Some(Arc::clone(shared)),
-            ),
+            (client.try_clone()?, daemon.try_clone()?, Some(Arc::clone(shared))),
             (daemon.try_clone()?, client.try_clone()?, None),
         ])
     })();
     let Ok(ways) = ways else {
         return;
     };
-    lock(shared).connections.extend(
-        [&ways[0], &ways[1]]
-            .into_iter()
-            .filter_map(|way| way.0.try_clone().ok()),
-    );
+    lock(shared)
+        .connections
+        .extend([&ways[0], &ways[1]].into_iter().filter_map(|way| way.0.try_clone().ok()));
     for (mut from, mut to, counter) in ways {
         thread::spawn(move || {
             let mut buffer = [0; 65536];

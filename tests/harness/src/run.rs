@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::io::{Read, Write as _};
 use std::net::Shutdown;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
@@ -26,19 +26,25 @@ use crate::{Binaries, Node, PATIENCE, RUN_LIMIT, proc};
 /// Marks the processes of one run, so that those it leaves behind can be told from others.
 const MARK: &str = "TAILNET_HARNESS_RUN";
 
+/// The folder beside a socket that is the `STATE_DIRECTORY` of the runs on it.
+pub(crate) const KEPT_BY_RUNS: &str = "autoconnect-state";
+
 /// The last datagram on the notify socket; sent by us, when the program has ended.
 const END: &[u8] = b"\0end of notifications";
 
 /// A program to be run.
 ///
 /// Its environment is empty but for `PATH`, `HOME` and `TMPDIR` (folders of its own),
-/// `NOTIFY_SOCKET` and what the test adds.
+/// `STATE_DIRECTORY`, `NOTIFY_SOCKET` and what the test adds. `STATE_DIRECTORY`, which systemd sets,
+/// is beside the socket: what a run remembers is there for the next run on the same node, and for
+/// no other. Without a socket it's the run's own.
 #[derive(Clone, Debug)]
 pub struct Run {
     program: PathBuf,
     args: Vec<OsString>,
     up_flags: Vec<OsString>,
     env: Vec<(OsString, OsString)>,
+    socket: Option<PathBuf>,
     tailscale: Option<PathBuf>,
     notify: bool,
     user: Option<u32>,
@@ -54,6 +60,7 @@ impl Run {
             args: Vec::new(),
             up_flags: Vec::new(),
             env: Vec::new(),
+            socket: None,
             tailscale: None,
             notify: true,
             user: None,
@@ -86,7 +93,8 @@ impl Run {
     }
 
     /// `--socket`.
-    pub fn socket(self, socket: impl AsRef<Path>) -> Self {
+    pub fn socket(mut self, socket: impl AsRef<Path>) -> Self {
+        self.socket = Some(socket.as_ref().to_owned());
         self.arg("--socket").arg(socket.as_ref())
     }
 
@@ -180,9 +188,11 @@ impl Run {
             command.arg("--").args(&self.up_flags);
         }
         let shown = format!("{:?}", command.get_args().collect::<Vec<_>>());
+        let state = state_folder(self.socket.as_deref(), dir.path(), self.user);
         command
             .env("HOME", home)
             .env("TMPDIR", dir.path())
+            .env("STATE_DIRECTORY", state)
             .env(MARK, &mark)
             .current_dir(dir.path())
             .stdout(Stdio::piped())
@@ -234,6 +244,18 @@ impl Run {
     }
 }
 
+/// The folder for what is to outlive a run, made as systemd makes it.
+fn state_folder(socket: Option<&Path>, own: &Path, user: Option<u32>) -> PathBuf {
+    let beside = socket.and_then(Path::parent).filter(|at| at.is_dir());
+    let folder = beside.unwrap_or(own).join(KEPT_BY_RUNS);
+    let owner = user.unwrap_or_else(|| rustix::process::geteuid().as_raw());
+    fs::create_dir_all(&folder)
+        .and_then(|()| fs::set_permissions(&folder, fs::Permissions::from_mode(0o700)))
+        .and_then(|()| chown(&folder, Some(owner), None))
+        .unwrap_or_else(|error| panic!("cannot make {}: {error}", folder.display()));
+    folder
+}
+
 /// Puts a program where every user can run it.
 fn copy_for_anyone(program: &Path, dir: &Path) -> PathBuf {
     let Some(name) = program.file_name().filter(|_| program.exists()) else {
@@ -261,9 +283,7 @@ pub struct Notification {
 impl Notification {
     /// The value of one of its lines.
     pub fn get(&self, name: &str) -> Option<&str> {
-        self.text
-            .lines()
-            .find_map(|line| line.strip_prefix(name)?.strip_prefix('='))
+        self.text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='))
     }
 }
 
@@ -299,8 +319,7 @@ impl Heard {
     /// the program's end it has a second.
     fn is_complete(&self) -> bool {
         let whole = self.stdout.ended && self.stderr.ended && self.notify_ended;
-        self.exited
-            .is_some_and(|at| whole || at.elapsed() > Duration::from_secs(1))
+        self.exited.is_some_and(|at| whole || at.elapsed() > Duration::from_secs(1))
     }
 }
 
@@ -343,11 +362,7 @@ impl Board {
             }
             // All news ring, but for the second that passes after the end.
             let nap = left.min(Duration::from_millis(500));
-            now = self
-                .changed
-                .wait_timeout(now, nap)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
+            now = self.changed.wait_timeout(now, nap).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
@@ -464,9 +479,7 @@ impl Running {
     /// Types this on its terminal.
     pub fn type_in(&self, keys: &str) {
         let mut terminal = self.terminal.as_ref().expect("a run on a terminal");
-        terminal
-            .write_all(keys.as_bytes())
-            .expect("a terminal takes input");
+        terminal.write_all(keys.as_bytes()).expect("a terminal takes input");
     }
 
     /// What it told systemd so far.
@@ -477,15 +490,12 @@ impl Running {
     /// The most memory that it has had resident up to now. (That of a program that has ended is
     /// known to its parent's `wait4` only, which cannot be called without `unsafe`.)
     pub fn peak_rss_kib(&self) -> u64 {
-        self.memory()
-            .unwrap_or_else(|| self.fail("no memory to be measured: it has ended"))
+        self.memory().unwrap_or_else(|| self.fail("no memory to be measured: it has ended"))
     }
 
     fn memory(&self) -> Option<u64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).ok()?;
-        let peak = status
-            .lines()
-            .find_map(|line| line.strip_prefix("VmHWM:"))?;
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
         peak.trim().strip_suffix("kB")?.trim().parse().ok()
     }
 
@@ -503,18 +513,14 @@ impl Running {
 
     /// Waits until its standard error is as asked for, and returns it.
     pub fn wait_stderr(&self, mut seen: impl FnMut(&str) -> bool, what: &str) -> String {
-        self.await_news(what, |now| {
-            Some(now.stderr.text()).filter(|text| seen(text))
-        })
+        self.await_news(what, |now| Some(now.stderr.text()).filter(|text| seen(text)))
     }
 
     /// Waits for a `STATUS=` that contains `text`, also one that came already; returns it whole.
     pub fn wait_status_text(&self, text: &str) -> String {
         self.await_news(&format!("a STATUS= with {text:?}"), |now| {
             let mut statuses = now.notifications.iter().filter_map(|one| one.get("STATUS"));
-            statuses
-                .find(|status| status.contains(text))
-                .map(str::to_owned)
+            statuses.find(|status| status.contains(text)).map(str::to_owned)
         })
     }
 
@@ -578,11 +584,7 @@ impl Running {
     }
 
     fn fail(&self, why: &str) -> ! {
-        let ended = if self.is_alive() {
-            "still runs"
-        } else {
-            "has ended"
-        };
+        let ended = if self.is_alive() { "still runs" } else { "has ended" };
         panic!("{why}; the program {ended}: {}", self.shown)
     }
 
@@ -624,10 +626,7 @@ impl Drop for Running {
         }
         self.process().kill();
         for pid in self.descendants() {
-            if let Some(pid) = i32::try_from(pid)
-                .ok()
-                .and_then(rustix::process::Pid::from_raw)
-            {
+            if let Some(pid) = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw) {
                 let _ = rustix::process::kill_process(pid, Signal::KILL);
             }
         }
@@ -686,10 +685,7 @@ impl Finished {
 
     /// The `STATUS=` texts, in order.
     pub fn statuses(&self) -> Vec<&str> {
-        self.notifications
-            .iter()
-            .filter_map(|one| one.get("STATUS"))
-            .collect()
+        self.notifications.iter().filter_map(|one| one.get("STATUS")).collect()
     }
 
     /// When `READY=1` came.
@@ -715,10 +711,7 @@ fn screen(columns: Option<u16>, output: &[u8]) -> Screen {
 }
 
 fn ready_at(notifications: &[Notification]) -> Option<Duration> {
-    notifications
-        .iter()
-        .find(|one| one.get("READY") == Some("1"))
-        .map(|one| one.at)
+    notifications.iter().find(|one| one.get("READY") == Some("1")).map(|one| one.at)
 }
 
 /// Prints what a program said if it is dropped by a failing test.
@@ -746,10 +739,7 @@ mod tests {
     fn output_code_and_signal_are_kept() {
         let run = shell("echo out; echo err >&2; exit 78").run();
         run.assert_code(78);
-        assert_eq!(
-            (run.stdout.as_str(), run.stderr.as_str()),
-            ("out\n", "err\n")
-        );
+        assert_eq!((run.stdout.as_str(), run.stderr.as_str()), ("out\n", "err\n"));
         assert_eq!(run.left_behind, Vec::<u32>::new());
 
         let running = shell("echo up >&2; sleep 60").spawn();
@@ -757,11 +747,7 @@ mod tests {
         running.signal(Signal::TERM);
         let finished = running.wait();
         assert_eq!((finished.code, finished.signal), (None, Some(15)));
-        assert!(
-            finished.elapsed < Duration::from_secs(5),
-            "{:?}",
-            finished.elapsed
-        );
+        assert!(finished.elapsed < Duration::from_secs(5), "{:?}", finished.elapsed);
     }
 
     #[test]
@@ -780,11 +766,7 @@ mod tests {
         assert_eq!(run.stdout, "40 5\n");
         let screen = run.screen();
         let lines = ["12345", "6", "redon"];
-        assert!(
-            lines
-                .iter()
-                .all(|line| screen.shown().contains(&(*line).to_owned()))
-        );
+        assert!(lines.iter().all(|line| screen.shown().contains(&(*line).to_owned())));
         assert_eq!(screen.now(), "12345\n123456\nredon\non?");
         assert_eq!(screen.colored(), ["redon", "on?"]);
         assert!(screen.has_wrapped() && !screen.is_left_clean());
@@ -811,22 +793,11 @@ mod tests {
     #[test]
     fn flags_for_up_come_last() {
         let cli = FakeCli::printing("", "", 0);
-        let run = Run::new(cli.path())
-            .up_flags(["--ssh"])
-            .tailscale("/x")
-            .login_server("http://y");
+        let run = Run::new(cli.path()).up_flags(["--ssh"]).tailscale("/x").login_server("http://y");
         run.arg("-v").run().assert_code(0);
         assert_eq!(
             cli.calls(),
-            [[
-                "--login-server",
-                "http://y",
-                "-v",
-                "--tailscale",
-                "/x",
-                "--",
-                "--ssh"
-            ]]
+            [["--login-server", "http://y", "-v", "--tailscale", "/x", "--", "--ssh"]]
         );
     }
 
@@ -859,10 +830,7 @@ mod tests {
         };
         let path = std::env::var_os("NOTIFY_SOCKET").unwrap();
         let socket = UnixDatagram::unbound().unwrap();
-        for text in [
-            "STATUS=waiting for tailscaled\n",
-            "READY=1\nSTATUS=connected\n",
-        ] {
+        for text in ["STATUS=waiting for tailscaled\n", "READY=1\nSTATUS=connected\n"] {
             socket.send_to(text.as_bytes(), &path).unwrap();
         }
         if play.ends_with("wait") {

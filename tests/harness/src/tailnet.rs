@@ -112,6 +112,8 @@ pub struct Device {
     pub online: bool,
     pub approved: bool,
     pub expired: bool,
+    /// None: never.
+    pub expires_in_s: Option<f64>,
     pub tags: Vec<String>,
     pub routes: Vec<String>,
     pub ephemeral: bool,
@@ -204,12 +206,7 @@ impl Tailnet {
             Some(served) => {
                 let network = format!("/proc/{}/ns/net", process.pid());
                 let network = apart.then(|| File::open(network).expect("it runs"));
-                Self {
-                    process,
-                    served,
-                    network,
-                    dir,
-                }
+                Self { process, served, network, dir }
             }
             None => panic!(
                 "the control server did not start:\n{}",
@@ -250,10 +247,7 @@ impl Tailnet {
 
     /// A good key for any number of devices.
     pub fn reusable_key(&self) -> String {
-        self.key(&KeySpec {
-            reusable: true,
-            ..KeySpec::default()
-        })
+        self.key(&KeySpec { reusable: true, ..KeySpec::default() })
     }
 
     /// A key as specified.
@@ -279,17 +273,20 @@ impl Tailnet {
 
     /// The secret of a new OAuth client, which may make keys with these tags.
     pub fn oauth_client(&self, tags: &[&str]) -> String {
-        text(
-            &self.post("/oauth-clients", &json!({ "tags": tags })),
-            "secret",
-        )
+        self.new_oauth_client(&json!({ "tags": tags }))
+    }
+
+    /// The secret of a new OAuth client that may not make keys.
+    pub fn oauth_client_without_scope(&self, tags: &[&str]) -> String {
+        self.new_oauth_client(&json!({ "tags": tags, "scopeless": true }))
+    }
+
+    fn new_oauth_client(&self, spec: &Value) -> String {
+        text(&self.post("/oauth-clients", spec), "secret")
     }
 
     /// Changes what the control server does, like `json!({"approval": true})`.
-    #[allow(
-        clippy::needless_pass_by_value,
-        reason = "reads best with json! in the call"
-    )]
+    #[allow(clippy::needless_pass_by_value, reason = "reads best with json! in the call")]
     pub fn policy(&self, change: Value) {
         self.post("/policy", &change);
     }
@@ -320,6 +317,17 @@ impl Tailnet {
         self.post_to_node(id, "unexpire");
     }
 
+    /// Lets a device's node key expire by itself, in this time from now; none: never.
+    pub fn expires_in(&self, id: u64, time: Option<Duration>) {
+        let time = time.map(|time| time.as_secs_f64());
+        self.post(&format!("/nodes/{id}/expiry"), &json!({ "in_s": time }));
+    }
+
+    /// How long node keys live from now on, each from when it is admitted.
+    pub fn node_keys_live(&self, time: Duration) {
+        self.policy(json!({ "node_expiry_s": time.as_secs_f64() }));
+    }
+
     /// Deletes a device.
     pub fn delete(&self, id: u64) {
         self.post_to_node(id, "delete");
@@ -327,10 +335,7 @@ impl Tailnet {
 
     /// Logs in on a login page, as a person would. Takes its URL or its last part.
     pub fn complete_auth_url(&self, url: &str) {
-        self.post(
-            &format!("/auth-urls/{}/complete", last_part(url)),
-            &json!({}),
-        );
+        self.post(&format!("/auth-urls/{}/complete", last_part(url)), &json!({}));
     }
 
     /// Refuses the login on a login page.
@@ -448,13 +453,7 @@ impl Tailnet {
         let body = body.map(Value::to_string);
         let reply = self.connect(host).and_then(|stream| {
             stream.set_read_timeout(Some(limit))?;
-            http::ask(
-                stream,
-                host,
-                method,
-                path,
-                body.as_deref().map(str::as_bytes),
-            )
+            http::ask(stream, host, method, path, body.as_deref().map(str::as_bytes))
         });
         match reply {
             Ok(reply) if reply.status < 300 && reply.body.is_empty() => Value::Null,

@@ -26,13 +26,9 @@ pub fn needs_version(minimum: (u32, u32), because: &str) -> bool {
             Some(name) => name.to_owned(),
         };
         let (major, minor) = minimum;
-        let line = format!(
-            "skipped on {}: {test}: needs {major}.{minor}: {because}\n",
-            under_test()
-        );
-        io::stderr()
-            .write_all(line.as_bytes())
-            .expect("standard error can be written");
+        let line =
+            format!("skipped on {}: {test}: needs {major}.{minor}: {because}\n", under_test());
+        io::stderr().write_all(line.as_bytes()).expect("standard error can be written");
     }
     applies
 }

@@ -3,9 +3,10 @@
 //
 //	POST /keys {reusable, expired, revoked, preapproved, ephemeral, tags}   makes an auth key: {key}
 //	POST /keys/delete, /keys/revoke, /keys/expire {key}
-//	POST /oauth-clients {tags}                      makes an OAuth client: {secret}
+//	POST /oauth-clients {tags, scopeless}           makes an OAuth client: {secret}
 //	POST /policy {…}                                any subset of setPolicy's fields
 //	POST /nodes/ID/approve, …/expire, …/unexpire, …/delete    takes effect at once
+//	POST /nodes/ID/expiry {in_s}                    when its node key expires, from now; null for never
 //	POST /auth-urls/ID/complete, …/refuse           what the person at AuthURL decides
 //	GET  /state                                     everything there is to see
 //	GET  /state?after=SEQ&timeout_ms=T              the same, once seq is beyond SEQ or T has passed
@@ -132,7 +133,11 @@ func (a *adminEndpoint) changeKey(r *http.Request) (any, error) {
 }
 
 func (a *adminEndpoint) addOAuthClient(r *http.Request) (any, error) {
-	var want struct{ Tags []string }
+	var want struct {
+		Tags []string
+		// Scopeless: it gets its token, and may not make auth keys with it.
+		Scopeless bool
+	}
 	if err := read(r, &want); err != nil {
 		return nil, err
 	}
@@ -141,7 +146,7 @@ func (a *adminEndpoint) addOAuthClient(r *http.Request) (any, error) {
 	defer t.mu.Unlock()
 	defer t.changeLocked()
 	secret := "tskey-client-" + rands.HexString(12) + "-" + rands.HexString(32)
-	t.oauthClients[secret] = want.Tags
+	t.oauthClients[secret] = oauthClient{tags: want.Tags, scopeless: want.Scopeless}
 	return map[string]string{"secret": secret}, nil
 }
 
@@ -152,6 +157,9 @@ func (a *adminEndpoint) setPolicy(r *http.Request) (any, error) {
 	var want struct {
 		// Approval: a new node needs it, unless its key is preapproved.
 		Approval *bool `json:"approval"`
+		// NodeExpiryS: how many seconds a user's node key lives from when it is
+		// admitted, the first time and anew; 0 for 180 days.
+		NodeExpiryS *float64 `json:"node_expiry_s"`
 		// ValidNodeWithDeadKey: whether a dead auth key from a node whose node
 		// key is valid is refused, as the public service does, or accepted.
 		ValidNodeWithDeadKey *string `json:"valid_node_with_dead_key"`
@@ -163,9 +171,18 @@ func (a *adminEndpoint) setPolicy(r *http.Request) (any, error) {
 			RetryAfterS int `json:"retry_after_s"`
 		} `json:"rate_limit"`
 		// RefuseAll: the answer to every register with a key; "" for none.
-		RefuseAll   *string `json:"refuse_all"`
-		Fault       *string `json:"fault"`
-		Certificate *string `json:"certificate"`
+		RefuseAll *string `json:"refuse_all"`
+		// FailRegisters: the next Count registers with a key are answered with
+		// this error, whatever the key.
+		FailRegisters *struct {
+			Count int    `json:"count"`
+			Error string `json:"error"`
+		} `json:"fail_registers"`
+		// RefusalStatus: the HTTP status that refusals are answered with, as
+		// headscale did up to 0.24; 0 for 200 with an error in the answer.
+		RefusalStatus *int    `json:"refusal_status"`
+		Fault         *string `json:"fault"`
+		Certificate   *string `json:"certificate"`
 	}
 	if err := read(r, &want); err != nil {
 		return nil, err
@@ -198,6 +215,9 @@ func (a *adminEndpoint) setPolicy(r *http.Request) (any, error) {
 	if v := want.Approval; v != nil {
 		p.approval = *v
 	}
+	if v := want.NodeExpiryS; v != nil {
+		p.nodeExpiry = seconds(*v)
+	}
 	if v := want.ValidNodeWithDeadKey; v != nil {
 		p.acceptDeadIfValid = *v == "accept"
 	}
@@ -213,10 +233,24 @@ func (a *adminEndpoint) setPolicy(r *http.Request) (any, error) {
 	if v := want.RefuseAll; v != nil {
 		p.refuseAll = *v
 	}
+	if v := want.FailRegisters; v != nil {
+		p.toFail, p.failWords = v.Count, v.Error
+	}
+	if v := want.RefusalStatus; v != nil {
+		p.refusalStatus = *v
+	}
 	return empty{}, nil
 }
 
+func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }
+
 func (a *adminEndpoint) changeNode(r *http.Request) (any, error) {
+	var want struct {
+		InS *float64 `json:"in_s"` // of …/expiry
+	}
+	if err := read(r, &want); err != nil {
+		return nil, err
+	}
 	t := a.tailnet
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -231,6 +265,11 @@ func (a *adminEndpoint) changeNode(r *http.Request) (any, error) {
 		n.expiredByAdmin = time.Now().Add(-time.Minute)
 	case "unexpire":
 		n.expiredByAdmin = time.Time{}
+	case "expiry":
+		n.expiredByAdmin, n.expiry = time.Time{}, time.Time{}
+		if want.InS != nil {
+			n.expiry = time.Now().Add(seconds(*want.InS))
+		}
 	case "delete":
 		t.removeLocked(n)
 	default:
@@ -274,6 +313,7 @@ type nodeState struct {
 	Online             bool           `json:"online"`
 	Approved           bool           `json:"approved"`
 	Expired            bool           `json:"expired"`
+	ExpiresInS         *float64       `json:"expires_in_s"` // null: never
 	Tags               []string       `json:"tags"`
 	Routes             []netip.Prefix `json:"routes"`
 	Ephemeral          bool           `json:"ephemeral"`
@@ -317,6 +357,10 @@ func (a *adminEndpoint) state(r *http.Request) (any, error) {
 			Routes:             append([]netip.Prefix{}, n.routes()...),
 			Ephemeral:          n.ephemeral,
 			LastRegisterHadKey: n.lastRegisterHadKey,
+		}
+		if at := n.keyExpiry(); !at.IsZero() {
+			left := time.Until(at).Seconds()
+			s.ExpiresInS = &left
 		}
 		for _, prefix := range n.addresses {
 			s.Addresses = append(s.Addresses, prefix.Addr())

@@ -14,6 +14,12 @@ import (
 	"tailscale.com/util/rands"
 )
 
+// oauthClient is what an OAuth client may do.
+type oauthClient struct {
+	tags      []string
+	scopeless bool // it may not make auth keys
+}
+
 type apiEndpoint struct {
 	tailnet *tailnet
 }
@@ -46,13 +52,13 @@ func (a *apiEndpoint) issueToken(w http.ResponseWriter, r *http.Request) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.noteAPILocked(r, form)
-	tags, ok := t.oauthClients[secret]
+	client, ok := t.oauthClients[secret]
 	if !ok {
 		apiError(w, r, http.StatusUnauthorized, "API token invalid")
 		return
 	}
 	token := "tskey-api-" + rands.HexString(24)
-	t.oauthTokens[token] = tags
+	t.oauthTokens[token] = client
 	sendJSON(w, http.StatusOK, map[string]any{"access_token": token, "token_type": "Bearer", "expires_in": 3600})
 }
 
@@ -86,12 +92,16 @@ func (a *apiEndpoint) createKey(w http.ResponseWriter, r *http.Request) {
 	defer t.mu.Unlock()
 	t.noteAPILocked(r, json.RawMessage(body))
 	token, _ := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
-	permitted, ok := t.oauthTokens[token]
+	client, ok := t.oauthTokens[token]
 	if !ok {
 		apiError(w, r, http.StatusUnauthorized, "API token invalid")
 		return
 	}
-	if fault := tagFault(create.Tags, permitted); fault != "" || len(create.Tags) == 0 {
+	if client.scopeless {
+		apiError(w, r, http.StatusForbidden, "calling actor does not have enough permissions to perform this function")
+		return
+	}
+	if fault := tagFault(create.Tags, client.tags); fault != "" || len(create.Tags) == 0 {
 		if fault == "" {
 			fault = "tailnet-owned auth key must have tags set"
 		}

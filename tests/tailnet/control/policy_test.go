@@ -1,9 +1,16 @@
-// What is pure in the control server: which keys are good, and what a register
-// comes to.
+// What is pure in the control server: which keys are good, what a register
+// comes to, and how long a node key lives.
 
 package main
 
-import "testing"
+import (
+	"slices"
+	"testing"
+	"time"
+
+	"tailscale.com/tailcfg"
+	"tailscale.com/types/key"
+)
 
 func TestKeyFaults(t *testing.T) {
 	for _, c := range []struct {
@@ -65,10 +72,48 @@ func TestRegisterDecisions(t *testing.T) {
 		{"an expired node with a dead key", claim{known: true, expired: true, hasKey: true, keyFault: "dead"}, needsNew, ""},
 		{"any key, when all are refused", claim{hasKey: true, refuseAll: "closed"}, refuse, "closed"},
 		{"a known node's key, when all are refused", claim{known: true, hasKey: true, refuseAll: "closed", lenient: true}, refuse, "closed"},
+		{"a good key, when registering fails", claim{hasKey: true, failure: "locked"}, refuse, "locked"},
+		{"a dead key, when registering fails", claim{hasKey: true, keyFault: "dead", failure: "locked"}, refuse, "locked"},
 		{"no key, when all keys are refused", claim{known: true, refuseAll: "closed"}, welcome, ""},
 	} {
 		if got, text := decide(c.claim); got != c.want || text != c.text {
 			t.Errorf("%s: %v %q, want %v %q", c.name, got, text, c.want, c.text)
 		}
+	}
+}
+
+func TestNodeKeysLiveAnewWhenAdmitted(t *testing.T) {
+	tailnet := newTailnet(nil)
+	tailnet.policy.nodeExpiry = 20 * time.Second
+	machine := key.NewMachine().Public()
+	admit := func(k authKey) node {
+		req := &tailcfg.RegisterRequest{NodeKey: key.NewNode().Public(), Hostinfo: &tailcfg.Hostinfo{Hostname: "x"}}
+		return *tailnet.admitLocked(machine, req, &k)
+	}
+	lives := func(n node, want time.Duration) {
+		t.Helper()
+		if left := time.Until(n.expiry); left > want || left < want-5*time.Second {
+			t.Errorf("it lives for %v, want %v", left, want)
+		}
+	}
+	first := admit(authKey{})
+	lives(first, 20*time.Second)
+	tailnet.nodes[0].expiry = time.Now().Add(-time.Second)
+	tailnet.nodes[0].expiredByAdmin = time.Now().Add(-time.Hour)
+	if !tailnet.nodes[0].expired() {
+		t.Error("it has not expired")
+	}
+	again := admit(authKey{})
+	lives(again, 20*time.Second)
+	if again.expired() || again.key == first.key {
+		t.Error("the node key is not a new one")
+	}
+	if again.id != first.id || again.name != first.name || !slices.Equal(again.addresses, first.addresses) {
+		t.Errorf("it is another node: %+v, was %+v", again, first)
+	}
+	tailnet.policy.nodeExpiry = 0
+	lives(admit(authKey{}), keyLifetime)
+	if tagged := admit(authKey{tags: []string{"tag:x"}}); !tagged.keyExpiry().IsZero() {
+		t.Errorf("a tagged node expires: %v", tagged.keyExpiry())
 	}
 }

@@ -28,6 +28,7 @@ type claim struct {
 	hasKey    bool   // an auth key came along
 	keyFault  string // why the auth key is no good
 	tagFault  string // why the tags asked for can't be had
+	failure   string // policy: what fails just now, whatever the auth key
 	refuseAll string // policy: refuse every auth key with this text
 	lenient   bool   // policy: a known node may bring a dead key
 }
@@ -46,6 +47,8 @@ const (
 // decide is the whole policy of registering.
 func decide(c claim) (answer, string) {
 	switch {
+	case c.hasKey && c.failure != "":
+		return refuse, c.failure
 	case c.hasKey && c.refuseAll != "":
 		return refuse, c.refuseAll
 	case c.known && c.expired:
@@ -86,11 +89,15 @@ func (t *tailnet) serveRegister(w http.ResponseWriter, r *http.Request) {
 	if req.Followup != "" && !t.waitForPerson(r.Context(), req.Followup) {
 		return
 	}
-	res := t.register(from, &req)
+	res, status := t.register(from, &req)
 	log.Printf("register %s (auth key: %v, followup: %v): %s",
 		req.NodeKey.ShortString(), req.Auth != nil, req.Followup != "", describe(res))
 	if from.door.currentFault() == faultDropReply {
 		from.conn.Close()
+		return
+	}
+	if res.Error != "" && status != 0 {
+		http.Error(w, res.Error, status)
 		return
 	}
 	w.Header().Set("Content-Type", "application/json")
@@ -144,11 +151,16 @@ func (t *tailnet) authURLByURLLocked(url string) *authURL {
 	return nil
 }
 
-// register carries a register request out and returns the answer to it.
-func (t *tailnet) register(from caller, req *tailcfg.RegisterRequest) *tailcfg.RegisterResponse {
+// register carries a register request out and returns the answer to it, with
+// the HTTP status of refusals.
+func (t *tailnet) register(from caller, req *tailcfg.RegisterRequest) (*tailcfg.RegisterResponse, int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	defer t.changeLocked()
+	return t.registerLocked(from, req), t.policy.refusalStatus
+}
+
+func (t *tailnet) registerLocked(from caller, req *tailcfg.RegisterRequest) *tailcfg.RegisterResponse {
 
 	n := t.nodeOfLocked(req.NodeKey, from.machine)
 	if !req.Expiry.IsZero() && req.Expiry.Before(time.Now()) {
@@ -174,6 +186,10 @@ func (t *tailnet) register(from caller, req *tailcfg.RegisterRequest) *tailcfg.R
 		c.hasKey, c.keyFault = true, k.fault()
 		if k != nil {
 			permitted = k.tags
+		}
+		if t.policy.toFail > 0 {
+			t.policy.toFail--
+			c.failure = t.policy.failWords
 		}
 	}
 	if req.Hostinfo != nil {

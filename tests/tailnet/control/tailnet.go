@@ -4,6 +4,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -23,7 +24,7 @@ const (
 	domain         = "example.test"
 	magicDNSSuffix = "tail0000.ts.net"
 
-	keyLifetime = 180 * 24 * time.Hour // of a user's node; tagged nodes never expire
+	keyLifetime = 180 * 24 * time.Hour // of a user's node, unless the policy says otherwise
 )
 
 // The owners of nodes: the user, and the stand-in owner of tagged nodes.
@@ -36,12 +37,16 @@ var (
 // certificates do.
 type policy struct {
 	approval           bool
-	acceptDeadIfValid  bool // valid_node_with_dead_key: "accept"
+	nodeExpiry         time.Duration // from when a node key is admitted; 0: keyLifetime
+	acceptDeadIfValid  bool          // valid_node_with_dead_key: "accept"
 	registerDelay      time.Duration
 	mapDelay           time.Duration
 	rateLimited        int // registers still to be answered with 429
 	rateLimitedSeconds int // their Retry-After
 	refuseAll          string
+	toFail             int // registers with an auth key still to be answered with failWords
+	failWords          string
+	refusalStatus      int // HTTP status of refusals; 0: they come in the answer
 }
 
 // node is a member of the tailnet.
@@ -127,8 +132,8 @@ type tailnet struct {
 	registers    counters
 	keys         map[string]*authKey
 	keyCounters  map[string]*keyCounters // of unknown keys too
-	oauthClients map[string][]string     // secret: its tags
-	oauthTokens  map[string][]string     // access token: its client's tags
+	oauthClients map[string]oauthClient  // by secret
+	oauthTokens  map[string]oauthClient  // by access token
 	apiRequests  []apiRequest
 	nodes        []*node // by rising id
 	lastNodeID   tailcfg.NodeID
@@ -143,8 +148,8 @@ func newTailnet(derpMap *tailcfg.DERPMap) *tailnet {
 		changed:      make(chan struct{}),
 		keys:         map[string]*authKey{},
 		keyCounters:  map[string]*keyCounters{},
-		oauthClients: map[string][]string{},
-		oauthTokens:  map[string][]string{},
+		oauthClients: map[string]oauthClient{},
+		oauthTokens:  map[string]oauthClient{},
 	}
 }
 
@@ -211,8 +216,8 @@ func (t *tailnet) admitLocked(machine key.MachinePublic, req *tailcfg.RegisterRe
 		n.tags = slices.Clone(req.Hostinfo.RequestTags) // the user owns every tag
 	}
 	n.expiredByAdmin, n.expiry = time.Time{}, time.Time{}
-	if len(n.tags) == 0 {
-		n.expiry = time.Now().Add(keyLifetime)
+	if len(n.tags) == 0 { // tagged nodes never expire
+		n.expiry = time.Now().Add(cmp.Or(t.policy.nodeExpiry, keyLifetime))
 	}
 	t.noteHostinfoLocked(n, req.Hostinfo)
 	for _, a := range t.authURLs {

@@ -1,0 +1,52 @@
+//! The completions of the shells, in `units/completions/`, are what clap makes of the options.
+
+use std::fs;
+use std::path::Path;
+
+use clap::{Arg, Command, CommandFactory, ValueHint};
+use clap_complete::{Generator, Shell};
+
+use crate::cli::Options;
+
+const NAME: &str = env!("CARGO_PKG_NAME");
+
+fn completions(shell: Shell) -> String {
+    let command = Options::command();
+    // clap_complete would offer hidden arguments too.
+    let options = command.get_arguments().filter(|arg| !arg.is_hide_set());
+    let mut shown =
+        Command::new(NAME).version(env!("CARGO_PKG_VERSION")).args(options.cloned().map(hinted));
+    let mut out = Vec::new();
+    clap_complete::generate(shell, &mut shown, NAME, &mut out);
+    String::from_utf8(out).expect("options are text")
+}
+
+/// Files are offered for paths, and nothing for other values.
+fn hinted(option: Arg) -> Arg {
+    match option.get_value_hint() {
+        ValueHint::AnyPath => option.value_hint(ValueHint::FilePath),
+        ValueHint::Unknown if option.get_action().takes_values() => {
+            option.value_hint(ValueHint::Other)
+        }
+        _ => option,
+    }
+}
+
+#[test]
+fn the_completions_are_made_of_the_options() {
+    let update = std::env::var_os("UPDATE").is_some_and(|update| update == "1");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("units/completions");
+    for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
+        let file = folder.join(shell.file_name(NAME));
+        let made = completions(shell);
+        if update {
+            fs::write(&file, &made).unwrap();
+        }
+        let is_current = fs::read_to_string(&file).is_ok_and(|text| text == made);
+        assert!(
+            is_current,
+            "{} is out of date: UPDATE=1 cargo test --bins completions",
+            file.display()
+        );
+    }
+}

@@ -1,0 +1,450 @@
+//! How a run ends and what it waits for: the facts, and the words, the advice and the exit codes that
+//! the result, STATUS, `--check` and the manual page share.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::key::KeyFileError;
+use crate::tailscaled::{LocalApiError, Status};
+use crate::up::{Ended, NotStarted, Refusal, Refused};
+
+/// The node is on its tailnet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Connected {
+    /// The node's MagicDNS name without the trailing dot, empty if it has none.
+    pub name: String,
+    /// The node's Tailscale addresses.
+    pub addresses: Vec<String>,
+    /// Whether this run sent an auth key.
+    pub logged_in: bool,
+}
+
+impl Connected {
+    /// The node that this is the status of.
+    pub fn of(status: &Status, logged_in: bool) -> Self {
+        Self {
+            name: status.node.dns_name.trim_end_matches('.').to_owned(),
+            addresses: status.tailscale_ips.clone(),
+            logged_in,
+        }
+    }
+}
+
+impl fmt::Display for Connected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("connected")?;
+        if !self.name.is_empty() {
+            write!(f, " as {}", self.name)?;
+        }
+        if !self.addresses.is_empty() {
+            write!(f, " ({})", self.addresses.join(", "))?;
+        }
+        Ok(())
+    }
+}
+
+/// Why a run ended without a connection. Each message says what is wrong and what to do.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Failure {
+    #[error("{0}")]
+    Usage(String),
+    #[error(transparent)]
+    KeyFile(#[from] KeyFileError),
+    #[error(
+        "tailscaled did not answer on {} within the time limit; \
+         is it running (systemctl status tailscaled)?", .0.display()
+    )]
+    TailscaledUnreachable(PathBuf),
+    #[error("not connected within the time limit: {0}")]
+    TimedOut(Waiting),
+    #[error("the control server refused the auth key: {}; {}", .0.words, .0.what.advice())]
+    Refused(Refusal),
+    #[error(
+        "the auth key in {} was refused in a run before, and is not sent again: {words}; \
+         make a new key, put it into the key file and start again", .file.display()
+    )]
+    RefusedBefore { file: PathBuf, words: String },
+    #[error(
+        "tailscaled refused the request ({0}); run as root or as the operator user of tailscaled"
+    )]
+    Denied(String),
+    #[error(transparent)]
+    Misconfigured(#[from] Mistake),
+    #[error("{0}")]
+    Internal(String),
+}
+
+impl Refused {
+    fn advice(self) -> &'static str {
+        match self {
+            Self::Key => "make a new key, put it into the key file and start again",
+            Self::Owner => {
+                "let the owner of the key in again, or make a key of another, and start again"
+            }
+            Self::Tags => {
+                "correct --advertise-tags, or make a new key that may have these tags, and start again"
+            }
+        }
+    }
+}
+
+/// What cannot work as things are configured.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Mistake {
+    #[error(
+        "the tailscale command was not found ({}); \
+         install tailscale, or name the command with --tailscale", .0.display()
+    )]
+    NoCommand(PathBuf),
+    #[error(
+        "the tailscale command {} cannot be run ({error}); name another with --tailscale",
+        .program.display()
+    )]
+    CannotRun { program: PathBuf, error: String },
+    #[error(
+        "the tailscale command {} ended with {code} and said nothing; is it the tailscale command? \
+         Name another with --tailscale", .program.display()
+    )]
+    NoTailscale { program: PathBuf, code: i32 },
+    /// Others control the command or the socket: who, and what to do.
+    #[error("{0}")]
+    Untrusted(String),
+    #[error(
+        "`tailscale up` does not take the flags that it was given ({0}); \
+         correct the flags after `--`, or update tailscale"
+    )]
+    Flags(String),
+    #[error(
+        "this node belongs to another login server than the one asked for; \
+         name that one, or run `tailscale logout` first"
+    )]
+    OtherServer,
+    #[error(
+        "`tailscale up` cannot work with these settings: {0}; \
+         correct the auth key's parameters or the flags after `--`"
+    )]
+    Settings(String),
+    #[error(
+        "`tailscale up` failed three times with the same message, and tailscaled received nothing: {0}; \
+         correct the flags after `--`, or the auth key's parameters"
+    )]
+    Complaint(String),
+    #[error(
+        "tailscaled runs with a locked config file and accepts no login; \
+         put the auth key into that file, or unlock it"
+    )]
+    LockedConfig,
+    /// The auth key is another server's: how.
+    #[error("the auth key file {} {problem}", .file.display())]
+    KeyOfOtherServer { file: PathBuf, problem: String },
+}
+
+impl Failure {
+    /// What it is if the time is up while this is being waited for. `answered`: tailscaled has
+    /// been heard of.
+    pub fn timed_out(waiting: Waiting, answered: bool, socket: &Path) -> Self {
+        match waiting {
+            _ if !answered => Self::TailscaledUnreachable(socket.to_owned()),
+            Waiting::KeyFile(error) => Self::KeyFile(error),
+            waiting => Self::TimedOut(waiting),
+        }
+    }
+
+    /// What it is that tailscaled takes no change.
+    pub fn of_change(error: &LocalApiError) -> Self {
+        match error {
+            LocalApiError::Locked(_) => Mistake::LockedConfig.into(),
+            error => Self::Denied(error.to_string()),
+        }
+    }
+
+    /// What this end of `tailscale up` comes to at once, if it cannot pass.
+    pub fn of_command(ended: &Ended, program: &Path) -> Option<Self> {
+        Some(match ended {
+            Ended::SecretRefused(refusal) => Self::Refused(refusal.clone()),
+            Ended::Denied(why) => Self::Denied(why.clone()),
+            Ended::Locked => Mistake::LockedConfig.into(),
+            Ended::UnknownFlag(_, said) | Ended::BadFlags(said) => {
+                Mistake::Flags(said.clone()).into()
+            }
+            Ended::OtherServer => Mistake::OtherServer.into(),
+            Ended::BadSettings(said) => Mistake::Settings(said.clone()).into(),
+            Ended::Mute(code @ (126 | 127)) => {
+                Mistake::NoTailscale { program: program.to_owned(), code: *code }.into()
+            }
+            _ => return None,
+        })
+    }
+
+    /// What it is that the command cannot be started, unless that may pass.
+    pub fn not_started(why: &NotStarted, program: &Path) -> Option<Self> {
+        let program = program.to_owned();
+        Some(Self::Misconfigured(match why {
+            NotStarted::ForNow(_) => return None,
+            NotStarted::NoCommand => Mistake::NoCommand(program),
+            NotStarted::CannotRun(error) => Mistake::CannotRun { program, error: error.clone() },
+            NotStarted::Untrusted(why) => Mistake::Untrusted(why.clone()),
+        }))
+    }
+
+    /// The name and number from sysexits.h, which `systemctl status` prints.
+    pub fn exit(&self) -> (&'static str, u8) {
+        let exit = match self {
+            Failure::Usage(_) => USAGE,
+            Failure::KeyFile(error) if error.may_heal() => NOINPUT,
+            Failure::TailscaledUnreachable(_) => UNAVAILABLE,
+            Failure::Internal(_) => SOFTWARE,
+            Failure::TimedOut(_) => TEMPFAIL,
+            Failure::Refused(_) | Failure::RefusedBefore { .. } | Failure::Denied(_) => NOPERM,
+            Failure::KeyFile(_) | Failure::Misconfigured(_) => CONFIG,
+        };
+        (exit.name, exit.code)
+    }
+}
+
+/// Why a node key is not renewed, though it is time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Obstacle {
+    #[error("this tailscaled is older than 1.82, and a renewal that fails would cut the node off")]
+    OldVersion,
+    #[error("the clock of this machine is not set")]
+    Clock,
+    #[error("an OAuth client secret makes tagged keys, which would change whose node this is")]
+    OAuthSecret,
+    #[error("the node has tags that its settings do not ask for, and a renewal could change them")]
+    Tags,
+    #[error("the node is connected to another login server than the one that is asked for")]
+    Elsewhere,
+    #[error("tailscaled has trouble with the control server")]
+    Trouble,
+    #[error("tailnet lock has not signed this node")]
+    LockedOut,
+    #[error("the auth key in the file was refused before; put a new one there")]
+    RefusedKey,
+    #[error("the auth key in the file cannot be used")]
+    NoKey,
+}
+
+/// Something worth a line in the log that is neither an end nor a wait.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Note {
+    #[error("the login did not finish: {0}")]
+    LoginBroke(String),
+    #[error("`tailscale up` had no effect, and was stopped")]
+    NothingCame,
+    #[error("tailscaled does not let us restart the login: {0}")]
+    CannotRestart(String),
+    #[error("tailscaled may go on with the login that has failed: {0}")]
+    NotTakenBack(String),
+    #[error("the login changed settings that cannot be put back: {}", .0.join(", "))]
+    NotPutBack(Vec<String>),
+    #[error(
+        "another profile is in use now, so the settings of the profile that was logged in are not put back"
+    )]
+    OtherProfile,
+    #[error(
+        "the node is connected to the login server {own}, not to {asked}; it is left alone. \
+         To move it, run `tailscale logout` first"
+    )]
+    Elsewhere { own: String, asked: String },
+    #[error(
+        "connected, but tailnet lock keeps this node from its peers ({0}); \
+         sign it from a trusted node: tailscale lock sign"
+    )]
+    LockedOut(String),
+    #[error("the node key was renewed{}", .0.as_ref().map(|date| format!("; it expires {date}")).unwrap_or_default())]
+    Renewed(Option<String>),
+    #[error("the node key is not renewed, and expires in {}: {obstacle}", days(*.left))]
+    NotRenewed { obstacle: Obstacle, left: Duration },
+    #[error(
+        "the node key could not be renewed, and expires in {}: {words}; the node stays connected until then",
+        days(*.left)
+    )]
+    RenewalFailed { words: String, left: Duration },
+    #[error("connected, but the address {0} is not on the interface yet")]
+    NoAddress(IpAddr),
+}
+
+/// A length of time in words that fit it.
+fn days(time: Duration) -> String {
+    match time.as_secs() {
+        seconds @ 172_800.. => format!("{} days", seconds / 86_400),
+        seconds @ 7_200.. => format!("{} hours", seconds / 3_600),
+        seconds @ 120.. => format!("{} minutes", seconds / 60),
+        seconds => format!("{seconds} s"),
+    }
+}
+
+/// What is being waited for. Its words are the STATUS= of the service, and documented.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Waiting {
+    Tailscaled,
+    Answer(String),
+    Settling,
+    ControlServer(Option<String>),
+    LoggingIn,
+    Verdict(String),
+    Retry(String),
+    Address(IpAddr),
+    Approval,
+    KeyFile(KeyFileError),
+    OtherRun,
+    StoppedByOther,
+    /// The node is connected, and we stay. With the date on which its node key expires, and why it is
+    /// not renewed though it's time.
+    Staying(Connected, Option<String>, Option<Obstacle>),
+    /// The node needs a login that is not ours to make.
+    LeftAlone,
+    NoState(String),
+    Unknown(String),
+}
+
+impl fmt::Display for Waiting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tailscaled => f.write_str("waiting for tailscaled"),
+            Self::Answer(why) => write!(f, "waiting for a usable answer of tailscaled: {why}"),
+            Self::Settling => f.write_str("waiting for tailscaled to settle"),
+            Self::ControlServer(None) => f.write_str("waiting for the control server"),
+            Self::ControlServer(Some(why)) => write!(f, "waiting for the control server: {why}"),
+            Self::LoggingIn => f.write_str("logging in"),
+            Self::Verdict(why) => write!(f, "the login seems to be refused, looking again: {why}"),
+            Self::Retry(why) => write!(f, "the login failed and is tried again: {why}"),
+            Self::Address(address) => write!(f, "waiting for the address {address}"),
+            Self::Approval => f.write_str("waiting for an admin to approve this device"),
+            Self::KeyFile(error) => {
+                let path = error.path().display();
+                write!(f, "waiting for the auth key file {path} ({})", error.brief())
+            }
+            Self::OtherRun => {
+                f.write_str("waiting for another tailscale-autoconnect that uses the auth key")
+            }
+            Self::StoppedByOther => f.write_str(
+                "someone stopped tailscale while it was connecting; left alone until `tailscale up`",
+            ),
+            Self::Staying(connected, None, _) => write!(f, "{connected}"),
+            Self::Staying(connected, Some(date), None) => write!(f, "{connected}; node key expires {date}"),
+            Self::Staying(connected, Some(date), Some(obstacle)) => {
+                write!(f, "{connected}; node key expires {date} and is not renewed: {obstacle}")
+            }
+            Self::LeftAlone => f.write_str(
+                "the node was taken off its tailnet by somebody; left alone until a restart of this service",
+            ),
+            Self::NoState(words) => write!(f, "waiting for tailscaled to open its state: {words}"),
+            Self::Unknown(state) => {
+                write!(f, "waiting: tailscaled is in the unknown state {state}")
+            }
+        }
+    }
+}
+
+/// One word for how a run ended: `connected`, or the name of the exit code.
+pub fn outcome(result: &Result<Connected, Failure>) -> &'static str {
+    match result {
+        Ok(_) => "connected",
+        Err(failure) => failure.exit().0,
+    }
+}
+
+/// An exit status, and what the help and the manual page say of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Exit {
+    pub code: u8,
+    /// Its name in sysexits.h; success has none.
+    pub name: &'static str,
+    /// When, in a word or two; empty where -h has no room for it.
+    pub brief: &'static str,
+    pub when: &'static str,
+    /// Whether the unit is started again: see RestartPreventExitStatus= there.
+    pub again: bool,
+}
+
+const fn exit(
+    code: u8,
+    name: &'static str,
+    brief: &'static str,
+    when: &'static str,
+    again: bool,
+) -> Exit {
+    Exit { code, name, brief, when, again }
+}
+
+const CONNECTED: Exit = exit(0, "", "connected", "connected", false);
+/// Public, since clap says itself what is wrong.
+pub const USAGE: Exit = exit(64, "USAGE", "usage", "the command line is wrong", false);
+const NOINPUT: Exit =
+    exit(66, "NOINPUT", "no key file", "the key file is needed, and missing or unreadable", true);
+const UNAVAILABLE: Exit = exit(
+    69,
+    "UNAVAILABLE",
+    "no tailscaled",
+    "--timeout passed and tailscaled never answered",
+    true,
+);
+const SOFTWARE: Exit =
+    exit(70, "SOFTWARE", "", "a fault of the program or of the system under it", true);
+const TEMPFAIL: Exit =
+    exit(75, "TEMPFAIL", "time is up", "--timeout passed on anything else", true);
+const NOPERM: Exit = exit(
+    77,
+    "NOPERM",
+    "refused",
+    "the control server refused the key, or tailscaled refused us",
+    false,
+);
+const CONFIG: Exit = exit(
+    78,
+    "CONFIG",
+    "cannot work as configured",
+    "the key file, `tailscale` command or settings cannot be used",
+    false,
+);
+
+/// All of them.
+pub const EXITS: [Exit; 8] =
+    [CONNECTED, USAGE, NOINPUT, UNAVAILABLE, SOFTWARE, TEMPFAIL, NOPERM, CONFIG];
+
+/// The object that `--json` prints.
+pub fn to_json(result: &Result<Connected, Failure>) -> Value {
+    match result {
+        Ok(connected) => json!({
+            "outcome": outcome(result),
+            "exit_code": CONNECTED.code,
+            "message": connected.to_string(),
+            "name": connected.name,
+            "addresses": connected.addresses,
+            "logged_in": connected.logged_in,
+        }),
+        Err(failure) => {
+            json!({
+                "outcome": outcome(result),
+                "exit_code": failure.exit().1,
+                "message": failure.to_string(),
+            })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn systemd_does_not_start_again_what_would_end_in_the_same_way() {
+        let unit = include_str!("../units/tailscale-autoconnect.service");
+        let prevented: Vec<_> = unit
+            .lines()
+            .find_map(|line| line.strip_prefix("RestartPreventExitStatus="))
+            .into_iter()
+            .flat_map(str::split_whitespace)
+            .collect();
+        for exit in EXITS.iter().filter(|exit| exit.code != 0) {
+            let named = prevented.contains(&exit.name);
+            assert_eq!(named, !exit.again, "{exit:?}, {prevented:?}");
+        }
+    }
+}

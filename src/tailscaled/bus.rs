@@ -1,0 +1,225 @@
+//! tailscaled's IPN bus: it says that something has changed, and it is the history of the
+//! preferences, since it tells each change of them by itself and in order
+//! (ipn/ipnlocal/local.go `WatchNotifications`, seen on 1.66, 1.98 and 1.102).
+
+use std::future::pending;
+use std::pin::Pin;
+use std::time::{Duration, Instant};
+
+use reqwest::{Response, StatusCode};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use tokio::time::{sleep, timeout};
+
+use crate::prefs::Prefs;
+use crate::tailscaled::{BASE, LocalApi, LocalApiError, MAX_BODY, REQUEST_LIMIT, classify, swells};
+
+/// The initial state (2), the initial preferences (4), no private keys (16), the initial health
+/// (128). Changes of these are always sent. Bits 8 and 256 are refused by 1.104.
+const MASK: u32 = 2 | 4 | 16 | 128;
+
+/// How many notices without a change are followed at once, and how long each one waits after that:
+/// a bus that never falls silent must not keep us busy.
+const MOST_IN_VAIN: u32 = 30;
+const REST: Duration = Duration::from_millis(100);
+
+/// The state Running, in the numbers of ipn/backend.go.
+const RUNNING: i64 = 6;
+
+/// What the bus has told at once.
+#[derive(Debug, Default, PartialEq)]
+pub struct Notice {
+    /// Each state that the preferences have been in, in order.
+    pub prefs: Vec<Prefs>,
+    /// The first of them is how they were when the bus was opened; what was before is not known.
+    pub after_a_gap: bool,
+    /// The backend has come to Running.
+    pub running: bool,
+}
+
+/// The answer to the request for a bus, which a tailscaled in trouble may keep to itself.
+type Opening = Pin<Box<dyn Future<Output = Result<Response, LocalApiError>>>>;
+
+/// The bus, open or not. At most one is open or being opened.
+#[derive(Default)]
+pub struct Bus {
+    opening: Option<Opening>,
+    open: Option<Open>,
+    /// After it was refused or has ended, it's not asked for again until then.
+    reopen_at: Option<Instant>,
+    in_vain: u32,
+    /// A bus that is never silent is not listened to before then.
+    rests_until: Option<Instant>,
+}
+
+/// A bus that is open.
+struct Open {
+    response: Response,
+    /// The start of a line that has not come to its end.
+    line: Vec<u8>,
+    /// The line was too long to be kept; it is passed over.
+    overlong: bool,
+    has_told: bool,
+    has_told_prefs: bool,
+    ended: bool,
+    /// What is to be told next, as far as it has come.
+    notice: Option<Notice>,
+}
+
+/// A line of the bus, an ipn.Notify. The rest of it is for the status to say.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Notify<'a> {
+    state: Option<i64>,
+    #[serde(borrow)]
+    prefs: Option<&'a RawValue>,
+}
+
+impl Bus {
+    /// Sees to it that there is a bus, if there can be one: [`Bus::told`] opens it. `rest` is the
+    /// time to do without one where it's refused or has ended.
+    pub fn open(&mut self, api: &LocalApi, rest: Duration) {
+        let now = Instant::now();
+        if self.open.as_ref().is_some_and(|open| open.ended) {
+            self.open = None;
+            self.reopen_at = Some(now + rest);
+        }
+        let is_there = self.open.is_some() || self.opening.is_some();
+        if is_there || self.reopen_at.is_some_and(|at| now < at) {
+            return;
+        }
+        self.reopen_at = Some(now + rest);
+        self.opening = Some(Box::pin(api.watch()));
+    }
+
+    /// Forgets the bus of a tailscaled that is gone; the next one's may be opened at once.
+    pub fn close(&mut self) {
+        *self = Self::default();
+    }
+
+    /// Whether it tells each change of the preferences.
+    pub fn is_open(&self) -> bool {
+        self.open.as_ref().is_some_and(|open| !open.ended)
+    }
+
+    /// Waits until the bus that was asked for is there, or is refused. Nothing is lost if this is
+    /// dropped.
+    pub async fn opened(&mut self) {
+        if let Some(opening) = &mut self.opening {
+            let opened = opening.await;
+            self.opening = None;
+            match opened {
+                Ok(response) => self.open = Some(Open::new(response)),
+                Err(error) => log::debug!("there is no bus, the status is polled: {error}"),
+            }
+        }
+    }
+
+    /// Waits for news. Nothing is lost if this is dropped.
+    pub async fn told(&mut self) -> Notice {
+        self.opened().await;
+        let Some(open) = &mut self.open else {
+            return pending().await;
+        };
+        if let Some(until) = self.rests_until {
+            sleep(until.saturating_duration_since(Instant::now())).await;
+        }
+        let notice = open.told().await;
+        self.in_vain += 1;
+        self.rests_until = (self.in_vain >= MOST_IN_VAIN).then(|| Instant::now() + REST);
+        notice
+    }
+
+    /// The notices were not in vain: something has changed.
+    pub fn something_changed(&mut self) {
+        self.in_vain = 0;
+        self.rests_until = None;
+    }
+}
+
+impl Open {
+    fn new(response: Response) -> Self {
+        Self {
+            response,
+            line: Vec::new(),
+            overlong: false,
+            has_told: false,
+            has_told_prefs: false,
+            ended: false,
+            notice: None,
+        }
+    }
+
+    /// Waits until something arrives, or until a bus that has told something ends: tailscaled may be
+    /// restarting then. The end of one that never did is no news, and waits for ever.
+    async fn told(&mut self) -> Notice {
+        if self.notice.is_none() {
+            if !self.ended {
+                let chunk = self.response.chunk().await;
+                self.take(chunk);
+            }
+            if self.ended && !self.has_told {
+                return pending().await;
+            }
+        }
+        // What has arrived together is told together. Bounded, for a bus that never falls silent.
+        for _ in 0..64 {
+            match timeout(Duration::ZERO, self.response.chunk()).await {
+                Ok(chunk) if !self.ended => self.take(chunk),
+                _ => break,
+            }
+        }
+        let mut notice = self.notice.take().unwrap_or_default();
+        notice.after_a_gap = !self.has_told_prefs;
+        self.has_told_prefs |= !notice.prefs.is_empty();
+        self.has_told = true;
+        notice
+    }
+
+    fn take<B: AsRef<[u8]>>(&mut self, chunk: reqwest::Result<Option<B>>) {
+        let Ok(Some(chunk)) = chunk else {
+            self.ended = true;
+            return;
+        };
+        let notice = self.notice.get_or_insert_default();
+        for part in chunk.as_ref().split_inclusive(|byte| *byte == b'\n') {
+            self.overlong |= self.line.len() + part.len() > MAX_BODY;
+            if !self.overlong {
+                self.line.extend_from_slice(part);
+            }
+            if part.ends_with(b"\n") {
+                if !self.overlong {
+                    read(&self.line, notice);
+                }
+                self.overlong = false;
+                self.line = Vec::new();
+            }
+        }
+    }
+}
+
+fn read(line: &[u8], notice: &mut Notice) {
+    let Ok(told) = serde_json::from_slice::<Notify>(line) else {
+        return;
+    };
+    notice.running |= told.state == Some(RUNNING);
+    let prefs = told.prefs.map(RawValue::get).filter(|prefs| !swells(prefs.as_bytes()));
+    notice.prefs.extend(prefs.and_then(|prefs| serde_json::from_str(prefs).ok()));
+}
+
+impl LocalApi {
+    /// Opens the bus.
+    fn watch(&self) -> impl Future<Output = Result<Response, LocalApiError>> + use<> {
+        let request = self.client.get(format!("{BASE}/watch-ipn-bus?mask={MASK}"));
+        async {
+            let response = timeout(REQUEST_LIMIT, request.send())
+                .await
+                .map_err(|_| LocalApiError::NoAnswer)?
+                .map_err(|error| classify(&error))?;
+            match response.status() {
+                StatusCode::OK => Ok(response),
+                status => Err(LocalApiError::BadAnswer(format!("watch-ipn-bus: {status}"))),
+            }
+        }
+    }
+}

@@ -1,0 +1,359 @@
+//! Running `tailscale up`, with the key in an inherited memory file, and reading what it said.
+
+mod proxy;
+mod said;
+
+use std::env;
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process_group};
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::process::{Child, Command};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+pub use crate::up::said::{Ended, LoginError, Refusal, Refused, last_login_error, trouble};
+
+use crate::file_system::{SILENT, in_time};
+use crate::key::trust::{self, Named, Process};
+use crate::key::{self, AuthKey};
+use crate::redact::excerpt;
+use crate::tailscaled;
+
+/// How much of the CLI's output is kept, in bytes.
+const MAX_OUTPUT: usize = 64 * 1024;
+
+/// How long the output may stay open after the CLI has ended (by a process that it left behind).
+const OUTPUT_LIMIT: Duration = Duration::from_secs(1);
+
+/// How long the end of a CLI that was killed is waited for.
+const KILL_LIMIT: Duration = Duration::from_millis(400);
+
+/// The `tailscale` CLI and the tailscaled that it is called for.
+#[derive(Clone, Debug)]
+pub struct Cli {
+    /// A path, or a name to be found in PATH.
+    pub program: PathBuf,
+    pub socket: PathBuf,
+}
+
+impl Cli {
+    /// Starts `tailscale up` with `key` and these flags.
+    pub async fn up(&self, key: &AuthKey, flags: &[String]) -> Result<Up, NotStarted> {
+        let (program, trusted) = tokio::join!(self.program(), self.trust_socket());
+        let program = program?;
+        trusted?;
+        let memfd = key
+            .to_inherited_memfd()
+            .map_err(|error| NotStarted::ForNow(format!("cannot make a memory file: {error}")))?;
+        let mut socket = OsString::from("--socket=");
+        socket.push(&self.socket);
+        let mut command = Command::new(&program);
+        command
+            .arg(socket)
+            .arg("up")
+            .arg(format!("--auth-key=file:/proc/self/fd/{}", memfd.as_raw_fd()))
+            .arg("--reset")
+            .args(flags);
+        if key.kind().is_oauth_secret() {
+            command.envs(in_time(proxy::of_tailscaled).await.unwrap_or_default());
+        }
+        self.start(command)
+    }
+
+    /// Where the command is, if it's one that may run with our rights.
+    async fn program(&self) -> Result<PathBuf, NotStarted> {
+        let program = self.program.clone();
+        let found = in_time(move || {
+            let (program, named) = find(&program)?;
+            let parts = trust::path_parts(&program);
+            Some((program, named, parts))
+        });
+        let Some(found) = found.await else {
+            return Err(NotStarted::ForNow(format!(
+                "cannot look at the tailscale command {} ({SILENT})",
+                self.program.display()
+            )));
+        };
+        let (program, named, parts) = found.ok_or(NotStarted::NoCommand)?;
+        // One that cannot be looked at cannot be started either, which says why.
+        if let Ok(parts) = parts {
+            trust::may_run(&program, named, &parts, Process::current())
+                .map_err(NotStarted::Untrusted)?;
+        }
+        Ok(program)
+    }
+
+    /// Whether the key may be sent to whoever is behind the socket. The CLI opens the socket once
+    /// more, so it matters who can put another one there, too.
+    pub async fn trust_socket(&self) -> Result<(), NotStarted> {
+        let listener = tailscaled::listener(&self.socket).await;
+        let socket = self.socket.clone();
+        let parts = in_time(move || trust::path_parts(&socket)).await;
+        let parts = parts.unwrap_or_else(|| Err(io::Error::other(SILENT)));
+        match (listener, parts) {
+            (Ok(listener), Ok(parts)) => {
+                trust::may_have_key(&self.socket, listener, &parts, Process::current())
+                    .map_err(NotStarted::Untrusted)
+            }
+            (Err(error), _) | (_, Err(error)) => Err(NotStarted::ForNow(format!(
+                "cannot see who listens on the socket {} ({error})",
+                self.socket.display()
+            ))),
+        }
+    }
+
+    /// Asks the command for its version: what it says, or why it says none. It is given `limit`.
+    pub async fn version(&self, limit: Duration) -> Result<String, NoVersion> {
+        let program = self.program().await.map_err(|why| match why {
+            NotStarted::ForNow(_) => NoVersion::Silent,
+            why => NoVersion::CannotRun(why),
+        })?;
+        let mut command = Command::new(program);
+        command.arg("version");
+        let mut run = self.start(command).map_err(|why| match why {
+            NotStarted::ForNow(why) => NoVersion::Failed(why),
+            why => NoVersion::CannotRun(why),
+        })?;
+        if timeout(limit, run.ended()).await.is_err() {
+            run.stop().await;
+            return Err(NoVersion::Silent);
+        }
+        let (code, output, errors) = run.end().await;
+        match (code, output.lines().next()) {
+            (Some(0), Some(version)) => Ok(excerpt(version, 60)),
+            (Some(0), None) => Err(NoVersion::Failed("it says nothing".to_owned())),
+            (Some(code), _) if errors.trim().is_empty() => {
+                Err(NoVersion::Failed(format!("it ends with {code}")))
+            }
+            _ => Err(NoVersion::Failed(excerpt(&errors, 200))),
+        }
+    }
+
+    fn start(&self, mut command: Command) -> Result<Up, NotStarted> {
+        for (name, _) in env::vars_os() {
+            if !trust::is_passed_on(&name) {
+                command.env_remove(name);
+            }
+        }
+        let mut child = command
+            // The command may be a wrapper; it is ended with all that it has started.
+            .process_group(0)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(|error| not_started(&self.program, &error))?;
+        let stdout = Output::collect(child.stdout.take());
+        let stderr = Output::collect(child.stderr.take());
+        let group = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
+        Ok(Up { group, child, stdout, stderr })
+    }
+}
+
+fn not_started(program: &Path, error: &io::Error) -> NotStarted {
+    // At the limit of processes or of memory, or while the command is being installed.
+    const PASSING: [io::ErrorKind; 4] = [
+        io::ErrorKind::WouldBlock,
+        io::ErrorKind::OutOfMemory,
+        io::ErrorKind::ExecutableFileBusy,
+        io::ErrorKind::Interrupted,
+    ];
+    match error.kind() {
+        kind if PASSING.contains(&kind) => NotStarted::ForNow(format!(
+            "the tailscale command {} cannot be started now ({error})",
+            program.display()
+        )),
+        io::ErrorKind::NotFound => NotStarted::NoCommand,
+        _ => NotStarted::CannotRun(error.to_string()),
+    }
+}
+
+/// The path of a command, by the PATH of ours.
+pub fn find(program: &Path) -> Option<(PathBuf, Named)> {
+    trust::find_command(program, env::var_os("PATH").as_deref())
+}
+
+/// Why the command was not started.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NotStarted {
+    /// It may be tried again.
+    ForNow(String),
+    NoCommand,
+    CannotRun(String),
+    /// Others control the command or the socket.
+    Untrusted(String),
+}
+
+impl NotStarted {
+    /// What stands in the way, as far as it is not known from its kind.
+    pub fn words(&self) -> &str {
+        match self {
+            Self::ForNow(words) | Self::CannotRun(words) | Self::Untrusted(words) => words,
+            Self::NoCommand => "",
+        }
+    }
+}
+
+/// Why the command does not tell its version.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NoVersion {
+    /// As a login would end.
+    CannotRun(NotStarted),
+    /// It did not end in time.
+    Silent,
+    /// It failed, with these words.
+    Failed(String),
+}
+
+/// A `tailscale` command that runs. It is killed when this is dropped.
+pub struct Up {
+    /// The process group of the CLI and of what it has started.
+    group: Option<Pid>,
+    child: Child,
+    stdout: Output,
+    stderr: Output,
+}
+
+impl Drop for Up {
+    fn drop(&mut self) {
+        self.kill_group();
+    }
+}
+
+impl Up {
+    /// Waits for its end. Nothing is lost if this is dropped and called again.
+    pub async fn ended(&mut self) {
+        if let Err(error) = self.child.wait().await {
+            log::debug!("cannot wait for `tailscale up`: {error}");
+        }
+    }
+
+    /// What its end says. To be called after [`Up::ended`].
+    pub async fn said(self) -> Ended {
+        let (code, output, errors) = self.end().await;
+        for line in output.lines().chain(errors.lines()) {
+            log::debug!("tailscale up: {line}");
+        }
+        said::read(code, &errors)
+    }
+
+    /// Its exit code and what it wrote to standard output and standard error.
+    async fn end(mut self) -> (Option<i32>, String, String) {
+        let code = match self.child.wait().await {
+            Ok(status) => status.code(),
+            Err(_) => None,
+        };
+        self.kill_group();
+        let (output, errors) = tokio::join!(self.stdout.text(), self.stderr.text());
+        (code, output, errors)
+    }
+
+    /// Ends it and waits until it's gone. One that is stuck in the kernel goes when it can.
+    pub async fn stop(mut self) {
+        self.kill_group();
+        match timeout(KILL_LIMIT, self.child.kill()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => log::debug!("cannot end `tailscale up`: {error}"),
+            Err(_) => log::debug!("`tailscale up` was killed, but is stuck"),
+        }
+    }
+
+    fn kill_group(&mut self) {
+        // An empty group is none any more: there is nothing to end.
+        if let Some(group) = self.group.take() {
+            let _ = kill_process_group(group, Signal::KILL);
+        }
+    }
+}
+
+/// What is read of an output, as far as it has come.
+struct Output {
+    kept: Arc<Mutex<Vec<u8>>>,
+    /// Ends with the output.
+    reading: JoinHandle<()>,
+}
+
+impl Drop for Output {
+    fn drop(&mut self) {
+        self.reading.abort();
+    }
+}
+
+impl Output {
+    /// Reads `stream` to its end, so that the CLI never waits for us, and keeps the start of it.
+    fn collect(stream: Option<impl AsyncRead + Unpin + Send + 'static>) -> Self {
+        let kept = Arc::default();
+        let reading = tokio::spawn(read(stream, Arc::clone(&kept)));
+        Self { kept, reading }
+    }
+
+    /// What has come by the end of the output, or by the time that is given it.
+    async fn text(&mut self) -> String {
+        if timeout(OUTPUT_LIMIT, &mut self.reading).await.is_err() {
+            log::debug!("a process that the tailscale command left behind holds its output");
+        }
+        let mut kept = std::mem::take(&mut *lock(&self.kept));
+        if kept.len() >= MAX_OUTPUT {
+            // What is left of a key that was cut can't be told from other text.
+            kept.truncate(MAX_OUTPUT - key::MAX_BYTES);
+        }
+        String::from_utf8_lossy(&kept).into_owned()
+    }
+}
+
+async fn read(stream: Option<impl AsyncRead + Unpin>, kept: Arc<Mutex<Vec<u8>>>) {
+    let Some(mut stream) = stream else { return };
+    let mut chunk = [0; 4096];
+    while let Ok(length @ 1..) = stream.read(&mut chunk).await {
+        let mut kept = lock(&kept);
+        let room = MAX_OUTPUT - kept.len();
+        kept.extend_from_slice(&chunk[..length.min(room)]);
+    }
+}
+
+fn lock(kept: &Mutex<Vec<u8>>) -> MutexGuard<'_, Vec<u8>> {
+    kept.lock().unwrap_or_else(|broken| broken.into_inner())
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::io::Errno;
+
+    use super::*;
+
+    #[test]
+    fn a_command_that_cannot_be_started_now_is_tried_again() {
+        for passing in [Errno::AGAIN, Errno::NOMEM, Errno::TXTBSY, Errno::INTR] {
+            let why = not_started(Path::new("tailscale"), &passing.into());
+            assert!(matches!(why, NotStarted::ForNow(_)), "{why:?}");
+        }
+        for lasting in [Errno::NOENT, Errno::ACCESS, Errno::NOEXEC] {
+            let why = not_started(Path::new("tailscale"), &lasting.into());
+            assert!(!matches!(why, NotStarted::ForNow(_)), "{why:?}");
+        }
+    }
+
+    #[test]
+    fn an_output_that_is_let_go_is_read_no_more() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            // As of a process that the command has left behind.
+            let (stream, _held) = tokio::io::duplex(1);
+            let output = Output::collect(Some(stream));
+            let kept = Arc::clone(&output.kept);
+            tokio::task::yield_now().await;
+            assert_eq!(Arc::strong_count(&kept), 3);
+            drop(output);
+            tokio::task::yield_now().await;
+            assert_eq!(Arc::strong_count(&kept), 1);
+        });
+    }
+}
