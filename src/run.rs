@@ -360,7 +360,7 @@ impl<'a> Run<'a> {
         };
         match self.api.profile().await {
             Ok(now) => Ok(now == profile),
-            Err(error @ (LocalApiError::Unreachable(_) | LocalApiError::NoAnswer)) => Err(error),
+            Err(error) if error.is_silence() => Err(error),
             Err(_) => Ok(true),
         }
     }
@@ -376,9 +376,7 @@ impl<'a> Run<'a> {
         let names: Vec<&str> = prefs.keys().map(String::as_str).collect();
         log::info!("putting back settings that the login changed: {}", names.join(", "));
         match self.api.edit_prefs(&prefs).await {
-            Err(
-                LocalApiError::BadAnswer(_) | LocalApiError::Denied(_) | LocalApiError::Locked(_),
-            ) => {}
+            Err(error) if !error.is_silence() => {}
             done => return done.map(|()| Some(Vec::new())),
         }
         // One that tailscaled doesn't take must not cost the others.
@@ -386,9 +384,7 @@ impl<'a> Run<'a> {
         for (name, old) in prefs {
             match self.api.edit_prefs(&Prefs::from_iter([(name.clone(), old)])).await {
                 Ok(()) => {}
-                Err(error @ (LocalApiError::Unreachable(_) | LocalApiError::NoAnswer)) => {
-                    return Err(error);
-                }
+                Err(error) if error.is_silence() => return Err(error),
                 Err(error) => not_taken.push(format!("{name} ({error})")),
             }
         }
@@ -465,34 +461,35 @@ impl<'a> Run<'a> {
     }
 
     fn say_restart(&mut self, why: &Why) {
-        match why {
-            Why::Stranded(words) => self.say_trying(
+        let (level, what) = match why {
+            Why::Stranded(words) => (
                 Level::Warn,
                 format!(
                     "an auth key that was sent earlier keeps this node off its tailnet \
                      ({words}); restarting the login without it"
                 ),
             ),
-            Why::Renewal => self.say_trying(
-                Level::Info,
-                "restarting the login on the old node key, without the auth key".to_owned(),
-            ),
-            Why::DeadKey(words) => self.say_trying(
+            Why::DeadKey(words) => (
                 Level::Warn,
                 format!(
                     "tailscaled goes on sending an auth key that was refused ({words}); \
                      restarting the login without it"
                 ),
             ),
-            Why::Offline => self.say_trying(
+            Why::Renewal => (
+                Level::Info,
+                "restarting the login on the old node key, without the auth key".to_owned(),
+            ),
+            Why::Offline => (
                 Level::Info,
                 "still not online; restarting the login, without an auth key".to_owned(),
             ),
-            Why::BringUp => self.say_trying(
+            Why::BringUp => (
                 Level::Info,
                 "tailscale is stopped; bringing it up, without an auth key".to_owned(),
             ),
-        }
+        };
+        self.say_trying(level, what);
     }
 
     /// Says that a change is being tried: once, however often it is.

@@ -183,7 +183,7 @@ impl Machine {
                 }
             }
             Ok(None) => return self.other_profile(),
-            Err(error @ (LocalApiError::Denied(_) | LocalApiError::Locked(_))) => {
+            Err(error) if error.is_refusal() => {
                 self.notes.push(Note::NotTakenBack(error.to_string()));
             }
             Err(error) => {
@@ -205,12 +205,17 @@ impl Machine {
             // The record of it stays, for the next login or the next run.
             false => self.known = None,
         }
+        self.go_on_with(then, begun, now);
+    }
+
+    /// Nothing is left of the login that was `begun`, and what comes next is known.
+    fn go_on_with(&mut self, then: Then, begun: Option<BegunLogin>, now: Time) {
         match then {
             Then::Refused(refusal) => self.refused(refusal, begun, now),
             Then::Pause(words) => self.pause(words, RETRY_FIRST, now),
             Then::Wait(words) => self.pause(words, 4 * RETRY_FIRST, now),
             Then::Impossible(failure) => self.login = Login::Impossible(failure),
-            Then::Anew | Then::End => {}
+            Then::Anew | Then::End => self.login = Login::None,
         }
     }
 
@@ -297,7 +302,8 @@ impl Machine {
                     self.login = Login::Failing { since: now, then: Then::Pause(why) };
                 }
                 None if matches!(situation, Situation::NeedsLogin { .. })
-                    && self.is_logged_out() =>
+                    && self.is_replaced()
+                    && self.is_nobodys() =>
                 {
                     // A restart that nobody saw.
                     self.lost_the_key("tailscaled was restarted", now);
@@ -331,11 +337,6 @@ impl Machine {
         self.settle_if_done();
     }
 
-    fn is_logged_out(&self) -> bool {
-        let history = self.history.as_ref().filter(|history| history.is_replaced());
-        history.is_some_and(|history| !prefs::login_under_way(history.last()))
-    }
-
     /// The login has failed.
     fn believe(&mut self, error: LoginError, told: bool, now: Time) {
         // The CLI tells whatever login fails.
@@ -354,10 +355,7 @@ impl Machine {
 
     /// The node is connected, and nothing is left to put back.
     fn settle_if_done(&mut self) {
-        let is_done = self
-            .history
-            .as_ref()
-            .is_none_or(|history| history.is_replaced() && history.owed().is_empty());
+        let is_done = self.history.is_none() || (self.is_replaced() && self.is_as_before());
         if self.login == Login::Came && self.known.is_some() && is_done {
             self.settle();
             self.login = Login::Settled;
@@ -365,10 +363,16 @@ impl Machine {
     }
 
     fn settle(&mut self) {
-        let is_done = self.history.as_ref().is_some_and(|history| history.owed().is_empty());
-        if let Some(record) = self.record.as_mut().filter(|_| is_done) {
+        if self.is_as_before()
+            && let Some(record) = &mut self.record
+        {
             record.login = None;
         }
+    }
+
+    /// A login is followed, and none of the settings has to be put back.
+    fn is_as_before(&self) -> bool {
+        self.history.as_ref().is_some_and(|history| history.owed().is_empty())
     }
 
     pub(super) fn look_at_prefs(&mut self, now: Time) {
@@ -379,9 +383,7 @@ impl Machine {
                 self.resolve(before, ended, now);
             }
             // They have been read, and are as they were.
-            Login::Came
-                if self.history.as_ref().is_some_and(|history| history.owed().is_empty()) =>
-            {
+            Login::Came if self.is_as_before() => {
                 self.settle();
                 self.login = Login::Settled;
             }
@@ -517,13 +519,7 @@ impl Machine {
         }
         // What changes from now on is somebody else's doing.
         self.forget_login();
-        match then {
-            Then::Refused(refusal) => self.refused(refusal, None, now),
-            Then::Impossible(failure) => self.login = Login::Impossible(failure),
-            Then::Pause(words) => self.pause(words, RETRY_FIRST, now),
-            Then::Wait(words) => self.pause(words, 4 * RETRY_FIRST, now),
-            Then::Anew | Then::End => self.login = Login::None,
-        }
+        self.go_on_with(then, None, now);
     }
 
     fn complains(&mut self, words: &str) -> u32 {
@@ -783,8 +779,8 @@ impl Machine {
     /// What becomes of a login beside which the run ends. One that has failed is taken back. One that
     /// may be on its way to the control server is left to end: to break it off could burn its key.
     fn end_beside(&mut self, stopping: &Stopping, situation: &Situation, now: Time) {
-        let is_replaced = self.history.as_ref().is_some_and(History::is_replaced);
-        if matches!(self.login, Login::Pausing { .. }) && is_replaced && !situation.is_connected() {
+        let is_pausing = matches!(self.login, Login::Pausing { .. });
+        if is_pausing && self.is_replaced() && !situation.is_connected() {
             // It was to be tried again before anything would be taken back.
             self.login = Login::Failing { since: now, then: Then::End };
         }

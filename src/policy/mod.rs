@@ -26,7 +26,7 @@ use crate::policy::login::Login;
 use crate::policy::put_back::History;
 use crate::policy::stay::{Keeping, Stay};
 use crate::prefs::{self, Prefs};
-use crate::record::{BegunLogin, Record};
+use crate::record::{BegunLogin, Record, RefusedKey};
 use crate::server::{http_url, is_tailscales};
 use crate::tailscaled::{LocalApiError, Notice, Status};
 use crate::up::{Ended, LoginError, NotStarted};
@@ -664,8 +664,9 @@ impl Machine {
         self.situation = None;
         let stopped = self.status.as_ref().is_some_and(|status| status.backend_state == "Stopped");
         match result {
-            Ok(()) | Err(LocalApiError::Denied(_) | LocalApiError::Locked(_))
-                if let Stay::Begun(Keeping::Failed { words, refused }) = self.stay.clone() =>
+            result
+                if result.as_ref().err().is_none_or(LocalApiError::is_refusal)
+                    && let Stay::Begun(Keeping::Failed { words, refused }) = self.stay.clone() =>
             {
                 self.on_renewal_failed(words, refused, now);
             }
@@ -683,7 +684,7 @@ impl Machine {
                 }
                 self.lost_the_key("an auth key was refused, perhaps another one", now);
             }
-            Err(error @ (LocalApiError::Denied(_) | LocalApiError::Locked(_))) => {
+            Err(error) if error.is_refusal() => {
                 if stopped {
                     self.login = Login::Impossible(Failure::of_change(&error));
                 }
@@ -700,7 +701,7 @@ impl Machine {
         self.situation = None;
         match result {
             Ok(()) => self.bring_up = BringUp::Done,
-            Err(error @ (LocalApiError::Denied(_) | LocalApiError::Locked(_))) => {
+            Err(error) if error.is_refusal() => {
                 self.login = Login::Impossible(Failure::of_change(&error));
             }
             Err(error) => self.objected(&error, now),
@@ -897,10 +898,7 @@ impl Machine {
     fn log_in_unless_others(&self, lasted: Duration, now: Time) -> Action {
         if self.known.is_none() {
             // The preferences are worth asking for only if there is a key.
-            return match self.key {
-                Key::Ready(_) => Action::ReadPrefs,
-                _ => self.with_key(now, |_| Action::ReadPrefs),
-            };
+            return self.with_key(now, |_| Action::ReadPrefs);
         }
         let is_others = self.others_login && self.stranded.tries == 0 && !self.is_asked_elsewhere();
         let error = self.situation.as_ref().and_then(Situation::login_error);
@@ -949,10 +947,6 @@ impl Machine {
             return self.wait_until(Waiting::Retry(words.clone()), *until, now);
         }
         self.with_key(now, |facts| {
-            if self.command_runs {
-                // For another profile.
-                return Action::StopCommand;
-            }
             let Some(known) = &self.known else {
                 return Action::ReadPrefs;
             };
@@ -963,9 +957,8 @@ impl Machine {
                     Mistake::KeyOfOtherServer { file, problem: problem.to_owned() }.into(),
                 );
             }
-            let refused = self.stored.refused.as_ref();
-            if let Some(refused) = refused
-                .filter(|it| it.digest == facts.digest && is_same_server(&it.server, &server))
+            if let Some(refused) = &self.stored.refused
+                && is_refused(facts, &server, refused)
             {
                 return Action::Fail(Failure::RefusedBefore {
                     file: self.setup.key_file.clone(),
@@ -1091,6 +1084,11 @@ impl Machine {
             wait => wait,
         }
     }
+}
+
+/// Whether this is the key that this login server has refused.
+fn is_refused(key: &KeyFacts, server: &str, refused: &RefusedKey) -> bool {
+    refused.digest == key.digest && is_same_server(&refused.server, server)
 }
 
 /// Whether two URLs are of one login server. Tailscale's has two names.

@@ -5,6 +5,8 @@
 //! user's flags set; what somebody changes after it stays. The order is known, since the IPN bus
 //! tells each change by itself.
 
+use serde_json::Value;
+
 use crate::policy::is_same_server;
 use crate::prefs::{self, Prefs};
 
@@ -87,10 +89,9 @@ impl History {
             // Somebody has changed these.
             let mut changed = prefs::differences(&now, &self.last);
             self.wanted.extend(changed.clone());
-            let is_off = now.get("WantRunning") == Some(&serde_json::Value::Bool(false));
+            let is_off = now.get("WantRunning") == Some(&Value::Bool(false));
             if (self.replaced || is_off) && self.last.get("WantRunning") != now.get("WantRunning") {
-                changed
-                    .extend(now.get_key_value("WantRunning").map(|(k, v)| (k.clone(), v.clone())));
+                changed.extend(entry(&now, "WantRunning"));
             }
             self.original.extend(changed);
         }
@@ -126,9 +127,7 @@ impl History {
                 continue;
             }
             self.replaced |= prefs::is_default(&name, &value);
-            self.wanted.extend(
-                kept.get_key_value(&name).map(|(name, value)| (name.clone(), value.clone())),
-            );
+            self.wanted.extend(entry(&kept, &name));
             if !prefs::is_default(&name, &value) && !prefs::is_set_by(&self.asked, &name) {
                 self.original.insert(name, value);
             }
@@ -213,8 +212,7 @@ impl History {
             ("WantRunning", &self.of_login),
             ("Config", now),
         ] {
-            let of_login = source.get_key_value(name);
-            resumed.extend(of_login.map(|(name, value)| (name.clone(), value.clone())));
+            resumed.extend(entry(source, name));
         }
         self.original = resumed;
         // What was taken back is nobody's change.
@@ -225,6 +223,11 @@ impl History {
     pub fn last(&self) -> &Prefs {
         &self.last
     }
+}
+
+/// This preference and its value, if it is among these.
+fn entry(prefs: &Prefs, name: &str) -> Option<(String, Value)> {
+    prefs.get(name).map(|value| (name.to_owned(), value.clone()))
 }
 
 /// The node that the control server has taken these preferences' for; empty for none.

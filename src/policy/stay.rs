@@ -13,7 +13,7 @@ use crate::failure::{Connected, Note, Obstacle, Waiting};
 use crate::key::belongs_to;
 use crate::policy::login::{END_PATIENCE, Login};
 use crate::policy::{
-    Action, Backoff, Key, KeyFacts, Machine, OFFLINE_PATIENCE, Situation, Time, Why,
+    Action, Backoff, Key, KeyFacts, Machine, OFFLINE_PATIENCE, Situation, Time, Why, is_refused,
     is_same_server, locked_out,
 };
 use crate::prefs::{self, Prefs};
@@ -122,7 +122,7 @@ pub fn obstacle_of_key(
     Some(match key.kind {
         kind if belongs_to(kind, server).is_err() => Obstacle::NoKey,
         kind if kind.is_oauth_secret() => Obstacle::OAuthSecret,
-        _ if refused.is_some_and(|it| it.digest == key.digest && it.server == server) => {
+        _ if refused.is_some_and(|refused| is_refused(key, server, refused)) => {
             Obstacle::RefusedKey
         }
         _ => return None,

@@ -94,6 +94,18 @@ pub enum LocalApiError {
     BadAnswer(String),
 }
 
+impl LocalApiError {
+    /// Whether tailscaled will not do it for us, however often it is asked.
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Self::Denied(_) | Self::Locked(_))
+    }
+
+    /// Whether nothing was heard of tailscaled.
+    pub fn is_silence(&self) -> bool {
+        matches!(self, Self::Unreachable(_) | Self::NoAnswer)
+    }
+}
+
 /// tailscaled's API for programs on the same machine, on its socket. Each request has a connection
 /// of its own and a time limit.
 pub struct LocalApi {
