@@ -6,7 +6,7 @@ use tailnet_harness::{KeyFile, Node, Signal, Tailnet};
 
 use crate::joined::Joined;
 use crate::program;
-use crate::put_back::{profile, switch_to};
+use crate::put_back::{new_profile, profile, switch_to};
 use crate::settings::{assert_kept, set, settings};
 
 /// A login is pending on a new profile, and somebody goes back to the old one, whose control server cannot
@@ -18,8 +18,7 @@ fn a_login_pending_on_a_new_profile_leaves_the_old_one_alone() {
     let Joined { tailnet, node, .. } = &joined;
     set(node, &["--ssh", "--hostname=mine"]);
     let (mine, before) = (profile(node), settings(node));
-    let another = node.local_request("PUT", "/localapi/v0/profiles/", None);
-    assert_eq!(another.expect("a profile is made").status, 201);
+    new_profile(node);
     let other = Tailnet::start();
     let file = KeyFile::new(other.single_use_key());
     other.fault("down");

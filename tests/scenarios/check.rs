@@ -350,8 +350,7 @@ fn tailscaled_is_asked_three_questions_and_told_nothing() {
     node.wait_state("Stopped");
     assert_eq!(asks(&joined), Some(75));
     let joined = Joined::new();
-    joined.tailnet.expire(joined.device.id);
-    joined.node.wait_state("NeedsLogin");
+    joined.expire();
     assert_eq!(asks(&joined), Some(75));
 }
 
@@ -644,8 +643,7 @@ fn a_stopped_node_is_to_be_started_and_its_settings_are_shown() {
 #[ignore = "needs real tailscaled: run tests/run.sh"]
 fn an_expired_node_needs_a_login() {
     let joined = Joined::new();
-    joined.tailnet.expire(joined.device.id);
-    joined.node.wait_state("NeedsLogin");
+    joined.expire();
     let file = KeyFile::new(joined.tailnet.single_use_key());
     check_joined(&joined, &joined.program(&file))
         .is(75, "needs-login", "this node needs a login (its node key has expired), and ")

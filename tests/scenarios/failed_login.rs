@@ -28,6 +28,13 @@ fn fresh() -> (Node, Value) {
     (node, before)
 }
 
+/// Makes these settings, and the node key expires. What the preferences are then.
+fn expired(joined: &Joined, flags: &[&str]) -> Value {
+    set(&joined.node, flags);
+    joined.expire();
+    all_preferences(&joined.node)
+}
+
 /// Nothing is left of a login: neither settings nor a key that tailscaled goes on sending.
 fn assert_nothing_is_left(tailnet: &Tailnet, node: &Node, before: &Value) {
     assert_unchanged(node, before);
@@ -107,10 +114,7 @@ fn a_run_on_an_expired_node_that_was_ended_while_the_control_server_was_down_lea
 {
     let joined = Joined::new();
     let Joined { tailnet, node, .. } = &joined;
-    set(node, &["--hostname=kept", "--webclient", "--ssh"]);
-    tailnet.expire(joined.device.id);
-    node.wait_state("NeedsLogin");
-    let before = all_preferences(node);
+    let before = expired(&joined, &["--hostname=kept", "--webclient", "--ssh"]);
     let key = tailnet.single_use_key();
     tailnet.fault("down");
     stopped_while_waiting(joined.program(&KeyFile::new(&key)).up_flags(MARKS));
@@ -170,10 +174,7 @@ fn a_refused_run_leaves_no_flag_and_no_login_server_on_a_new_node() {
 fn a_refused_run_leaves_no_flag_on_an_expired_node() {
     let joined = Joined::new();
     let Joined { tailnet, node, .. } = &joined;
-    set(node, &["--hostname=kept", "--webclient"]);
-    tailnet.expire(joined.device.id);
-    node.wait_state("NeedsLogin");
-    let before = all_preferences(node);
+    let before = expired(&joined, &["--hostname=kept", "--webclient"]);
     let file = KeyFile::new(deleted_key(tailnet));
     let run = joined.program(&file).up_flags(MARKS);
     is_refused_without_a_trace(tailnet, node, run, DEAD);
@@ -246,10 +247,7 @@ fn a_run_ended_while_it_looks_at_a_refusal_leaves_nothing_behind() {
 fn a_run_on_an_expired_node_that_was_ended_while_it_looked_at_a_refusal_leaves_nothing_behind() {
     let joined = Joined::new();
     let Joined { tailnet, node, .. } = &joined;
-    set(node, &["--hostname=kept", "--webclient"]);
-    tailnet.expire(joined.device.id);
-    node.wait_state("NeedsLogin");
-    let before = all_preferences(node);
+    let before = expired(&joined, &["--hostname=kept", "--webclient"]);
     stop(doubting(tailnet, node, &KeyFile::new(deleted_key(tailnet))));
     assert_nothing_is_left(tailnet, node, &before);
 }

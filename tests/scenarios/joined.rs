@@ -44,6 +44,12 @@ impl Joined {
         self.node.launch();
     }
 
+    /// The node key expires, and the node needs a login.
+    pub fn expire(&self) {
+        self.tailnet.expire(self.device.id);
+        self.node.wait_state("NeedsLogin");
+    }
+
     /// Registers with an auth key so far.
     pub fn registers_with_key(&self) -> u64 {
         self.tailnet.state().registers.with_key

@@ -24,11 +24,6 @@ fn fresh() -> (Tailnet, Node) {
     (tailnet, node)
 }
 
-fn let_expire(joined: &Joined) {
-    joined.tailnet.expire(joined.device.id);
-    joined.node.wait_state("NeedsLogin");
-}
-
 /// The program logs the node in with a good key; it's the same device as before.
 fn renew(joined: &Joined) -> Finished {
     let key = joined.tailnet.single_use_key();
@@ -37,6 +32,15 @@ fn renew(joined: &Joined) -> Finished {
     assert_eq!(joined.tailnet.state().key(&key).uses, 1);
     joined.assert_same_device();
     run
+}
+
+/// These settings outlive an expiry and the login after it.
+fn are_kept(joined: &Joined, flags: &[&str]) {
+    set(&joined.node, flags);
+    joined.expire();
+    let before = settings(&joined.node);
+    renew(joined);
+    assert_kept(&joined.node, &before);
 }
 
 fn routes(node: &Node) -> Vec<String> {
@@ -57,24 +61,13 @@ fn an_exit_node_of_the_daemons_choice_and_lan_access_are_kept() {
     ) {
         return;
     }
-    let joined = Joined::new();
-    let flags = ["--exit-node=auto:any", "--exit-node-allow-lan-access"];
-    set(&joined.node, &flags);
-    let_expire(&joined);
-    let before = settings(&joined.node);
-    renew(&joined);
-    assert_kept(&joined.node, &before);
+    are_kept(&Joined::new(), &["--exit-node=auto:any", "--exit-node-allow-lan-access"]);
 }
 
 #[test]
 #[ignore = "needs real tailscaled: run tests/run.sh"]
 fn lan_access_without_an_exit_node_is_kept() {
-    let joined = Joined::new();
-    set(&joined.node, &["--exit-node-allow-lan-access"]);
-    let_expire(&joined);
-    let before = settings(&joined.node);
-    renew(&joined);
-    assert_kept(&joined.node, &before);
+    are_kept(&Joined::new(), &["--exit-node-allow-lan-access"]);
 }
 
 #[test]
@@ -82,12 +75,8 @@ fn lan_access_without_an_exit_node_is_kept() {
 fn five_thousand_routes_are_kept() {
     let joined = Joined::new();
     let all: Vec<_> = (0..5000_u32).map(|at| format!("10.{}.{}.0/24", at >> 8, at & 255)).collect();
-    set(&joined.node, &[&format!("--advertise-routes={}", all.join(","))]);
-    let_expire(&joined);
-    let before = settings(&joined.node);
-    renew(&joined);
+    are_kept(&joined, &[&format!("--advertise-routes={}", all.join(","))]);
     assert_eq!(routes(&joined.node).len(), all.len());
-    assert_kept(&joined.node, &before);
 }
 
 // ---- one preference with two flags
@@ -123,7 +112,7 @@ fn what_an_admin_turns_off_while_an_expired_node_waits_for_its_control_server_st
     let joined = Joined::new();
     let Joined { tailnet, node, .. } = &joined;
     set(node, &["--ssh", "--accept-routes", "--hostname=kept"]);
-    let_expire(&joined);
+    joined.expire();
     let mut wanted = settings(node);
     let file = KeyFile::new(tailnet.single_use_key());
     tailnet.fault("down");
@@ -191,7 +180,7 @@ fn what_an_admin_sets_while_the_command_has_not_done_anything_yet_is_kept() {
 fn what_an_admin_sets_while_an_expired_node_is_about_to_log_in_is_kept() {
     let joined = Joined::new();
     set(&joined.node, &["--webclient", "--ssh"]);
-    let_expire(&joined);
+    joined.expire();
     let mut wanted = settings(&joined.node);
     let cli = with_an_admin_before(&joined.node);
     let file = KeyFile::new(joined.tailnet.single_use_key());
@@ -231,7 +220,7 @@ fn kill_all(run: Running) {
 fn lost(flags: &[&str], fault: &str) -> (Joined, KeyFile, Value) {
     let joined = Joined::new();
     set(&joined.node, &["--webclient", without_a_flag(), "--hostname=kept"]);
-    let_expire(&joined);
+    joined.expire();
     let before = settings(&joined.node);
     let file = KeyFile::new(joined.tailnet.single_use_key());
     joined.tailnet.fault(fault);
@@ -318,14 +307,13 @@ fn a_login_pending_on_one_profile_leaves_another_alone() {
     let Joined { tailnet, node, .. } = &joined;
     set(node, &["--ssh", "--accept-routes", "--operator=nobody"]);
     let mine = profile(node);
-    let another = node.local_request("PUT", "/localapi/v0/profiles/", None);
-    assert_eq!(another.expect("a profile is made").status, 201);
+    new_profile(node);
     let other = Tailnet::start();
     node.join(&other);
     let theirs = (profile(node), settings(node));
     switch_to(node, &mine);
     node.wait_online();
-    let_expire(&joined);
+    joined.expire();
     let before = settings(node);
     let file = KeyFile::new(tailnet.single_use_key());
     tailnet.fault("down");
@@ -349,6 +337,12 @@ fn a_login_pending_on_one_profile_leaves_another_alone() {
     assert_connected(&joined.program(&file).run());
     joined.assert_same_device();
     assert_kept(node, &before);
+}
+
+/// Goes over to a new profile.
+pub fn new_profile(node: &Node) {
+    let made = node.local_request("PUT", "/localapi/v0/profiles/", None);
+    assert_eq!(made.expect("tailscaled answers").status, 201);
 }
 
 /// As `tailscale switch`, which waits until the node is online.

@@ -46,8 +46,7 @@ fn joins_anew(joined: &Joined) {
 #[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_node_whose_key_expires_while_it_runs_logs_in_and_stays_the_same_device() {
     let joined = Joined::new();
-    joined.tailnet.expire(joined.device.id);
-    joined.node.wait_state("NeedsLogin");
+    joined.expire();
     renews_its_node_key(&joined);
 }
 
@@ -183,8 +182,7 @@ fn a_running_node_stays_on_its_network_while_its_control_server_is_down() {
 fn an_expired_node_with_a_dead_key_ends_with_77_and_leaves_nothing_behind() {
     let joined = Joined::new();
     let Joined { tailnet, node, .. } = &joined;
-    tailnet.expire(joined.device.id);
-    node.wait_state("NeedsLogin");
+    joined.expire();
     let key = deleted_key(tailnet);
 
     let run = joined.program(&KeyFile::new(&key)).run();

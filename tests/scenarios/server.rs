@@ -35,8 +35,7 @@ fn fresh() -> Node {
 #[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_key_of_tailscales_is_not_sent_to_the_control_server_that_the_node_knows() {
     let joined = Joined::new();
-    joined.tailnet.expire(joined.device.id);
-    joined.node.wait_state("NeedsLogin");
+    joined.expire();
     let sent = joined.registers_with_key();
     goes_nowhere(&joined.node, OF_TAILSCALE, |run| run);
     assert_eq!(joined.registers_with_key(), sent);
@@ -95,8 +94,7 @@ fn a_running_node_whose_control_server_is_down_logs_in_at_another_that_is_asked_
 #[ignore = "needs real tailscaled: run tests/run.sh"]
 fn an_expired_node_logs_in_at_another_control_server_that_is_asked_for() {
     let one = Joined::new();
-    one.tailnet.expire(one.device.id);
-    one.node.wait_state("NeedsLogin");
+    one.expire();
     moves(&one);
 }
 

@@ -72,8 +72,7 @@ fn set_and_expire(joined: &Joined, flags: &[&str]) -> Value {
     set(&joined.node, flags);
     let settings = settings(&joined.node);
     assert_ne!(settings, plain);
-    joined.tailnet.expire(joined.device.id);
-    joined.node.wait_state("NeedsLogin");
+    joined.expire();
     settings
 }
 
