@@ -191,9 +191,9 @@ impl Failure {
         }))
     }
 
-    /// The name and number from sysexits.h, which `systemctl status` prints.
-    pub fn exit(&self) -> (&'static str, u8) {
-        let exit = match self {
+    /// The exit status of a run that ends with it.
+    pub fn exit(&self) -> Exit {
+        match self {
             Failure::Usage(_) => USAGE,
             Failure::KeyFile(error) if error.may_heal() => NOINPUT,
             Failure::TailscaledUnreachable(_) => UNAVAILABLE,
@@ -201,8 +201,7 @@ impl Failure {
             Failure::TimedOut(_) => TEMPFAIL,
             Failure::Refused(_) | Failure::RefusedBefore { .. } | Failure::Denied(_) => NOPERM,
             Failure::KeyFile(_) | Failure::Misconfigured(_) => CONFIG,
-        };
-        (exit.name, exit.code)
+        }
     }
 }
 
@@ -280,73 +279,52 @@ fn days(time: Duration) -> String {
 }
 
 /// What is being waited for. Its words are the STATUS= of the service, and documented.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Waiting {
+    #[error("waiting for tailscaled")]
     Tailscaled,
+    #[error("waiting for a usable answer of tailscaled: {0}")]
     Answer(String),
+    #[error("waiting for tailscaled to settle")]
     Settling,
+    #[error("waiting for the control server{}", .0.as_ref().map(|why| format!(": {why}")).unwrap_or_default())]
     ControlServer(Option<String>),
+    #[error("logging in")]
     LoggingIn,
+    #[error("the login seems to be refused, looking again: {0}")]
     Verdict(String),
+    #[error("the login failed and is tried again: {0}")]
     Retry(String),
+    #[error("waiting for the address {0}")]
     Address(IpAddr),
+    #[error("waiting for an admin to approve this device")]
     Approval,
+    #[error("waiting for the auth key file {} ({})", .0.path().display(), .0.brief())]
     KeyFile(KeyFileError),
+    #[error("waiting for another tailscale-autoconnect that uses the auth key")]
     OtherRun,
+    #[error("someone stopped tailscale while it was connecting; left alone until `tailscale up`")]
     StoppedByOther,
     /// The node is connected, and we stay. With the date on which its node key expires, and why it is
     /// not renewed though it's time.
+    #[error("{0}{rest}", rest = expiry(.1.as_deref(), *.2))]
     Staying(Connected, Option<String>, Option<Obstacle>),
     /// The node needs a login that is not ours to make.
+    #[error(
+        "the node was taken off its tailnet by somebody; left alone until a restart of this service"
+    )]
     LeftAlone,
+    #[error("waiting for tailscaled to open its state: {0}")]
     NoState(String),
+    #[error("waiting: tailscaled is in the unknown state {0}")]
     Unknown(String),
 }
 
-impl fmt::Display for Waiting {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Tailscaled => f.write_str("waiting for tailscaled"),
-            Self::Answer(why) => write!(f, "waiting for a usable answer of tailscaled: {why}"),
-            Self::Settling => f.write_str("waiting for tailscaled to settle"),
-            Self::ControlServer(None) => f.write_str("waiting for the control server"),
-            Self::ControlServer(Some(why)) => write!(f, "waiting for the control server: {why}"),
-            Self::LoggingIn => f.write_str("logging in"),
-            Self::Verdict(why) => write!(f, "the login seems to be refused, looking again: {why}"),
-            Self::Retry(why) => write!(f, "the login failed and is tried again: {why}"),
-            Self::Address(address) => write!(f, "waiting for the address {address}"),
-            Self::Approval => f.write_str("waiting for an admin to approve this device"),
-            Self::KeyFile(error) => {
-                let path = error.path().display();
-                write!(f, "waiting for the auth key file {path} ({})", error.brief())
-            }
-            Self::OtherRun => {
-                f.write_str("waiting for another tailscale-autoconnect that uses the auth key")
-            }
-            Self::StoppedByOther => f.write_str(
-                "someone stopped tailscale while it was connecting; left alone until `tailscale up`",
-            ),
-            Self::Staying(connected, None, _) => write!(f, "{connected}"),
-            Self::Staying(connected, Some(date), None) => write!(f, "{connected}; node key expires {date}"),
-            Self::Staying(connected, Some(date), Some(obstacle)) => {
-                write!(f, "{connected}; node key expires {date} and is not renewed: {obstacle}")
-            }
-            Self::LeftAlone => f.write_str(
-                "the node was taken off its tailnet by somebody; left alone until a restart of this service",
-            ),
-            Self::NoState(words) => write!(f, "waiting for tailscaled to open its state: {words}"),
-            Self::Unknown(state) => {
-                write!(f, "waiting: tailscaled is in the unknown state {state}")
-            }
-        }
-    }
-}
-
-/// One word for how a run ended: `connected`, or the name of the exit code.
-pub fn outcome(result: &Result<Connected, Failure>) -> &'static str {
-    match result {
-        Ok(_) => "connected",
-        Err(failure) => failure.exit().0,
+fn expiry(date: Option<&str>, obstacle: Option<Obstacle>) -> String {
+    match (date, obstacle) {
+        (None, _) => String::new(),
+        (Some(date), None) => format!("; node key expires {date}"),
+        (Some(date), Some(why)) => format!("; node key expires {date} and is not renewed: {why}"),
     }
 }
 
@@ -354,97 +332,70 @@ pub fn outcome(result: &Result<Connected, Failure>) -> &'static str {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Exit {
     pub code: u8,
-    /// Its name in sysexits.h; success has none.
+    /// Its name in sysexits.h, which `systemctl status` prints; success has none.
     pub name: &'static str,
     /// When, in a word or two; empty where -h has no room for it.
     pub brief: &'static str,
     pub when: &'static str,
-    /// Whether the unit is started again: see RestartPreventExitStatus= there.
-    pub again: bool,
 }
 
-const fn exit(
-    code: u8,
-    name: &'static str,
-    brief: &'static str,
-    when: &'static str,
-    again: bool,
-) -> Exit {
-    Exit { code, name, brief, when, again }
+const fn exit(code: u8, name: &'static str, brief: &'static str, when: &'static str) -> Exit {
+    Exit { code, name, brief, when }
 }
 
-const CONNECTED: Exit = exit(0, "", "connected", "connected", false);
-/// Public, since clap says itself what is wrong.
-pub const USAGE: Exit = exit(64, "USAGE", "usage", "the command line is wrong", false);
+pub const CONNECTED: Exit = exit(0, "", "connected", "connected");
+pub const USAGE: Exit = exit(64, "USAGE", "usage", "the command line is wrong");
 const NOINPUT: Exit =
-    exit(66, "NOINPUT", "no key file", "the key file is needed, and missing or unreadable", true);
-const UNAVAILABLE: Exit = exit(
-    69,
-    "UNAVAILABLE",
-    "no tailscaled",
-    "--timeout passed and tailscaled never answered",
-    true,
-);
-const SOFTWARE: Exit =
-    exit(70, "SOFTWARE", "", "a fault of the program or of the system under it", true);
-const TEMPFAIL: Exit =
-    exit(75, "TEMPFAIL", "time is up", "--timeout passed on anything else", true);
-const NOPERM: Exit = exit(
-    77,
-    "NOPERM",
-    "refused",
-    "the control server refused the key, or tailscaled refused us",
-    false,
-);
+    exit(66, "NOINPUT", "no key file", "the key file is needed, and missing or unreadable");
+const UNAVAILABLE: Exit =
+    exit(69, "UNAVAILABLE", "no tailscaled", "--timeout passed and tailscaled never answered");
+const SOFTWARE: Exit = exit(70, "SOFTWARE", "", "a fault of the program or of the system under it");
+const TEMPFAIL: Exit = exit(75, "TEMPFAIL", "time is up", "--timeout passed on anything else");
+const NOPERM: Exit =
+    exit(77, "NOPERM", "refused", "the control server refused the key, or tailscaled refused us");
 const CONFIG: Exit = exit(
     78,
     "CONFIG",
     "cannot work as configured",
     "the key file, `tailscale` command or settings cannot be used",
-    false,
 );
 
 /// All of them.
 pub const EXITS: [Exit; 8] =
     [CONNECTED, USAGE, NOINPUT, UNAVAILABLE, SOFTWARE, TEMPFAIL, NOPERM, CONFIG];
 
-/// The object that `--json` prints.
-pub fn to_json(result: &Result<Connected, Failure>) -> Value {
-    match result {
-        Ok(connected) => json!({
-            "outcome": outcome(result),
-            "exit_code": CONNECTED.code,
-            "message": connected.to_string(),
-            "name": connected.name,
-            "addresses": connected.addresses,
-            "logged_in": connected.logged_in,
-        }),
-        Err(failure) => {
-            json!({
-                "outcome": outcome(result),
-                "exit_code": failure.exit().1,
-                "message": failure.to_string(),
-            })
+impl Exit {
+    /// The exit status of a run that ended so.
+    pub fn of(result: &Result<Connected, Failure>) -> Self {
+        result.as_ref().err().map_or(CONNECTED, Failure::exit)
+    }
+
+    /// One word for how a run ended.
+    pub fn outcome(self) -> &'static str {
+        match self.name {
+            "" => "connected",
+            name => name,
         }
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// How a run ended, in words.
+pub fn message(result: &Result<Connected, Failure>) -> String {
+    result.as_ref().map_or_else(ToString::to_string, ToString::to_string)
+}
 
-    #[test]
-    fn systemd_does_not_start_again_what_would_end_in_the_same_way() {
-        let unit = include_str!("../units/tailscale-autoconnect.service");
-        let prevented: Vec<_> = unit
-            .lines()
-            .find_map(|line| line.strip_prefix("RestartPreventExitStatus="))
-            .into_iter()
-            .flat_map(str::split_whitespace)
-            .collect();
-        for exit in EXITS.iter().filter(|exit| exit.code != 0) {
-            let named = prevented.contains(&exit.name);
-            assert_eq!(named, !exit.again, "{exit:?}, {prevented:?}");
-        }
+/// The object that `--json` prints.
+pub fn to_json(result: &Result<Connected, Failure>) -> Value {
+    let exit = Exit::of(result);
+    let mut object = json!({
+        "outcome": exit.outcome(),
+        "exit_code": exit.code,
+        "message": message(result),
+    });
+    if let Ok(connected) = result {
+        object["name"] = json!(connected.name);
+        object["addresses"] = json!(connected.addresses);
+        object["logged_in"] = json!(connected.logged_in);
     }
+    object
 }

@@ -22,6 +22,7 @@ mod server;
 mod tailscaled;
 mod up;
 
+use std::future::pending;
 use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -31,7 +32,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::sleep;
 
 use crate::cli::Options;
-use crate::failure::{Connected, Failure, USAGE, outcome, to_json};
+use crate::failure::{Connected, Exit, Failure, USAGE, message, to_json};
 use crate::key::KeySource;
 use crate::key::trust::Process;
 use crate::output::notify::Notify;
@@ -41,17 +42,11 @@ use crate::redact::{one_line, redact};
 use crate::run::{Config, Run};
 use crate::up::Cli;
 
-/// The shortest time limit of a run.
+/// The shortest time limit of a run: one look finds out who is connected, however little time there is.
 const SHORTEST_RUN: Duration = Duration::from_millis(500);
 
-/// How a run ended.
-enum End {
-    Result(Result<Connected, Failure>),
-    /// All was said by `--check`.
-    Checked(ExitCode),
-    /// Told to stop, by the signal of this number.
-    Signal(i32),
-}
+/// The exit status, or the number of the signal that told us to stop.
+type End = Result<ExitCode, i32>;
 
 fn main() -> ExitCode {
     let options = match Options::read() {
@@ -64,43 +59,26 @@ fn main() -> ExitCode {
         (false, 1) => LevelFilter::Debug,
         (false, _) => LevelFilter::Trace,
     });
-    let end = match options.check() {
-        Ok(()) => start(&options),
-        Err(failure) => End::Result(Err(failure)),
+    if let Err(failure) = options.check() {
+        return report(&Err(failure), options.json);
+    }
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            return report(&Err(Failure::Internal(format!("cannot start: {error}"))), options.json);
+        }
     };
-    match end {
-        End::Result(result) => report(&result, options.json),
-        End::Checked(code) => code,
-        End::Signal(number) => {
-            // The service manager and the shell see what ended us.
-            let _ = signal_hook::low_level::emulate_default_handler(number);
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn start(options: &Options) -> End {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    match runtime {
-        Ok(runtime) => {
-            let end = match options.check_only {
-                true => runtime.block_on(check(options)),
-                false => runtime.block_on(run(options)),
-            };
-            // A look may be stuck in the file system.
-            runtime.shutdown_background();
-            end
-        }
-        Err(error) => End::Result(Err(Failure::Internal(format!("cannot start: {error}")))),
-    }
-}
-
-async fn check(options: &Options) -> End {
-    let config = config(options);
-    tokio::select! {
-        code = check::run(&config, options.json) => End::Checked(code),
-        number = stop_signal() => End::Signal(number),
-    }
+    let end = match options.check_only {
+        true => runtime.block_on(check(&options)),
+        false => runtime.block_on(run(&options)),
+    };
+    // A look may be stuck in the file system.
+    runtime.shutdown_background();
+    end.unwrap_or_else(|signal| {
+        // The service manager and the shell see what ended us.
+        let _ = signal_hook::low_level::emulate_default_handler(signal);
+        ExitCode::FAILURE
+    })
 }
 
 fn config(options: &Options) -> Config {
@@ -124,20 +102,26 @@ fn config(options: &Options) -> Config {
     }
 }
 
+async fn check(options: &Options) -> End {
+    let config = config(options);
+    tokio::select! {
+        code = check::run(&config, options.json) => Ok(code),
+        number = stop_signal() => Err(number),
+    }
+}
+
 async fn run(options: &Options) -> End {
     let config = config(options);
     let notify = Notify::default();
     let mut run = match Run::new(&config, &notify) {
         Ok(run) => run,
-        Err(failure) => return End::Result(Err(failure)),
+        Err(failure) => return Ok(report(&Err(failure), options.json)),
     };
-    // Which signal it was.
     let mut number = SignalKind::terminate().as_raw_value();
     let signal = async {
         number = stop_signal().await;
         notify.stopping();
     };
-    // Who is connected is found out by one look, however little time there is.
     let limit = sleep(options.timeout.unwrap_or(Duration::MAX).max(SHORTEST_RUN));
     let outcome = tokio::select! {
         outcome = run.run(signal, limit) => outcome,
@@ -145,46 +129,34 @@ async fn run(options: &Options) -> End {
         never = output::live_line() => match never {},
     };
     drop(run);
-    match outcome {
-        Some(Ok(connected)) => {
-            notify.status(&connected.to_string());
-            // Always before exit 0: without it, systemd takes the exit for a failure.
-            notify.ready();
-            End::Result(Ok(connected))
-        }
-        Some(Err(failure)) => {
-            notify.status(&failure.to_string());
-            End::Result(Err(failure))
-        }
-        None => End::Signal(number),
+    let result = outcome.ok_or(number)?;
+    notify.status(&message(&result));
+    if result.is_ok() {
+        // Always before exit 0: without it, systemd takes the exit for a failure.
+        notify.ready();
     }
+    Ok(report(&result, options.json))
 }
 
 /// Waits for a signal that asks us to stop, and returns its number. Whoever starts us may have one
 /// ignored: `nohup`, or a shell for a job in the background.
 async fn stop_signal() -> i32 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let kinds = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()];
-    let [terminate, interrupt, hangup] = kinds.map(|kind| {
+    let received = async |kind: SignalKind| {
         let is_heeded = kind == SignalKind::terminate() || !is_ignored(&status, kind);
-        async move {
-            let signals = match is_heeded {
-                true => signal(kind).ok(),
-                false => None,
-            };
-            if let Some(mut signals) = signals
-                && signals.recv().await.is_some()
-            {
-                return kind.as_raw_value();
-            }
-            // Then the signal does to us what it does to any program.
-            std::future::pending().await
+        if is_heeded
+            && let Ok(mut signals) = signal(kind)
+            && signals.recv().await.is_some()
+        {
+            return kind.as_raw_value();
         }
-    });
+        // Then the signal does to us what it does to any program.
+        pending().await
+    };
     tokio::select! {
-        number = terminate => number,
-        number = interrupt => number,
-        number = hangup => number,
+        number = received(SignalKind::terminate()) => number,
+        number = received(SignalKind::interrupt()) => number,
+        number = received(SignalKind::hangup()) => number,
     }
 }
 
@@ -199,28 +171,16 @@ fn is_ignored(status: &str, kind: SignalKind) -> bool {
 
 /// Prints the result, and on standard output nothing else.
 fn report(result: &Result<Connected, Failure>, json: bool) -> ExitCode {
-    let (name, text) = (outcome(result), words(result));
-    let journal_has_it = output::result(name, &text, result.is_ok());
-    let line = match result {
-        _ if json => Some(to_json(result).to_string()),
-        _ if journal_has_it => None,
-        Ok(connected) => Some(connected.to_string()),
-        Err(_) => None,
+    let (exit, text) = (Exit::of(result), message(result));
+    let journal_has_it = output::result(exit.outcome(), &text, result.is_ok());
+    let line = match json {
+        true => Some(to_json(result).to_string()),
+        false => Some(text).filter(|_| result.is_ok() && !journal_has_it),
     };
     if let Some(line) = line {
         let _ = writeln!(std::io::stdout(), "{}", one_line(&line));
     }
-    match result {
-        Ok(_) => ExitCode::SUCCESS,
-        Err(failure) => ExitCode::from(failure.exit().1),
-    }
-}
-
-fn words(result: &Result<Connected, Failure>) -> String {
-    match result {
-        Ok(connected) => connected.to_string(),
-        Err(failure) => failure.to_string(),
-    }
+    ExitCode::from(exit.code)
 }
 
 /// Help and version, or what is wrong with the command line.

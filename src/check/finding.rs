@@ -4,7 +4,7 @@
 use crate::check::foresee::{End, Foresight, Step};
 use crate::check::seen::Seen;
 use crate::check::words;
-use crate::failure::{Connected, Failure, Waiting};
+use crate::failure::{CONNECTED, Connected, Exit, Failure, Waiting};
 use crate::policy::{Situation, locked_out};
 use crate::tailscaled::LocalApiError;
 use crate::up::{LoginError, Refusal, Refused};
@@ -116,12 +116,12 @@ kinds! {
 pub struct Finding {
     pub kind: Kind,
     pub sentence: String,
-    /// As of a run: the name and the number.
-    pub exit: (&'static str, u8),
+    /// As of a run.
+    pub exit: Exit,
 }
 
 impl Kind {
-    fn with(self, exit: (&'static str, u8), fills: &[(&str, &str)]) -> Finding {
+    fn with(self, exit: Exit, fills: &[(&str, &str)]) -> Finding {
         Finding { kind: self, sentence: fill(self.sentence(), fills), exit }
     }
 }
@@ -153,10 +153,10 @@ fn refusal(situation: &Situation) -> Option<&String> {
 }
 
 /// How a run would end, if it had a time limit.
-fn exit(seen: &Seen, situation: &Situation, foresight: &Foresight) -> (&'static str, u8) {
+fn exit(seen: &Seen, situation: &Situation, foresight: &Foresight) -> Exit {
     let answered = *situation != Situation::NoDaemon;
     match (&foresight.end, situation) {
-        (End::Connected, _) => ("connected", 0),
+        (End::Connected, _) => CONNECTED,
         (End::Fails(failure), _) => failure.exit(),
         (End::Waits(waiting), _) => {
             Failure::timed_out(waiting.clone(), answered, &seen.setup.socket).exit()
@@ -170,7 +170,7 @@ fn exit(seen: &Seen, situation: &Situation, foresight: &Foresight) -> (&'static 
     }
 }
 
-fn connected(seen: &Seen, situation: &Situation, exit: (&'static str, u8)) -> Finding {
+fn connected(seen: &Seen, situation: &Situation, exit: Exit) -> Finding {
     let who = match &seen.status {
         Ok(status) => Connected::of(status, false).to_string(),
         Err(_) => "connected".to_owned(),
@@ -187,12 +187,7 @@ fn connected(seen: &Seen, situation: &Situation, exit: (&'static str, u8)) -> Fi
 }
 
 /// A run would do something.
-fn tries(
-    seen: &Seen,
-    situation: &Situation,
-    foresight: &Foresight,
-    exit: (&'static str, u8),
-) -> Finding {
+fn tries(seen: &Seen, situation: &Situation, foresight: &Foresight, exit: Exit) -> Finding {
     let waits_first = foresight.steps.contains(&Step::Wait(Waiting::LoggingIn));
     match situation {
         Situation::Stopped => Kind::Stopped.with(exit, &[]),
@@ -208,12 +203,7 @@ fn tries(
 }
 
 /// A run would wait without end.
-fn waits(
-    seen: &Seen,
-    situation: &Situation,
-    waiting: &Waiting,
-    exit: (&'static str, u8),
-) -> Finding {
+fn waits(seen: &Seen, situation: &Situation, waiting: &Waiting, exit: Exit) -> Finding {
     match (situation, waiting) {
         (situation, _) if let Some(LoginError::Refused(refusal)) = situation.login_error() => {
             Kind::Stranded.with(exit, &[("REASON", &refusal.words)])
@@ -245,7 +235,7 @@ fn waits(
 }
 
 /// The control server cannot be used, for this reason.
-fn control_server(seen: &Seen, why: &str, exit: (&'static str, u8)) -> Finding {
+fn control_server(seen: &Seen, why: &str, exit: Exit) -> Finding {
     let clock = words::clock(seen.now);
     let kind = if complains_of_time(why) {
         Kind::Clock

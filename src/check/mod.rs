@@ -43,7 +43,7 @@ pub async fn run(config: &Config, json: bool) -> ExitCode {
         false => report.to_text(may_color(&io::stdout())),
     };
     let _ = io::stdout().write_all(text.as_bytes());
-    ExitCode::from(report.finding.exit.1)
+    ExitCode::from(report.finding.exit.code)
 }
 
 async fn see(config: &Config) -> Seen {

@@ -120,7 +120,7 @@ impl Report {
 
     /// For programs; documented in the manual page.
     pub fn to_json(&self) -> Value {
-        let (outcome, code) = self.finding.exit;
+        let exit = self.finding.exit;
         let seen = &self.seen;
         let status = seen.status.as_ref().ok();
         let node_key = status.map(|status| words::node_key(status, seen.now));
@@ -130,8 +130,8 @@ impl Report {
         });
         shown(json!({
             "schema": SCHEMA,
-            "outcome": outcome,
-            "exit_code": code,
+            "outcome": exit.outcome(),
+            "exit_code": exit.code,
             "verdict": self.finding.kind.name(),
             "message": self.finding.sentence,
             "a_run_would": self.would,
@@ -244,8 +244,8 @@ fn would(foresight: &Foresight) -> Vec<String> {
     let end = match &foresight.end {
         End::Connected => Some("be done (exit status 0)".to_owned()),
         End::Fails(failure) => {
-            let (name, code) = failure.exit();
-            Some(format!("end with {code} ({name})"))
+            let exit = failure.exit();
+            Some(format!("end with {} ({})", exit.code, exit.name))
         }
         End::Waits(waiting) => Some(wait(waiting)),
         End::Tries => None,

@@ -186,7 +186,7 @@ fn assert_is_whole(finding: &Finding) {
     ] {
         assert!(!finding.sentence.contains(place), "{finding:?}");
     }
-    let code = finding.exit.1;
+    let code = finding.exit.code;
     assert!([0, 66, 69, 75, 77, 78].contains(&code), "{finding:?}");
 }
 
@@ -199,7 +199,7 @@ fn there_is_a_sentence_for_everything_that_can_be_seen() {
         assert_is_whole(&finding);
         let situation = seen.situation();
         let is_connected = matches!(situation, Situation::Connected | Situation::AddressPending(_));
-        assert_eq!(finding.exit.1 == 0, is_connected, "{seen:?}");
+        assert_eq!(finding.exit.code == 0, is_connected, "{seen:?}");
         assert_eq!(foresight.end == End::Connected, is_connected, "{seen:?}");
         if foresight.steps.contains(&Step::LogIn) {
             let needs_login = matches!(
@@ -210,7 +210,7 @@ fn there_is_a_sentence_for_everything_that_can_be_seen() {
             );
             assert!(needs_login && seen.key.kind.is_ok() && !seen.key.locked, "{seen:?}");
         }
-        if finding.exit.1 == 69 {
+        if finding.exit.code == 69 {
             assert_eq!(situation, Situation::NoDaemon);
         }
         if !kinds.contains(&finding.kind) {
@@ -360,7 +360,7 @@ fn the_verdicts_one_by_one() {
         (with_access("NeedsLogin", locked()), Kind::Failure, 78, "locked config file"),
     ];
     for (finding, kind, code, words) in table {
-        assert_eq!((finding.kind, finding.exit.1), (kind, code), "{finding:?}");
+        assert_eq!((finding.kind, finding.exit.code), (kind, code), "{finding:?}");
         assert!(finding.sentence.contains(words), "{words:?}: {finding:?}");
     }
 }
