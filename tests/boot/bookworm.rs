@@ -6,7 +6,6 @@ use crate::{boot_order, containers, hooks, join, journal, key_file, power_cut, r
 macro_rules! on_bookworm {
     ($($name:ident: $test:path;)*) => {$(
         #[test]
-        #[ignore = "boots real systemd: run tests/run.sh"]
         fn $name() {
             $test(Bookworm);
         }

@@ -61,13 +61,11 @@ pub fn holds_up_no_boot(debian: Debian) {
 }
 
 #[test]
-#[ignore = "boots real systemd: run tests/run.sh"]
 fn a_control_server_that_is_down_holds_up_no_boot() {
     holds_up_no_boot(Debian::Trixie);
 }
 
 #[test]
-#[ignore = "boots real systemd: run tests/run.sh"]
 fn a_grace_longer_than_the_start_may_take_is_granted() {
     let tailnet = Tailnet::start_apart();
     let mut machine = Machine::new(Debian::Trixie, &tailnet);
@@ -85,7 +83,6 @@ fn a_grace_longer_than_the_start_may_take_is_granted() {
 }
 
 #[test]
-#[ignore = "boots real systemd: run tests/run.sh"]
 fn a_power_off_in_mid_login_takes_no_longer() {
     let tailnet = Tailnet::start_apart();
     let key = tailnet.single_use_key();
@@ -174,7 +171,6 @@ const SLOW: &[Slow] = &[
 ];
 
 #[test]
-#[ignore = "boots real systemd: run tests/run.sh"]
 fn it_starts_after_the_early_boot_the_secrets_cloud_init_and_tailscaled_however_slow_they_are() {
     let tailnet = Tailnet::start_apart();
     let mut machine = Machine::new(Debian::Trixie, &tailnet);
@@ -235,7 +231,6 @@ pub fn slow_secret_service(debian: Debian) {
 }
 
 #[test]
-#[ignore = "boots real systemd: run tests/run.sh"]
 fn a_slow_secret_service_that_nothing_else_waits_for_is_waited_for() {
     slow_secret_service(Debian::Trixie);
 }
@@ -256,7 +251,6 @@ fn cloud_init(machine: &Machine, does: &str) {
 }
 
 #[test]
-#[ignore = "boots real systemd: run tests/run.sh"]
 fn it_joins_under_the_host_name_that_cloud_init_sets() {
     let tailnet = Tailnet::start_apart();
     let key = tailnet.single_use_key();
@@ -294,13 +288,11 @@ pub fn hanging_cloud_init(debian: Debian) {
 }
 
 #[test]
-#[ignore = "boots real systemd: run tests/run.sh"]
 fn a_cloud_init_that_hangs_holds_up_no_boot() {
     hanging_cloud_init(Debian::Trixie);
 }
 
 #[test]
-#[ignore = "boots real systemd: run tests/run.sh"]
 fn it_starts_a_tailscaled_that_nothing_else_starts() {
     let tailnet = Tailnet::start_apart();
     let key = tailnet.single_use_key();

@@ -44,7 +44,6 @@ pub fn no_mounts(debian: Debian) {
 }
 
 #[test]
-#[ignore = "boots real systemd: run tests/run.sh"]
 fn a_container_without_mounts_needs_the_drop_in() {
     no_mounts(Debian::Trixie);
 }
@@ -63,7 +62,6 @@ pub fn no_namespaces(debian: Debian) {
 }
 
 #[test]
-#[ignore = "boots real systemd: run tests/run.sh"]
 fn in_a_container_without_namespaces_systemd_does_without_them_by_itself() {
     no_namespaces(Debian::Trixie);
 }
@@ -94,7 +92,6 @@ pub fn user_namespace(debian: Debian) {
 }
 
 #[test]
-#[ignore = "boots real systemd: run tests/run.sh"]
 fn in_a_user_namespace_the_sandbox_holds_and_a_command_from_outside_is_run() {
     user_namespace(Debian::Trixie);
 }

@@ -5,7 +5,6 @@ use tailnet_harness::Tailnet;
 use crate::machine::{DAEMON_ENVIRONMENT, Debian, Machine, UNIT, Unit};
 
 #[test]
-#[ignore = "boots real systemd: run tests/run.sh"]
 fn the_key_can_be_a_credential() {
     let tailnet = Tailnet::start_apart();
     let key = tailnet.single_use_key();
@@ -25,7 +24,6 @@ fn the_key_can_be_a_credential() {
 }
 
 #[test]
-#[ignore = "boots real systemd: run tests/run.sh"]
 fn the_key_can_be_the_secret_of_an_oauth_client() {
     let tailnet = Tailnet::start_apart();
     let secret = tailnet.oauth_client(&["tag:server"]);
@@ -53,7 +51,6 @@ fn the_key_can_be_the_secret_of_an_oauth_client() {
 }
 
 #[test]
-#[ignore = "boots real systemd: run tests/run.sh"]
 fn what_is_remembered_can_be_kept_in_run() {
     let tailnet = Tailnet::start_apart();
     let dead = tailnet.single_use_key();
@@ -105,7 +102,6 @@ while (accept(my $client, $listener)) {
 "#;
 
 #[test]
-#[ignore = "boots real systemd: run tests/run.sh"]
 fn the_secret_of_an_oauth_client_is_exchanged_by_the_proxy_that_only_tailscaled_knows() {
     let tailnet = Tailnet::start_apart();
     let secret = tailnet.oauth_client(&["tag:server"]);

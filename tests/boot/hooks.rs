@@ -68,13 +68,11 @@ pub fn run_when_connected(debian: Debian) {
 }
 
 #[test]
-#[ignore = "boots real systemd: run tests/run.sh"]
 fn the_example_hooks_run_when_the_machine_is_connected_and_not_before() {
     run_when_connected(Debian::Trixie);
 }
 
 #[test]
-#[ignore = "boots real systemd: run tests/run.sh"]
 fn systemd_finds_no_fault_with_the_example_units() {
     let tailnet = Tailnet::start_apart();
     let mut machine = Machine::new(Debian::Trixie, &tailnet);

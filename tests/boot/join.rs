@@ -61,7 +61,6 @@ pub fn first_boot(debian: Debian) {
 }
 
 #[test]
-#[ignore = "boots real systemd: run tests/run.sh"]
 fn a_first_boot_joins_and_a_consumer_finds_the_addresses_in_place() {
     first_boot(Debian::Trixie);
 }
@@ -95,13 +94,11 @@ pub fn later_boots(debian: Debian) {
 }
 
 #[test]
-#[ignore = "boots real systemd: run tests/run.sh"]
 fn later_boots_need_no_auth_key() {
     later_boots(Debian::Trixie);
 }
 
 #[test]
-#[ignore = "boots real systemd: run tests/run.sh"]
 fn a_secret_that_comes_five_seconds_late_is_used() {
     let tailnet = Tailnet::start_apart();
     let key = tailnet.single_use_key();

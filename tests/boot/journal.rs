@@ -82,13 +82,11 @@ pub fn joined(debian: Debian) {
 }
 
 #[test]
-#[ignore = "boots real systemd: run tests/run.sh"]
 fn a_join_can_be_asked_for_by_its_fields() {
     joined(Debian::Trixie);
 }
 
 #[test]
-#[ignore = "boots real systemd: run tests/run.sh"]
 fn a_refused_key_can_be_asked_for_by_its_fields() {
     let tailnet = Tailnet::start_apart();
     let key = tailnet.single_use_key();
@@ -146,13 +144,11 @@ pub fn late_journal(debian: Debian) {
 }
 
 #[test]
-#[ignore = "boots real systemd: run tests/run.sh"]
 fn the_last_words_are_the_units_even_if_the_journal_is_late() {
     late_journal(Debian::Trixie);
 }
 
 #[test]
-#[ignore = "boots real systemd: run tests/run.sh"]
 fn without_the_journals_socket_messages_still_come_with_their_priority() {
     let tailnet = Tailnet::start_apart();
     let mut machine = mistaken(Debian::Trixie, &tailnet);

@@ -39,7 +39,6 @@ fn folders_named(folder: &Path, name: &str, depth: u32, found: &mut Vec<String>)
 }
 
 #[test]
-#[ignore = "boots real systemd: run tests/run.sh"]
 fn a_machine_that_is_dropped_while_it_runs_leaves_nothing() {
     let tailnet = Tailnet::start_apart();
     let mut machine = Machine::new(Debian::Trixie, &tailnet);
@@ -55,7 +54,6 @@ fn a_machine_that_is_dropped_while_it_runs_leaves_nothing() {
 }
 
 #[test]
-#[ignore = "boots real systemd: run tests/run.sh"]
 fn a_machine_whose_test_is_killed_leaves_nothing() {
     let tailnet = Tailnet::start_apart();
     let waiting = Machine::bare(Debian::Trixie, &tailnet);

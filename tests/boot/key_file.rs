@@ -36,7 +36,6 @@ pub fn no_secret(debian: Debian) {
 }
 
 #[test]
-#[ignore = "boots real systemd: run tests/run.sh"]
 fn without_a_secret_it_tries_ever_more_rarely_until_one_comes() {
     no_secret(Debian::Trixie);
 }
@@ -57,13 +56,11 @@ pub fn unusable_secret(debian: Debian) {
 }
 
 #[test]
-#[ignore = "boots real systemd: run tests/run.sh"]
 fn a_secret_that_cannot_be_used_is_final() {
     unusable_secret(Debian::Trixie);
 }
 
 #[test]
-#[ignore = "boots real systemd: run tests/run.sh"]
 fn a_key_of_another_user_that_nobody_else_may_read_is_used() {
     let tailnet = Tailnet::start_apart();
     let key = tailnet.single_use_key();
@@ -124,7 +121,6 @@ pub fn everywhere(debian: Debian) {
 }
 
 #[test]
-#[ignore = "boots real systemd: run tests/run.sh"]
 fn a_key_in_a_home_or_a_folder_for_temporary_files_is_found_also_by_a_link() {
     everywhere(Debian::Trixie);
 }
@@ -185,13 +181,11 @@ pub fn refused_key(debian: Debian) {
 }
 
 #[test]
-#[ignore = "boots real systemd: run tests/run.sh"]
 fn a_refused_key_is_final_until_a_new_one_is_there_and_started_with() {
     refused_key(Debian::Trixie);
 }
 
 #[test]
-#[ignore = "boots real systemd: run tests/run.sh"]
 fn it_says_that_it_waits_for_approval_and_is_done_when_that_is_given() {
     let tailnet = Tailnet::start_apart();
     tailnet.policy(serde_json::json!({"approval": true}));

@@ -154,13 +154,11 @@ fn boots_joins_and_is_rotated(decrypts: Decrypts) {
 }
 
 #[test]
-#[ignore = "boots real systemd: run tests/run.sh"]
 fn a_nixos_host_joins_when_agenix_decrypts_in_activation() {
     boots_joins_and_is_rotated(Decrypts::InActivation);
 }
 
 #[test]
-#[ignore = "boots real systemd: run tests/run.sh"]
 fn a_nixos_host_joins_when_agenix_decrypts_by_a_service() {
     boots_joins_and_is_rotated(Decrypts::ByService);
 }

@@ -8,7 +8,6 @@ use tailnet_harness::Tailnet;
 use crate::machine::{Debian, Machine, UNIT, package};
 
 #[test]
-#[ignore = "boots real systemd: run tests/run.sh"]
 fn its_manual_page_and_completions_are_where_they_are_looked_for() {
     let tailnet = Tailnet::start_apart();
     let machine = Machine::new(Debian::Trixie, &tailnet);
@@ -34,7 +33,6 @@ fn its_manual_page_and_completions_are_where_they_are_looked_for() {
 }
 
 #[test]
-#[ignore = "builds a package: run tests/run.sh"]
 fn debians_checker_finds_no_fault_with_it() {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/boot/lintian.sh");
     let output = Command::new(script).arg(package()).output();
@@ -45,7 +43,6 @@ fn debians_checker_finds_no_fault_with_it() {
 }
 
 #[test]
-#[ignore = "boots real systemd: run tests/run.sh"]
 fn installed_on_a_running_machine_it_joins_at_the_next_boot() {
     let tailnet = Tailnet::start_apart();
     let key = tailnet.single_use_key();
@@ -65,7 +62,6 @@ fn installed_on_a_running_machine_it_joins_at_the_next_boot() {
 }
 
 #[test]
-#[ignore = "boots real systemd: run tests/run.sh"]
 fn removed_it_is_stopped_and_purged_it_leaves_nothing() {
     let tailnet = Tailnet::start_apart();
     let key = tailnet.single_use_key();

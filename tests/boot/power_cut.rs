@@ -96,7 +96,6 @@ pub fn before_the_answer(debian: Debian) {
 }
 
 #[test]
-#[ignore = "boots real systemd: run tests/run.sh"]
 fn a_power_cut_before_the_answer_loses_no_setting_and_the_key_is_used_once() {
     before_the_answer(Debian::Trixie);
 }
@@ -121,13 +120,11 @@ pub fn after_the_answer(debian: Debian) {
 }
 
 #[test]
-#[ignore = "boots real systemd: run tests/run.sh"]
 fn a_power_cut_between_the_answer_and_the_put_back_loses_no_setting_and_sends_no_key_again() {
     after_the_answer(Debian::Trixie);
 }
 
 #[test]
-#[ignore = "boots real systemd: run tests/run.sh"]
 fn a_power_cut_while_the_control_server_has_the_key_loses_no_setting() {
     let tailnet = Tailnet::start_apart();
     // The answer is lost with the power, so a key for one login would be spent.
@@ -148,7 +145,6 @@ fn a_power_cut_while_the_control_server_has_the_key_loses_no_setting() {
 }
 
 #[test]
-#[ignore = "boots real systemd: run tests/run.sh"]
 fn a_power_cut_while_an_approval_is_awaited_sends_no_key_again() {
     let tailnet = Tailnet::start_apart();
     tailnet.policy(json!({"approval": true}));

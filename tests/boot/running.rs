@@ -57,13 +57,11 @@ pub fn daemon_restarts(debian: Debian) {
 }
 
 #[test]
-#[ignore = "boots real systemd: run tests/run.sh"]
 fn it_runs_again_whenever_tailscaled_was_restarted() {
     daemon_restarts(Debian::Trixie);
 }
 
 #[test]
-#[ignore = "boots real systemd: run tests/run.sh"]
 fn while_it_is_at_work_it_follows_tailscaled() {
     let (tailnet, machine, key) = in_mid_login("down");
     let invocation = || machine.ours().get("InvocationID").to_owned();
@@ -102,7 +100,6 @@ fn while_it_is_at_work_it_follows_tailscaled() {
 }
 
 #[test]
-#[ignore = "boots real systemd: run tests/run.sh"]
 fn a_stop_in_mid_login_takes_no_time_and_leaves_no_process() {
     let (_tailnet, machine, _) = in_mid_login("hang");
 
@@ -120,7 +117,6 @@ fn a_stop_in_mid_login_takes_no_time_and_leaves_no_process() {
 }
 
 #[test]
-#[ignore = "boots real systemd: run tests/run.sh"]
 fn killed_in_mid_login_it_is_restarted_and_the_key_is_not_lost() {
     let tailnet = Tailnet::start_apart();
     let key = tailnet.single_use_key();
@@ -139,7 +135,6 @@ fn killed_in_mid_login_it_is_restarted_and_the_key_is_not_lost() {
 }
 
 #[test]
-#[ignore = "boots real systemd: run tests/run.sh"]
 fn what_an_admin_does_with_tailscale_is_left_alone_until_the_next_start() {
     let (tailnet, machine, key) = joined(Debian::Trixie);
     let left_alone = |state: &str| {
@@ -172,7 +167,6 @@ fn what_an_admin_does_with_tailscale_is_left_alone_until_the_next_start() {
 }
 
 #[test]
-#[ignore = "boots real systemd: run tests/run.sh"]
 fn no_start_is_refused_for_being_one_too_many() {
     let (tailnet, machine, _) = joined(Debian::Trixie);
 
@@ -186,7 +180,6 @@ fn no_start_is_refused_for_being_one_too_many() {
 }
 
 #[test]
-#[ignore = "boots real systemd: run tests/run.sh"]
 fn starts_at_the_same_time_use_the_key_once() {
     let tailnet = Tailnet::start_apart();
     let key = tailnet.single_use_key();

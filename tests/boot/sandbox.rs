@@ -67,7 +67,6 @@ pub fn only_state_to_write(debian: Debian) {
 }
 
 #[test]
-#[ignore = "boots real systemd: run tests/run.sh"]
 fn it_can_write_its_state_and_change_nothing_else() {
     only_state_to_write(Debian::Trixie);
 }
@@ -99,13 +98,11 @@ pub fn unit_is_sound(debian: Debian) {
 }
 
 #[test]
-#[ignore = "boots real systemd: run tests/run.sh"]
 fn systemd_finds_no_fault_with_the_unit_and_little_exposure() {
     unit_is_sound(Debian::Trixie);
 }
 
 #[test]
-#[ignore = "boots real systemd: run tests/run.sh"]
 fn the_key_is_in_no_journal_no_process_no_core_and_no_file_but_its_own() {
     let tailnet = Tailnet::start_apart();
     let key = tailnet.single_use_key();

@@ -12,7 +12,6 @@ use crate::settings::{assert_kept, set, settings};
 /// A login is pending on a new profile, and somebody goes back to the old one, whose control server cannot
 /// be reached either: the end of the run must not turn that one off.
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_login_pending_on_a_new_profile_leaves_the_old_one_alone() {
     let joined = Joined::new();
     let Joined { tailnet, node, .. } = &joined;
@@ -43,7 +42,6 @@ fn a_login_pending_on_a_new_profile_leaves_the_old_one_alone() {
 /// A first login whose answer came after the program was killed, and at whose next boot the key file holds
 /// another key.
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_node_that_joined_after_the_program_was_killed_is_never_taken_back() {
     let (tailnet, node) = (Tailnet::start(), Node::start());
     node.wait_state("NeedsLogin");

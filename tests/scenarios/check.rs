@@ -186,7 +186,6 @@ const START_A_RUN: &str = "start a run: systemctl restart tailscale-autoconnect"
 // ---- tailscaled
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn without_tailscaled_it_says_so_and_still_looks_at_the_key_and_the_command() {
     let node = Node::builder().create();
     let file = KeyFile::new("hskey-auth-0123456789ab-0123456789abcdef");
@@ -215,7 +214,6 @@ fn without_tailscaled_it_says_so_and_still_looks_at_the_key_and_the_command() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_tailscaled_that_does_not_answer_is_waited_for_in_bounds() {
     let fresh = Fresh::new();
     fresh.node.pause();
@@ -247,7 +245,6 @@ fn a_tailscaled_that_does_not_answer_is_waited_for_in_bounds() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn another_user_is_told_that_it_may_not_log_the_node_in() {
     assert!(is_root(), "only root can run something as another user");
     let fresh = Fresh::new();
@@ -275,7 +272,6 @@ fn another_user_is_told_that_it_may_not_log_the_node_in() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn what_is_not_tailscaled_or_in_no_known_state_is_named() {
     let fake = FakeTailscaled::start(|_| Response::status(500, "out of order"));
     let file = KeyFile::absent();
@@ -299,7 +295,6 @@ fn what_is_not_tailscaled_or_in_no_known_state_is_named() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn with_a_network_interface_its_address_is_looked_for() {
     // No test can make an interface: of the fake, an address that is nowhere, and one that is.
     let file = KeyFile::absent();
@@ -324,7 +319,6 @@ const QUESTIONS: [&str; 3] = [
 ];
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn tailscaled_is_asked_three_questions_and_told_nothing() {
     let file = KeyFile::new("hskey-auth-0123456789ab-0123456789abcdef");
     let asks = |joined: &Joined| {
@@ -357,7 +351,6 @@ fn tailscaled_is_asked_three_questions_and_told_nothing() {
 // ---- the key file
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_fresh_node_with_a_good_key_only_has_to_be_started() {
     let fresh = Fresh::new();
     fresh
@@ -380,7 +373,6 @@ fn a_fresh_node_with_a_good_key_only_has_to_be_started() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_key_file_that_cannot_be_used_is_judged_as_a_run_judges_it() {
     let fresh = Fresh::new();
     let key = &fresh.key;
@@ -426,7 +418,6 @@ fn is_as_a_run(fresh: &Fresh, path: &Path, code: i32, words: &str) {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_key_file_of_another_user_is_not_readable_and_shows_its_owner() {
     assert!(is_root(), "only root can run something as another user");
     let fresh = Fresh::new();
@@ -445,7 +436,6 @@ fn a_key_file_of_another_user_is_not_readable_and_shows_its_owner() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn an_oauth_secret_needs_tags() {
     let fresh = Fresh::new();
     let secret = fresh.tailnet.oauth_client(&["tag:server"]);
@@ -470,7 +460,6 @@ fn an_oauth_secret_needs_tags() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn what_can_be_used_but_may_be_wrong_is_noted() {
     let fresh = Fresh::new();
     let nobodys = fresh.file.dir().join("nobodys");
@@ -493,7 +482,6 @@ fn what_can_be_used_but_may_be_wrong_is_noted() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn no_part_of_a_key_is_said() {
     let fresh = Fresh::new();
     let secret = fresh.key.rsplit('-').next().unwrap();
@@ -526,7 +514,6 @@ fn no_part_of_a_key_is_said() {
 // ---- nodes that have joined
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_connected_node_is_fine_whatever_its_key_file_and_its_command_are() {
     let joined = Joined::new();
     let name = joined.node.status()["Self"]["DNSName"].to_string();
@@ -551,7 +538,6 @@ fn a_connected_node_is_fine_whatever_its_key_file_and_its_command_are() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn another_login_server_than_the_nodes_is_noted() {
     let joined = Joined::new();
     let file = KeyFile::new("hskey-auth-0123456789ab-0123456789abcdef");
@@ -569,7 +555,6 @@ fn another_login_server_than_the_nodes_is_noted() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn another_login_server_than_the_nodes_is_where_a_login_goes() {
     if !has_map_on_disk() {
         return;
@@ -594,7 +579,6 @@ fn another_login_server_than_the_nodes_is_where_a_login_goes() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_stopped_node_is_to_be_started_and_its_settings_are_shown() {
     let joined = Joined::new();
     joined.node.tailscale_ok(["down"]);
@@ -640,7 +624,6 @@ fn a_stopped_node_is_to_be_started_and_its_settings_are_shown() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn an_expired_node_needs_a_login() {
     let joined = Joined::new();
     joined.expire();
@@ -658,7 +641,6 @@ fn an_expired_node_needs_a_login() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_node_key_that_expires_is_dated() {
     let day = 24 * 60 * 60;
     let file = KeyFile::absent();
@@ -681,7 +663,6 @@ fn a_node_key_that_expires_is_dated() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_deleted_node_needs_a_login_once_tailscaled_knows() {
     let joined = Joined::new();
     joined.tailnet.delete(joined.device.id);
@@ -713,7 +694,6 @@ fn a_deleted_node_needs_a_login_once_tailscaled_knows() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_node_that_was_logged_out_needs_a_login() {
     let joined = Joined::new();
     joined.node.tailscale_ok(["logout"]);
@@ -742,7 +722,6 @@ fn someone_sends_a_dead_key(tailnet: &Tailnet, node: &Node) -> String {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_node_kept_off_by_a_dead_key_is_to_be_rescued() {
     let joined = Joined::new();
     someone_sends_a_dead_key(&joined.tailnet, &joined.node);
@@ -763,7 +742,6 @@ fn a_node_kept_off_by_a_dead_key_is_to_be_rescued() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_refused_key_of_a_fresh_node_is_named_with_the_file_for_the_next_one() {
     let fresh = Fresh::new();
     someone_sends_a_dead_key(&fresh.tailnet, &fresh.node);
@@ -804,7 +782,6 @@ fn boots_with(fault: &str) -> (Joined, Said) {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_control_server_that_is_down_is_named() {
     let (_joined, said) = boots_with("down");
     said.is(75, "unreachable", "the control server cannot be reached (")
@@ -820,14 +797,12 @@ fn a_control_server_that_is_down_is_named() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_control_server_with_internal_errors_is_blamed_itself() {
     let (_joined, said) = boots_with("500");
     said.is(75, "server-error", "the control server reports an error of its own (");
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_control_server_without_an_address_is_a_matter_of_dns() {
     let fresh = Fresh::new();
     let up = fresh.node.tailscale_spawn([
@@ -848,7 +823,6 @@ fn a_control_server_without_an_address_is_a_matter_of_dns() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_node_that_runs_on_its_last_network_map_is_not_connected() {
     if !has_map_on_disk() {
         return;
@@ -886,7 +860,6 @@ fn meets_certificate(certificate: &str) -> Said {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_certificate_that_is_not_valid_now_brings_up_the_clock() {
     let said = meets_certificate("expired")
         .is(
@@ -901,7 +874,6 @@ fn a_certificate_that_is_not_valid_now_brings_up_the_clock() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_certificate_that_is_not_trusted_is_named() {
     for certificate in ["self-signed", "wrong-name"] {
         meets_certificate(certificate)
@@ -913,7 +885,6 @@ fn a_certificate_that_is_not_trusted_is_named() {
 // ---- approval, the command, other runs
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_device_that_waits_for_approval_names_the_page() {
     let fresh = Fresh::new();
     fresh.tailnet.policy(json!({ "approval": true }));
@@ -947,7 +918,6 @@ fn a_device_that_waits_for_approval_names_the_page() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_command_that_is_missing_or_hangs_or_fails_is_named_and_never_called_with_up() {
     let fresh = Fresh::new();
     let cli = FakeCli::missing();
@@ -985,7 +955,6 @@ fn a_command_that_is_missing_or_hangs_or_fails_is_named_and_never_called_with_up
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn tailscaled_with_a_locked_config_file_takes_no_login() {
     let dir = KeyFile::absent();
     let config = dir.dir().join("config.json");
@@ -1001,7 +970,6 @@ fn tailscaled_with_a_locked_config_file_takes_no_login() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_stopped_tailscaled_with_a_locked_config_file_is_not_brought_up() {
     let dir = KeyFile::absent();
     let config = dir.dir().join("config.json");
@@ -1027,7 +995,6 @@ fn a_stopped_tailscaled_with_a_locked_config_file_is_not_brought_up() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn another_run_at_work_is_named_and_not_disturbed() {
     let fresh = Fresh::new();
     fresh.tailnet.policy(json!({ "register_delay_ms": 6000 }));
@@ -1045,7 +1012,6 @@ fn another_run_at_work_is_named_and_not_disturbed() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_run_that_is_checked_all_the_time_joins_with_one_use_of_its_key() {
     let fresh = Fresh::new();
     fresh.file.remove();
@@ -1073,7 +1039,6 @@ fn a_run_that_is_checked_all_the_time_joins_with_one_use_of_its_key() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_login_that_tailscaled_is_at_by_itself_is_left_to_it() {
     let fresh = Fresh::new();
     fresh.tailnet.policy(json!({ "register_delay_ms": 6000 }));
@@ -1089,7 +1054,6 @@ fn a_login_that_tailscaled_is_at_by_itself_is_left_to_it() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_check_that_is_ended_takes_the_command_along() {
     let fresh = Fresh::new();
     let cli = FakeCli::stubborn();

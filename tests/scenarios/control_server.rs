@@ -42,37 +42,31 @@ fn joins_after(fault: &str, status: &str) {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_control_server_that_is_down_is_waited_for() {
     joins_after("down", "waiting for the control server: ");
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_control_server_that_never_answers_is_waited_for() {
     joins_after("hang", "logging in");
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_control_server_that_resets_connections_is_waited_for() {
     joins_after("reset", "waiting for the control server: ");
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_control_server_with_internal_errors_is_waited_for() {
     joins_after("500", "waiting for the control server: ");
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_control_server_that_talks_garbage_is_waited_for() {
     joins_after("garbage", "waiting for the control server: ");
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_slow_control_server_lets_a_node_in_in_the_end() {
     let tailnet = Tailnet::start();
     let node = Node::start();
@@ -108,13 +102,11 @@ fn joins_after_certificate(certificate: &str, words: &str) {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn an_expired_certificate_is_named_and_waited_for() {
     joins_after_certificate("expired", "certificate has expired or is not yet valid");
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_certificate_of_another_name_is_named_and_waited_for() {
     joins_after_certificate(
         "wrong-name",
@@ -123,13 +115,11 @@ fn a_certificate_of_another_name_is_named_and_waited_for() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_self_signed_certificate_is_named_and_waited_for() {
     joins_after_certificate("self-signed", "certificate signed by unknown authority");
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_key_used_up_by_a_login_whose_reply_was_lost_is_refused_and_not_sent_again() {
     let tailnet = Tailnet::start();
     let node = Node::start();
@@ -177,7 +167,6 @@ fn assert_timed_out(run: &Finished, words: &str) {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_time_limit_ends_a_fresh_join_and_a_later_run_connects_with_the_same_key() {
     let tailnet = Tailnet::start();
     let node = Node::start();
@@ -224,13 +213,11 @@ fn reboots_without_control_server(node: &Node, words: &str) {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_time_limit_on_a_reboot_leaves_the_node_key_alone_and_a_later_run_connects() {
     reboots_without_control_server(&Node::start(), connection_refused());
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_time_limit_on_a_reboot_with_a_cached_network_map_is_no_different() {
     if !has_map_on_disk() {
         return;
@@ -240,7 +227,6 @@ fn a_time_limit_on_a_reboot_with_a_cached_network_map_is_no_different() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_reboot_without_the_control_server_is_ready_by_its_time_and_connects_when_it_is_back() {
     let tailnet = Tailnet::start();
     let node = Node::start();

@@ -29,7 +29,6 @@ fn joins_when_it_appears(node: &Node, appear: impl FnOnce(&Running)) {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_daemon_that_comes_late_is_waited_for() {
     let node = Node::builder().create();
     joins_when_it_appears(&node, |run| {
@@ -39,7 +38,6 @@ fn a_daemon_that_comes_late_is_waited_for() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_daemon_that_left_a_stale_socket_is_waited_for() {
     let node = Node::start();
     node.kill();
@@ -51,7 +49,6 @@ fn a_daemon_that_left_a_stale_socket_is_waited_for() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_socket_that_never_answers_is_waited_for_until_a_daemon_takes_its_place() {
     let node = Node::builder().create();
     let mute = FakeTailscaled::start_at(node.socket(), |_| Response::never());
@@ -64,7 +61,6 @@ fn a_socket_that_never_answers_is_waited_for_until_a_daemon_takes_its_place() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_daemon_that_stands_still_is_waited_for() {
     let node = Node::start();
     node.pause();
@@ -101,14 +97,12 @@ fn joins_in_spite_of(accident: impl FnOnce(&Node, &Running)) -> (Tailnet, String
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_daemon_restarted_in_mid_login_is_logged_in_again() {
     let (tailnet, key, _) = joins_in_spite_of(|node, _| node.restart());
     assert_eq!(tailnet.state().key(&key).attempts, 2);
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_daemon_killed_in_mid_login_and_started_again_is_logged_in_again() {
     let (tailnet, key, _) = joins_in_spite_of(|node, _| {
         node.kill();
@@ -118,7 +112,6 @@ fn a_daemon_killed_in_mid_login_and_started_again_is_logged_in_again() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_daemon_that_is_gone_for_a_while_in_mid_login_is_waited_for() {
     let (tailnet, key, run) = joins_in_spite_of(|node, run| {
         node.kill();
@@ -130,7 +123,6 @@ fn a_daemon_that_is_gone_for_a_while_in_mid_login_is_waited_for() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_daemon_that_stands_still_in_mid_login_is_waited_for() {
     joins_in_spite_of(|node, run| {
         node.pause();
@@ -153,7 +145,6 @@ fn before_the_first_map() -> (Tailnet, Node, String, KeyFile, Running) {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_daemon_restarted_before_its_first_network_map_has_lost_its_login_and_says_so() {
     let (tailnet, node, key, _file, run) = before_the_first_map();
     node.restart();
@@ -172,7 +163,6 @@ fn restarted(run: Running, again: Run) -> Finished {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_run_started_again_before_the_first_network_map_does_not_send_the_used_key_again() {
     let (tailnet, node, key, file, run) = before_the_first_map();
     let run = restarted(run, program(&tailnet, &node, &file));
@@ -182,7 +172,6 @@ fn a_run_started_again_before_the_first_network_map_does_not_send_the_used_key_a
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_run_started_again_in_mid_login_lets_the_login_come_to_its_end() {
     let tailnet = Tailnet::start();
     let node = Node::start();
@@ -197,7 +186,6 @@ fn a_run_started_again_in_mid_login_lets_the_login_come_to_its_end() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_run_started_again_after_a_kill_in_mid_login_lets_the_login_come_to_its_end() {
     let tailnet = Tailnet::start();
     let node = Node::start();
@@ -231,19 +219,16 @@ fn joins_without_its_cli(signal: Signal) {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_cli_killed_in_mid_login_is_not_needed_any_more() {
     joins_without_its_cli(Signal::KILL);
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_cli_terminated_in_mid_login_is_not_needed_any_more() {
     joins_without_its_cli(Signal::TERM);
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_cli_killed_before_it_did_anything_is_started_again() {
     let tailnet = Tailnet::start();
     let node = Node::start();
@@ -262,7 +247,6 @@ fn a_cli_killed_before_it_did_anything_is_started_again() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_daemon_restarted_after_its_cli_was_killed_in_mid_login_is_logged_in_again() {
     let (tailnet, key, _) = joins_in_spite_of(|node, run| {
         end_cli(run, Signal::KILL);
@@ -295,7 +279,6 @@ fn times_out_unanswered(node: &Node) {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_time_limit_without_a_daemon_ends_with_69() {
     let node = Node::builder().create();
     times_out_unanswered(&node);
@@ -309,7 +292,6 @@ fn a_time_limit_without_a_daemon_ends_with_69() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_time_limit_after_the_daemon_has_gone_ends_with_75() {
     let tailnet = Tailnet::start();
     let node = Node::start();

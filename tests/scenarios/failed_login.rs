@@ -58,7 +58,6 @@ fn stopped_while_waiting(run: Run) {
 // ---- ended while the control server could not be reached
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_run_ended_while_its_control_server_is_down_leaves_nothing_behind() {
     let tailnet = Tailnet::start();
     let (node, before) = fresh();
@@ -71,7 +70,6 @@ fn a_run_ended_while_its_control_server_is_down_leaves_nothing_behind() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_login_server_that_was_mistyped_is_corrected_by_the_next_run() {
     let tailnet = Tailnet::start();
     let (node, before) = fresh();
@@ -87,7 +85,6 @@ fn a_login_server_that_was_mistyped_is_corrected_by_the_next_run() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_key_and_flags_that_were_changed_while_the_control_server_was_down_are_those_that_count() {
     let tailnet = Tailnet::start();
     let (node, _) = fresh();
@@ -109,7 +106,6 @@ fn a_key_and_flags_that_were_changed_while_the_control_server_was_down_are_those
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_run_on_an_expired_node_that_was_ended_while_the_control_server_was_down_leaves_nothing_behind()
 {
     let joined = Joined::new();
@@ -135,7 +131,6 @@ fn is_refused_without_a_trace(tailnet: &Tailnet, node: &Node, run: Run, words: &
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn tags_that_were_refused_are_not_asked_for_again_when_their_flag_is_gone() {
     let tailnet = Tailnet::start();
     let (node, _) = fresh();
@@ -150,7 +145,6 @@ fn tags_that_were_refused_are_not_asked_for_again_when_their_flag_is_gone() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_refused_run_leaves_no_flag_and_no_login_server_on_a_new_node() {
     let (wrong, right) = (Tailnet::start(), Tailnet::start());
     let (node, before) = fresh();
@@ -170,7 +164,6 @@ fn a_refused_run_leaves_no_flag_and_no_login_server_on_a_new_node() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_refused_run_leaves_no_flag_on_an_expired_node() {
     let joined = Joined::new();
     let Joined { tailnet, node, .. } = &joined;
@@ -190,7 +183,6 @@ fn a_refused_run_leaves_no_flag_on_an_expired_node() {
 // ---- a refused key is remembered
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_refused_key_is_not_sent_again_by_a_later_run_until_the_file_holds_another() {
     let tailnet = Tailnet::start();
     let (node, _) = fresh();
@@ -215,7 +207,6 @@ fn a_refused_key_is_not_sent_again_by_a_later_run_until_the_file_holds_another()
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_key_that_one_control_server_has_refused_is_sent_to_another() {
     let (one, other) = (Tailnet::start(), Tailnet::start());
     let (node, _) = fresh();
@@ -233,7 +224,6 @@ fn a_key_that_one_control_server_has_refused_is_sent_to_another() {
 // ---- ended while a refusal is looked at
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_run_ended_while_it_looks_at_a_refusal_leaves_nothing_behind() {
     let tailnet = Tailnet::start();
     let (node, before) = fresh();
@@ -243,7 +233,6 @@ fn a_run_ended_while_it_looks_at_a_refusal_leaves_nothing_behind() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_run_on_an_expired_node_that_was_ended_while_it_looked_at_a_refusal_leaves_nothing_behind() {
     let joined = Joined::new();
     let Joined { tailnet, node, .. } = &joined;

@@ -5,7 +5,6 @@ use tailnet_harness::{CountingProxy, KeyFile, Node, Run, Tailnet};
 use crate::program;
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_fresh_node_joins_with_its_key() {
     let tailnet = Tailnet::start();
     let node = Node::start();
@@ -31,7 +30,6 @@ fn a_fresh_node_joins_with_its_key() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_running_node_is_left_alone_and_its_key_file_need_not_exist() {
     let tailnet = Tailnet::start();
     let node = Node::start();

@@ -40,7 +40,6 @@ fn assert_not_tried(run: &Finished, code: i32, sentence: &str, tailnet: &Tailnet
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_secret_that_comes_late_is_waited_for() {
     let (tailnet, node) = fresh();
     let (key, file) = (tailnet.single_use_key(), KeyFile::absent());
@@ -51,7 +50,6 @@ fn a_secret_that_comes_late_is_waited_for() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_secret_that_never_comes_is_waited_for_no_longer_than_asked() {
     let (tailnet, node) = fresh();
     let file = KeyFile::absent();
@@ -65,7 +63,6 @@ fn a_secret_that_never_comes_is_waited_for_no_longer_than_asked() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_secret_that_may_not_be_read_is_waited_for_too() {
     assert!(is_root(), "only root can run something as another user");
     let (tailnet, node) = fresh();
@@ -77,7 +74,6 @@ fn a_secret_that_may_not_be_read_is_waited_for_too() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn an_empty_file_is_waited_for_until_it_is_filled() {
     for empty in ["", " \r\n\t\n", "\u{feff}\n"] {
         let (tailnet, node) = fresh();
@@ -90,7 +86,6 @@ fn an_empty_file_is_waited_for_until_it_is_filled() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_file_that_stays_empty_is_a_mistake() {
     let (tailnet, node) = fresh();
     for empty in ["", " \n"] {
@@ -102,7 +97,6 @@ fn a_file_that_stays_empty_is_a_mistake() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_secret_replaced_while_it_is_waited_for_is_taken_as_it_is_then() {
     let (tailnet, node) = fresh();
     let (key, file) = (tailnet.single_use_key(), KeyFile::new(""));
@@ -140,7 +134,6 @@ fn is_a_mistake(tailnet: &Tailnet, node: &Node, path: &Path, sentence: &str) {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn each_kind_of_wrong_content_is_refused_at_once_with_its_own_sentence() {
     let (tailnet, node) = fresh();
     let key = tailnet.single_use_key();
@@ -183,7 +176,6 @@ fn each_kind_of_wrong_content_is_refused_at_once_with_its_own_sentence() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_key_of_headscale_is_not_sent_to_tailscale() {
     let (tailnet, node) = fresh();
     let old = "4e1243bd22c66e76c2ba9eddc1f91394e57f9f83a2b1c0d9".to_owned();
@@ -201,7 +193,6 @@ fn a_key_of_headscale_is_not_sent_to_tailscale() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn what_only_holds_a_key_is_not_sent_for_one() {
     let (tailnet, node) = fresh();
     let key = tailnet.single_use_key();
@@ -252,7 +243,6 @@ fn is_let_through(key: &str, server: Option<&str>) {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn keys_of_every_known_form_are_let_through() {
     const SERVER: Option<&str> = Some("http://127.0.0.1:1");
     let of_headscale = format!("hskey-auth-{}-{}", "aB3_-x".repeat(2), "aB3_-x".repeat(10));
@@ -291,7 +281,6 @@ fn encrypted_with_age(dir: &Path, armored: bool) -> Vec<u8> {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_secret_still_encrypted_with_age_is_refused_at_once() {
     let (tailnet, node) = fresh();
     for armored in [false, true] {
@@ -303,7 +292,6 @@ fn a_secret_still_encrypted_with_age_is_refused_at_once() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn what_is_no_regular_file_is_refused_at_once() {
     let (tailnet, node) = fresh();
     let file = KeyFile::new(tailnet.single_use_key());
@@ -323,7 +311,6 @@ fn what_is_no_regular_file_is_refused_at_once() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_mark_line_ends_and_white_space_are_no_part_of_the_key() {
     let (tailnet, node) = fresh();
     let key = tailnet.single_use_key();
@@ -334,7 +321,6 @@ fn a_mark_line_ends_and_white_space_are_no_part_of_the_key() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_key_that_others_can_read_is_used_with_a_warning() {
     let (tailnet, node) = fresh();
     let key = tailnet.single_use_key();
@@ -347,7 +333,6 @@ fn a_key_that_others_can_read_is_used_with_a_warning() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_chain_of_links_is_followed() {
     let (tailnet, node) = fresh();
     let key = tailnet.single_use_key();
@@ -360,7 +345,6 @@ fn a_chain_of_links_is_followed() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn two_runs_do_not_spend_one_key_twice() {
     let (tailnet, node) = fresh();
     tailnet.policy(json!({ "register_delay_ms": 1500 }));
@@ -383,7 +367,6 @@ fn two_runs_do_not_spend_one_key_twice() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn two_runs_with_two_generations_of_the_key_file_log_in_once() {
     let (tailnet, node) = fresh();
     tailnet.policy(json!({ "register_delay_ms": 1500 }));
@@ -399,7 +382,6 @@ fn two_runs_with_two_generations_of_the_key_file_log_in_once() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn an_oauth_secret_gets_the_parameters_and_makes_a_key() {
     let (tailnet, node) = fresh();
     tailnet.policy(json!({ "approval": true }));
@@ -428,7 +410,6 @@ fn an_oauth_secret_gets_the_parameters_and_makes_a_key() {
 
 /// The options are what the admin of this machine says.
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_parameter_of_the_options_wins_over_that_of_the_file() {
     let (tailnet, node) = fresh();
     let secret = tailnet.oauth_client(&["tag:server"]);
@@ -448,7 +429,6 @@ fn a_parameter_of_the_options_wins_over_that_of_the_file() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_parameter_given_twice_is_that_of_the_option() {
     let (tailnet, node) = fresh();
     let secret = tailnet.oauth_client(&["tag:server"]);
@@ -469,7 +449,6 @@ fn a_parameter_given_twice_is_that_of_the_option() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn parameters_that_tailscale_does_not_take_are_a_mistake() {
     let (tailnet, node) = fresh();
     let secret = tailnet.oauth_client(&["tag:server"]);
@@ -479,7 +458,6 @@ fn parameters_that_tailscale_does_not_take_are_a_mistake() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn parameters_for_a_plain_key_are_left_out_with_a_warning() {
     let (tailnet, node) = fresh();
     let key = tailnet.single_use_key();

@@ -67,7 +67,6 @@ impl Set {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_command_that_is_missing_is_named() {
     let set = Set::fresh();
     let cli = FakeCli::missing();
@@ -80,7 +79,6 @@ fn a_command_that_is_missing_is_named() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_command_that_cannot_be_run_is_named_with_the_reason() {
     let set = Set::fresh();
     let cli = FakeCli::printing("", "", 0);
@@ -103,20 +101,17 @@ fn is_no_tailscale(command: &Path, words: &str) {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_command_that_finds_nothing_to_run_is_named() {
     let cli = FakeCli::printing("", "", 127);
     is_no_tailscale(cli.path(), &cli.path().display().to_string());
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn the_daemon_in_the_place_of_the_command_is_named() {
     is_no_tailscale(&Binaries::chosen().tailscaled(), "tailscaled");
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_flag_that_the_command_does_not_know_is_named() {
     let set = Set::fresh();
     let run = set.real().up_flags(["--no-such-flag"]).run();
@@ -129,7 +124,6 @@ fn a_flag_that_the_command_does_not_know_is_named() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_value_that_the_command_cannot_use_is_quoted() {
     let set = Set::fresh();
     let run = set.real().up_flags(["--netfilter-mode=nonsense"]).run();
@@ -139,7 +133,6 @@ fn a_value_that_the_command_cannot_use_is_quoted() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn the_command_is_called_with_the_key_in_a_file_of_its_own_and_the_flags_as_they_are() {
     let set = Set::fresh();
     let cli = FakeCli::script(&format!("exec '{}' \"$@\"", set.node.cli().display()));
@@ -165,7 +158,6 @@ fn the_command_is_called_with_the_key_in_a_file_of_its_own_and_the_flags_as_they
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn odd_flags_reach_the_command_untouched() {
     let set = Set::fresh();
     let cli = FakeCli::hanging();
@@ -187,7 +179,6 @@ fn odd_flags_reach_the_command_untouched() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_command_that_does_nothing_is_ended_after_thirty_seconds_and_called_again() {
     let set = Set::fresh();
     let cli = set.at_first("exec sleep 3600");
@@ -207,7 +198,6 @@ fn a_command_that_does_nothing_is_ended_after_thirty_seconds_and_called_again() 
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn the_time_limit_ends_a_command_that_does_not_want_to_end() {
     let set = Set::fresh();
     for cli in [FakeCli::hanging(), FakeCli::stubborn()] {
@@ -224,7 +214,6 @@ fn the_time_limit_ends_a_command_that_does_not_want_to_end() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_wrapper_is_ended_with_what_it_has_started() {
     let set = Set::fresh();
     let cli = FakeCli::script("sleep 3600\nexit 1");
@@ -234,7 +223,6 @@ fn a_wrapper_is_ended_with_what_it_has_started() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_command_that_talks_without_end_is_listened_to_in_little_memory() {
     let set = Set::fresh();
     for talk in ["exec yes talk", "exec yes talk >&2", "yes talk & exec yes talk >&2"] {
@@ -253,7 +241,6 @@ fn a_command_that_talks_without_end_is_listened_to_in_little_memory() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_command_that_fails_at_length_is_quoted_in_short() {
     let set = Set::fresh();
     let cli = FakeCli::script("head -c 3000000 /dev/zero | tr '\\0' x >&2; exit 1");
@@ -280,7 +267,6 @@ fn assert_died(run: Running, signal: Signal, number: i32) -> Finished {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_signal_in_the_middle_of_a_login_ends_all_and_frees_the_key() {
     let set = Set::fresh();
     for (signal, number) in [(Signal::TERM, 15), (Signal::INT, 2), (Signal::HUP, 1)] {
@@ -296,7 +282,6 @@ fn a_signal_in_the_middle_of_a_login_ends_all_and_frees_the_key() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_signal_while_the_control_server_has_the_key_loses_nothing() {
     let set = Set::fresh();
     set.tailnet.policy(json!({ "register_delay_ms": 1000 }));
@@ -307,7 +292,6 @@ fn a_signal_while_the_control_server_has_the_key_loses_nothing() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_signal_while_the_key_file_is_waited_for_ends_the_wait() {
     let set = Set::fresh();
     set.file.remove();

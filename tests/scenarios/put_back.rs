@@ -53,7 +53,6 @@ fn routes(node: &Node) -> Vec<String> {
 // ---- what does not fit on a command line
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn an_exit_node_of_the_daemons_choice_and_lan_access_are_kept() {
     if !needs_version(
         (1, 98),
@@ -65,13 +64,11 @@ fn an_exit_node_of_the_daemons_choice_and_lan_access_are_kept() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn lan_access_without_an_exit_node_is_kept() {
     are_kept(&Joined::new(), &["--exit-node-allow-lan-access"]);
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn five_thousand_routes_are_kept() {
     let joined = Joined::new();
     let all: Vec<_> = (0..5000_u32).map(|at| format!("10.{}.{}.0/24", at >> 8, at & 255)).collect();
@@ -93,13 +90,11 @@ fn are_both_advertised(setting: &str, flag: &str) {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn routes_set_before_the_first_login_live_together_with_an_exit_node_asked_for() {
     are_both_advertised("--advertise-routes=10.1.0.0/16", "--advertise-exit-node");
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn an_exit_node_set_before_the_first_login_lives_together_with_routes_asked_for() {
     are_both_advertised("--advertise-exit-node", "--advertise-routes=10.1.0.0/16");
 }
@@ -107,7 +102,6 @@ fn an_exit_node_set_before_the_first_login_lives_together_with_routes_asked_for(
 // ---- what somebody does meanwhile
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn what_an_admin_turns_off_while_an_expired_node_waits_for_its_control_server_stays_off() {
     let joined = Joined::new();
     let Joined { tailnet, node, .. } = &joined;
@@ -142,7 +136,6 @@ fn assert_as_the_admin_set(node: &Node) {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn what_an_admin_sets_beside_a_first_login_is_kept_whichever_is_first() {
     for _ in 0..RACES {
         let (tailnet, node) = fresh();
@@ -165,7 +158,6 @@ fn with_an_admin_before(node: &Node) -> FakeCli {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn what_an_admin_sets_while_the_command_has_not_done_anything_yet_is_kept() {
     let (tailnet, node) = fresh();
     let cli = with_an_admin_before(&node);
@@ -176,7 +168,6 @@ fn what_an_admin_sets_while_the_command_has_not_done_anything_yet_is_kept() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn what_an_admin_sets_while_an_expired_node_is_about_to_log_in_is_kept() {
     let joined = Joined::new();
     set(&joined.node, &["--webclient", "--ssh"]);
@@ -238,7 +229,6 @@ fn connects_after_the_fault(joined: &Joined, run: Run) {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn what_a_killed_run_has_lost_the_next_one_puts_back() {
     let (joined, file, before) = lost(&[], "down");
     connects_after_the_fault(&joined, joined.program(&file));
@@ -246,7 +236,6 @@ fn what_a_killed_run_has_lost_the_next_one_puts_back() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn what_a_killed_run_has_lost_the_next_one_puts_back_also_on_a_node_that_got_connected() {
     let (joined, file, before) = lost(&[], "none");
     joined.node.wait_online();
@@ -258,7 +247,6 @@ fn what_a_killed_run_has_lost_the_next_one_puts_back_also_on_a_node_that_got_con
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn what_a_killed_run_has_lost_a_run_with_another_key_and_other_flags_puts_back() {
     let (joined, file, mut before) = lost(&["--shields-up", "--hostname=first"], "down");
     let key = joined.tailnet.single_use_key();
@@ -271,7 +259,6 @@ fn what_a_killed_run_has_lost_a_run_with_another_key_and_other_flags_puts_back()
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn what_a_killed_run_has_lost_a_run_at_another_server_puts_back() {
     let (other, node) = fresh();
     set(&node, &["--webclient", "--hostname=early"]);
@@ -288,7 +275,6 @@ fn what_a_killed_run_has_lost_a_run_at_another_server_puts_back() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn what_an_admin_sets_after_a_run_was_killed_stays() {
     let (joined, file, mut wanted) = lost(&[], "down");
     set(&joined.node, &["--hostname=late", "--accept-routes"]);
@@ -301,7 +287,6 @@ fn what_an_admin_sets_after_a_run_was_killed_stays() {
 // ---- another profile
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_login_pending_on_one_profile_leaves_another_alone() {
     let joined = Joined::new();
     let Joined { tailnet, node, .. } = &joined;

@@ -47,14 +47,12 @@ fn assert_secret(node: &Node, key: &str) {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn what_is_kept_of_a_refused_key_does_not_show_it() {
     let (_tailnet, node, _file, key) = refused();
     assert_secret(&node, &key);
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn what_is_kept_of_a_login_does_not_show_the_key() {
     let (tailnet, node) = (Tailnet::start(), Node::start());
     set(&node, &["--webclient"]);
@@ -75,7 +73,6 @@ fn joins_all_the_same(tailnet: &Tailnet, node: &Node, file: &KeyFile, with: impl
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_record_that_makes_no_sense_is_said_and_ignored() {
     for nonsense in [&b"{"[..], b"[]", b"\x00\xff", &[b'['; 1 << 20]] {
         let (tailnet, node, file, _) = refused();
@@ -87,7 +84,6 @@ fn a_record_that_makes_no_sense_is_said_and_ignored() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_state_directory_that_cannot_be_written_is_said_and_done_without() {
     let (tailnet, node, file) = (Tailnet::start(), Node::start(), KeyFile::absent());
     joins_all_the_same(&tailnet, &node, &file, |run| {
@@ -96,7 +92,6 @@ fn a_state_directory_that_cannot_be_written_is_said_and_done_without() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn the_first_of_several_state_directories_is_used() {
     let (tailnet, node) = (Tailnet::start(), Node::start());
     let file = KeyFile::new(deleted_key(&tailnet));

@@ -84,14 +84,12 @@ fn many_times(race: impl Fn(&Tailnet, &Node) + Sync) {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn an_unknown_key_is_refused_and_not_sent_again() {
     let words = "invalid key: API key does not exist";
     refused_on_a_fresh_node(&Tailnet::start(), UNKNOWN, words, LONG_QUIET);
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_deleted_key_is_refused_and_not_sent_again() {
     let tailnet = Tailnet::start();
     let words = "invalid key: API key does not exist";
@@ -99,7 +97,6 @@ fn a_deleted_key_is_refused_and_not_sent_again() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_revoked_key_is_refused_and_not_sent_again() {
     let tailnet = Tailnet::start();
     let key = tailnet.single_use_key();
@@ -110,7 +107,6 @@ fn a_revoked_key_is_refused_and_not_sent_again() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn an_expired_key_is_refused_and_not_sent_again() {
     let tailnet = Tailnet::start();
     let key = tailnet.single_use_key();
@@ -119,7 +115,6 @@ fn an_expired_key_is_refused_and_not_sent_again() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_used_key_is_refused_and_not_sent_again() {
     let tailnet = Tailnet::start();
     let key = tailnet.single_use_key();
@@ -130,7 +125,6 @@ fn a_used_key_is_refused_and_not_sent_again() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn tags_that_the_key_does_not_carry_are_refused_and_the_key_is_not_used_up() {
     let tailnet = Tailnet::start();
     let node = Node::start();
@@ -159,7 +153,6 @@ fn tags_that_the_key_does_not_carry_are_refused_and_the_key_is_not_used_up() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_good_key_joins_right_after_a_run_with_a_dead_one() {
     many_times(|tailnet, node| {
         let file = KeyFile::new(deleted_key(tailnet));
@@ -175,7 +168,6 @@ fn a_good_key_joins_right_after_a_run_with_a_dead_one() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_good_key_joins_while_the_daemon_still_sends_a_dead_one() {
     many_times(|tailnet, node| {
         with_a_dead_key_in_flight(tailnet, node);
@@ -190,7 +182,6 @@ fn a_good_key_joins_while_the_daemon_still_sends_a_dead_one() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_dead_key_that_someone_else_left_in_flight_is_silenced_by_a_refused_run_too() {
     let tailnet = Tailnet::start();
     let node = Node::start();
@@ -205,7 +196,6 @@ fn a_dead_key_that_someone_else_left_in_flight_is_silenced_by_a_refused_run_too(
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_dead_key_on_a_node_whose_node_key_has_expired_is_refused_and_a_good_one_renews_it() {
     let tailnet = Tailnet::start();
     let node = Node::start();
@@ -234,7 +224,6 @@ pub fn doubting(tailnet: &Tailnet, node: &Node, file: &KeyFile) -> Running {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_secret_that_is_replaced_while_the_refusal_is_doubted_joins_in_the_same_run() {
     let tailnet = Tailnet::start();
     let node = Node::start();
@@ -250,7 +239,6 @@ fn a_secret_that_is_replaced_while_the_refusal_is_doubted_joins_in_the_same_run(
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_secret_that_is_replaced_by_another_dead_one_is_tried_and_refused() {
     let tailnet = Tailnet::start();
     let node = Node::start();
@@ -268,7 +256,6 @@ fn a_secret_that_is_replaced_by_another_dead_one_is_tried_and_refused() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_rate_limit_is_waited_for_and_the_key_used_once() {
     let tailnet = Tailnet::start();
     let node = Node::start();
@@ -304,20 +291,17 @@ fn refused_with_an_echo(key: &str, lead: &str) {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_key_that_the_control_server_repeats_is_not_shown() {
     refused_with_an_echo(UNKNOWN, "invalid key: no such key: ");
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_key_of_no_known_form_that_the_control_server_repeats_is_not_shown() {
     let key = "0f1e2d3c4b5a69788796a5b4c3d2e1f00f1e2d3c4b5a6978";
     refused_with_an_echo(key, "invalid key: no such key: ");
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_key_is_not_shown_where_a_long_refusal_is_cut_in_the_middle_of_it() {
     let key = "0f1e2d3c4b5a69788796a5b4c3d2e1f00f1e2d3c4b5a6978";
     let lead = format!("invalid key: {} ", ".".repeat(160));

@@ -43,7 +43,6 @@ fn joins_anew(joined: &Joined) {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_node_whose_key_expires_while_it_runs_logs_in_and_stays_the_same_device() {
     let joined = Joined::new();
     joined.expire();
@@ -51,7 +50,6 @@ fn a_node_whose_key_expires_while_it_runs_logs_in_and_stays_the_same_device() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_node_whose_key_expired_while_it_was_off_logs_in_and_stays_the_same_device() {
     let joined = Joined::new();
     joined.while_off(Tailnet::expire);
@@ -59,7 +57,6 @@ fn a_node_whose_key_expired_while_it_was_off_logs_in_and_stays_the_same_device()
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_node_whose_key_expired_while_it_was_off_is_found_out_despite_its_network_map_on_disk() {
     if !has_map_on_disk() {
         return;
@@ -70,7 +67,6 @@ fn a_node_whose_key_expired_while_it_was_off_is_found_out_despite_its_network_ma
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_node_that_was_deleted_while_it_was_off_joins_anew() {
     let joined = Joined::new();
     joined.while_off(Tailnet::delete);
@@ -78,7 +74,6 @@ fn a_node_that_was_deleted_while_it_was_off_joins_anew() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_node_that_was_deleted_while_it_was_off_is_found_out_despite_its_network_map_on_disk() {
     if !has_map_on_disk() {
         return;
@@ -96,7 +91,6 @@ pub const RESTARTED: &str = "restarting the login, without an auth key";
 
 /// The slow one: the daemon itself would show nothing for nine minutes.
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_node_that_is_deleted_while_it_runs_is_found_out_after_half_a_minute() {
     if !needs_version(
         KEEPS_ITS_MAP,
@@ -128,7 +122,6 @@ fn a_node_that_is_deleted_while_it_runs_is_found_out_after_half_a_minute() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_node_that_is_deleted_while_it_runs_joins_anew_once_its_daemon_is_restarted() {
     let joined = Joined::new();
     let Joined { tailnet, node, .. } = &joined;
@@ -149,7 +142,6 @@ fn a_node_that_is_deleted_while_it_runs_joins_anew_once_its_daemon_is_restarted(
 
 /// Slow too: it outlasts the half a minute after which a node is suspected to be deleted.
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_running_node_stays_on_its_network_while_its_control_server_is_down() {
     let joined = Joined::new();
     let Joined { tailnet, node, .. } = &joined;
@@ -178,7 +170,6 @@ fn a_running_node_stays_on_its_network_while_its_control_server_is_down() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn an_expired_node_with_a_dead_key_ends_with_77_and_leaves_nothing_behind() {
     let joined = Joined::new();
     let Joined { tailnet, node, .. } = &joined;
@@ -203,7 +194,6 @@ fn an_expired_node_with_a_dead_key_ends_with_77_and_leaves_nothing_behind() {
 
 /// A daemon that asks for a login doesn't hear that it is no longer needed (tailscale 1.98).
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_node_whose_expiry_was_taken_back_comes_up_on_its_node_key_despite_a_dead_key() {
     let joined = Joined::new();
     let Joined { tailnet, node, .. } = &joined;
@@ -239,7 +229,6 @@ fn someone_sends_a_dead_key(joined: &Joined) -> String {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_node_that_someones_dead_key_keeps_off_is_rescued_without_any_key() {
     let joined = Joined::new();
     let Joined { tailnet, .. } = &joined;
@@ -261,7 +250,6 @@ fn a_node_that_someones_dead_key_keeps_off_is_rescued_without_any_key() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_deleted_node_from_which_someone_sent_a_dead_key_joins_anew() {
     let joined = Joined::new();
     joined.tailnet.delete(joined.device.id);
@@ -274,7 +262,6 @@ fn a_deleted_node_from_which_someone_sent_a_dead_key_joins_anew() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_node_that_was_stopped_after_someones_dead_key_is_brought_up_without_any_key() {
     let joined = Joined::new();
     let Joined { tailnet, node, .. } = &joined;
@@ -293,7 +280,6 @@ fn a_node_that_was_stopped_after_someones_dead_key_is_brought_up_without_any_key
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_stopped_node_whose_key_has_expired_is_brought_up_and_logs_in() {
     let joined = Joined::new();
     joined.node.tailscale_ok(["down"]);
@@ -310,7 +296,6 @@ fn a_stopped_node_whose_key_has_expired_is_brought_up_and_logs_in() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_node_that_was_logged_out_logs_in() {
     let joined = Joined::new();
     joined.node.tailscale_ok(["logout"]);
@@ -379,7 +364,6 @@ impl Unapproved {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_device_that_waits_for_approval_holds_up_no_boot_and_connects_when_approved() {
     let unapproved = Unapproved::new();
 
@@ -395,7 +379,6 @@ fn a_device_that_waits_for_approval_holds_up_no_boot_and_connects_when_approved(
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_device_that_is_not_approved_in_time_ends_with_75_and_needs_no_key_later() {
     let unapproved = Unapproved::new();
     unapproved.runs_out_of_time();
@@ -406,7 +389,6 @@ fn a_device_that_is_not_approved_in_time_ends_with_75_and_needs_no_key_later() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_device_that_still_waits_for_approval_after_a_reboot_sends_no_key_again() {
     let unapproved = Unapproved::new();
     unapproved.runs_out_of_time();

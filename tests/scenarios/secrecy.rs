@@ -51,7 +51,6 @@ fn command_in_flight(tailnet: &Tailnet, run: &Running) -> u32 {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn the_key_is_in_no_process_no_output_and_no_file_of_a_join() {
     let (tailnet, node) = (Tailnet::start(), Node::start());
     tailnet.policy(json!({ "register_delay_ms": 1000 }));
@@ -71,7 +70,6 @@ fn the_key_is_in_no_process_no_output_and_no_file_of_a_join() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn the_key_is_in_no_process_no_output_and_no_file_of_a_refusal() {
     let (tailnet, node) = (Tailnet::start(), Node::start());
     let key = tailnet.single_use_key();
@@ -88,7 +86,6 @@ fn the_key_is_in_no_process_no_output_and_no_file_of_a_refusal() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_key_that_the_control_server_repeats_is_hidden() {
     let (tailnet, node) = (Tailnet::start(), Node::start());
     let key = tailnet.single_use_key();
@@ -128,7 +125,6 @@ fn hides_what_the_command_repeats(text: &str, command_code: i32, code: i32) {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_key_that_the_command_repeats_is_hidden() {
     hides_what_the_command_repeats("backend error: invalid key: $key", 1, 77);
     hides_what_the_command_repeats("something with $key", 1, 78);
@@ -137,7 +133,6 @@ fn a_key_that_the_command_repeats_is_hidden() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_key_is_hidden_even_where_a_long_text_is_cut_within_it() {
     for before in [147, 171, 179] {
         let text = format!("backend error: invalid key: {}$key", "x".repeat(before));
@@ -146,7 +141,6 @@ fn a_key_is_hidden_even_where_a_long_text_is_cut_within_it() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn the_command_gets_neither_the_notify_socket_nor_other_files_than_the_key() {
     let (tailnet, node) = (Tailnet::start(), Node::start());
     let (file, cli) = (KeyFile::new(tailnet.single_use_key()), FakeCli::hanging());

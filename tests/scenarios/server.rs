@@ -32,7 +32,6 @@ fn fresh() -> Node {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_key_of_tailscales_is_not_sent_to_the_control_server_that_the_node_knows() {
     let joined = Joined::new();
     joined.expire();
@@ -43,7 +42,6 @@ fn a_key_of_tailscales_is_not_sent_to_the_control_server_that_the_node_knows() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_key_of_tailscales_is_not_sent_to_another_control_server_named_after_the_dashes() {
     let (tailnet, node) = (Tailnet::start(), fresh());
     goes_nowhere(&node, OF_TAILSCALE, |run| run.up_flags(["--login-server", tailnet.url()]));
@@ -51,7 +49,6 @@ fn a_key_of_tailscales_is_not_sent_to_another_control_server_named_after_the_das
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_key_of_headscales_is_not_sent_to_tailscale() {
     const TAILSCALE: &str = "https://controlplane.tailscale.com";
     let node = fresh();
@@ -74,7 +71,6 @@ fn moves(one: &Joined) {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_rebooted_node_whose_control_server_is_down_logs_in_at_another_that_is_asked_for() {
     let one = Joined::new();
     one.while_off(|tailnet, _| tailnet.fault("down"));
@@ -82,7 +78,6 @@ fn a_rebooted_node_whose_control_server_is_down_logs_in_at_another_that_is_asked
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_running_node_whose_control_server_is_down_logs_in_at_another_that_is_asked_for() {
     let one = Joined::new();
     one.tailnet.fault("down");
@@ -91,7 +86,6 @@ fn a_running_node_whose_control_server_is_down_logs_in_at_another_that_is_asked_
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn an_expired_node_logs_in_at_another_control_server_that_is_asked_for() {
     let one = Joined::new();
     one.expire();
@@ -99,7 +93,6 @@ fn an_expired_node_logs_in_at_another_control_server_that_is_asked_for() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_connected_node_is_left_at_its_control_server_with_a_warning_that_names_both() {
     let (joined, other) = (Joined::new(), Tailnet::start());
     let before = all_preferences(&joined.node);

@@ -105,7 +105,6 @@ fn are_kept(flags: &[&str]) {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn settings_that_have_a_flag_are_kept() {
     are_kept(&[
         "--accept-routes",
@@ -120,26 +119,22 @@ fn settings_that_have_a_flag_are_kept() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn settings_that_have_no_flag_are_kept() {
     are_kept(&[without_a_flag(), "--update-check=false", "--webclient"]);
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn settings_with_and_without_a_flag_are_kept_together() {
     are_kept(&["--webclient", "--ssh", without_a_flag(), "--hostname=kept"]);
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_value_that_a_shell_would_take_apart_is_kept() {
     // No name of a machine may look so; an operator is only a name to tailscaled.
     are_kept(&["--operator=o'brien $HOME \"x\" `id` \\ *;#"]);
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn an_advertised_exit_node_goes_on_being_one() {
     let (joined, before) = expired_with(&["--advertise-exit-node"]);
     renew(&joined, &[]);
@@ -149,7 +144,6 @@ fn an_advertised_exit_node_goes_on_being_one() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn the_exit_node_that_is_used_is_kept() {
     let joined = Joined::new();
     let exit = Node::start();
@@ -173,7 +167,6 @@ fn the_exit_node_that_is_used_is_kept() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn tags_are_kept() {
     let (tailnet, node) = (Tailnet::start(), Node::start());
     let tagged =
@@ -221,7 +214,6 @@ fn log_in(tailnet: &Tailnet, node: &Node, key: &str, flags: &[&str]) {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn settings_made_before_the_first_login_are_kept() {
     let (tailnet, node, before) =
         fresh_with(&["--hostname=early", "--accept-routes", "--operator=nobody", without_a_flag()]);
@@ -232,7 +224,6 @@ fn settings_made_before_the_first_login_are_kept() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_new_node_has_the_settings_that_tailscale_up_alone_gives_it() {
     let (tailnet, node, other) = (Tailnet::start(), Node::start(), Node::start());
     first_login(&tailnet, &node, &[]);
@@ -242,7 +233,6 @@ fn a_new_node_has_the_settings_that_tailscale_up_alone_gives_it() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn flags_after_the_dashes_are_applied_at_the_first_login() {
     let (tailnet, node) = (Tailnet::start(), Node::start());
     first_login(&tailnet, &node, &["--hostname=flagged", "--accept-routes", "--shields-up=true"]);
@@ -255,7 +245,6 @@ fn flags_after_the_dashes_are_applied_at_the_first_login() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_flag_after_the_dashes_wins_over_a_setting_made_before_the_first_login() {
     let (tailnet, node, mut before) = fresh_with(&["--hostname=early", "--accept-routes"]);
     first_login(&tailnet, &node, &["--hostname", "flagged"]);
@@ -264,7 +253,6 @@ fn a_flag_after_the_dashes_wins_over_a_setting_made_before_the_first_login() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_flag_after_the_dashes_wins_over_a_kept_setting() {
     let (joined, mut before) = expired_with(&["--ssh", "--accept-routes", "--hostname=kept"]);
     renew(&joined, &["--ssh=false", "--hostname=flagged"]);
@@ -274,7 +262,6 @@ fn a_flag_after_the_dashes_wins_over_a_kept_setting() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn flags_after_the_dashes_change_nothing_on_a_node_that_is_connected() {
     let joined = Joined::new();
     set(&joined.node, &["--ssh"]);
@@ -287,7 +274,6 @@ fn flags_after_the_dashes_change_nothing_on_a_node_that_is_connected() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_refused_key_leaves_the_settings_of_an_expired_node_as_they_were() {
     let (joined, before) =
         expired_with(&["--ssh", "--hostname=kept", without_a_flag(), "--webclient"]);
@@ -301,7 +287,6 @@ fn a_refused_key_leaves_the_settings_of_an_expired_node_as_they_were() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_refused_key_leaves_the_settings_of_a_fresh_node_as_they_were() {
     let (tailnet, node, before) =
         fresh_with(&["--hostname=early", "--accept-routes", without_a_flag()]);
@@ -321,7 +306,6 @@ fn refused(tailnet: &Tailnet, node: &Node) {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn the_login_server_may_stand_after_the_dashes() {
     let (tailnet, node) = (Tailnet::start(), Node::start());
     let key = tailnet.single_use_key();
@@ -336,7 +320,6 @@ fn the_login_server_may_stand_after_the_dashes() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_login_server_that_only_the_node_knows_is_kept() {
     let (joined, before) = expired_with(&["--accept-routes"]);
     let Joined { tailnet, node, .. } = &joined;
@@ -350,7 +333,6 @@ fn a_login_server_that_only_the_node_knows_is_kept() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn what_an_admin_sets_while_approval_is_pending_is_not_reverted() {
     let (tailnet, node, mut before) = fresh_with(&["--hostname=early", without_a_flag()]);
     tailnet.policy(json!({ "approval": true }));
@@ -371,7 +353,6 @@ fn what_an_admin_sets_while_approval_is_pending_is_not_reverted() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn what_an_admin_sets_while_the_control_server_keeps_a_login_waiting_is_not_reverted() {
     let (tailnet, node) = (Tailnet::start(), Node::start());
     let file = KeyFile::new(tailnet.single_use_key());
@@ -392,7 +373,6 @@ fn what_an_admin_sets_while_the_control_server_keeps_a_login_waiting_is_not_reve
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn what_an_admin_does_after_a_login_that_never_came_to_the_node_is_not_reverted() {
     let (tailnet, node) = (Tailnet::start(), Node::start());
     let cli = FakeCli::script("echo EOF >&2; exit 1");

@@ -215,7 +215,6 @@ fn preferences(node: &Node) -> Value {
 // ---- renewals
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_node_key_is_renewed_between_70_and_90_percent_of_its_life_and_nothing_else_changes() {
     if !renews() {
         return;
@@ -264,7 +263,6 @@ fn a_node_key_is_renewed_between_70_and_90_percent_of_its_life_and_nothing_else_
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn it_says_as_whom_it_is_connected_and_when_the_node_key_expires() {
     let kept = Kept::new(Duration::from_secs(180 * 24 * 3600));
     let expiry = kept.node.status()["Self"]["KeyExpiry"].as_str().expect("it expires").to_owned();
@@ -282,7 +280,6 @@ fn it_says_as_whom_it_is_connected_and_when_the_node_key_expires() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_node_key_that_never_expires_is_not_renewed() {
     let kept = Kept::new(LONG_LIFE);
     kept.is_nearly_over();
@@ -296,7 +293,6 @@ fn a_node_key_that_never_expires_is_not_renewed() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_node_that_had_joined_before_is_renewed_as_well() {
     if !renews() {
         return;
@@ -351,25 +347,21 @@ fn a_dead_key(kill: impl Fn(&Tailnet, &str)) {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_deleted_key_costs_nothing_and_is_not_sent_again_and_a_new_one_is_tried() {
     a_dead_key(Tailnet::delete_key);
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn an_expired_key_costs_nothing_and_is_not_sent_again_and_a_new_one_is_tried() {
     a_dead_key(Tailnet::expire_key);
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_revoked_key_costs_nothing_and_is_not_sent_again_and_a_new_one_is_tried() {
     a_dead_key(Tailnet::revoke_key);
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_used_key_is_not_sent_again_in_the_next_run_either() {
     if !renews() {
         return;
@@ -402,7 +394,6 @@ fn not_renewed(kept: &Kept, why: &str) {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn an_oauth_secret_renews_nothing() {
     if !renews() {
         return;
@@ -415,7 +406,6 @@ fn an_oauth_secret_renews_nothing() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn an_old_tailscaled_is_not_renewed() {
     if version_is_at_least(KEEPS_ITS_MAP) {
         return;
@@ -425,7 +415,6 @@ fn an_old_tailscaled_is_not_renewed() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_missing_key_file_is_looked_for_again() {
     if !renews() {
         return;
@@ -454,7 +443,6 @@ fn tagged(flags: &[&str]) -> Kept {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn tags_that_the_settings_ask_for_are_kept() {
     if !renews() {
         return;
@@ -466,7 +454,6 @@ fn tags_that_the_settings_ask_for_are_kept() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_node_with_tags_of_its_key_alone_is_not_renewed() {
     if !renews() {
         return;
@@ -508,25 +495,21 @@ fn with_fault(fault: &str) {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_control_server_that_is_down_when_it_is_time_costs_nothing() {
     with_fault("down");
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_control_server_that_hangs_when_it_is_time_costs_nothing() {
     with_fault("hang");
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_control_server_that_answers_500_when_it_is_time_costs_nothing() {
     with_fault("500");
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_control_server_that_answers_429_when_it_is_time_costs_nothing() {
     in_trouble(
         |tailnet| tailnet.policy(json!({ "rate_limit": { "count": 1000, "retry_after_s": 1 } })),
@@ -535,7 +518,6 @@ fn a_control_server_that_answers_429_when_it_is_time_costs_nothing() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_control_server_that_does_not_answer_registers_when_it_is_time_costs_nothing() {
     in_trouble(
         |tailnet| tailnet.policy(json!({ "register_delay_ms": 60_000 })),
@@ -544,7 +526,6 @@ fn a_control_server_that_does_not_answer_registers_when_it_is_time_costs_nothing
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_control_server_whose_answers_are_lost_when_it_is_time_costs_nothing() {
     with_fault("drop_register_reply");
 }
@@ -560,7 +541,6 @@ fn assert_left_alone(kept: &Kept, state: &str) {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_node_that_an_admin_expired_is_left_alone_and_followed_when_that_is_taken_back() {
     let kept = Kept::new(LIFE * 100);
     kept.tailnet.expire(kept.device.id);
@@ -572,7 +552,6 @@ fn a_node_that_an_admin_expired_is_left_alone_and_followed_when_that_is_taken_ba
 
 /// tailscaled doesn't notice by itself after a restart. Slow: it's tried after half a minute.
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_node_that_was_expired_and_restarted_comes_back_without_a_key_when_that_is_taken_back() {
     let kept = Kept::new(LIFE * 100);
     kept.tailnet.expire(kept.device.id);
@@ -587,7 +566,6 @@ fn a_node_that_was_expired_and_restarted_comes_back_without_a_key_when_that_is_t
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_node_that_was_logged_out_is_left_alone() {
     let kept = Kept::new(LIFE * 100);
     kept.node.tailscale_ok(["logout"]);
@@ -595,7 +573,6 @@ fn a_node_that_was_logged_out_is_left_alone() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_person_at_the_login_page_is_left_alone_and_followed() {
     // Longer than the page is left alone.
     let kept = Kept::new(LIFE * 10_000);
@@ -611,7 +588,6 @@ fn a_person_at_the_login_page_is_left_alone_and_followed() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_node_that_was_stopped_is_left_alone_and_followed_when_it_is_up_again() {
     let kept = Kept::new(LIFE * 100);
     kept.node.tailscale_ok(["down"]);
@@ -621,7 +597,6 @@ fn a_node_that_was_stopped_is_left_alone_and_followed_when_it_is_up_again() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_stopped_node_whose_node_key_comes_to_its_end_is_left_alone() {
     let kept = Kept::new(LIFE * 100);
     kept.node.tailscale_ok(["down"]);
@@ -633,7 +608,6 @@ fn a_stopped_node_whose_node_key_comes_to_its_end_is_left_alone() {
 
 /// Slow: it's found out after half a minute.
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_node_that_was_deleted_is_left_alone() {
     if !renews() {
         return;
@@ -649,7 +623,6 @@ fn a_node_that_was_deleted_is_left_alone() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_node_that_was_deleted_joins_anew_where_that_is_asked_for() {
     if !renews() {
         return;
@@ -667,7 +640,6 @@ fn a_node_that_was_deleted_joins_anew_where_that_is_asked_for() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn no_other_node_than_a_deleted_one_joins_anew_where_that_is_asked_for() {
     let options = &["--rejoin"];
     let kept = Kept::with(LIFE * 100, Tailnet::reusable_key, options);
@@ -682,7 +654,6 @@ fn no_other_node_than_a_deleted_one_joins_anew_where_that_is_asked_for() {
 // ---- what is followed
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_node_key_that_has_come_to_its_end_is_no_reason_to_stay_away() {
     let options = &["--authkey-wait", "infinity"];
     let kept = Kept::with(LIFE, Tailnet::reusable_key, options);
@@ -704,7 +675,6 @@ fn a_node_key_that_has_come_to_its_end_is_no_reason_to_stay_away() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_tailscaled_that_is_restarted_or_killed_is_followed() {
     let kept = Kept::new(LIFE);
     for end in [Node::terminate, Node::kill] {
@@ -743,7 +713,6 @@ fn someone_sends_a_dead_key(kept: &Kept) {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_node_that_someones_dead_key_keeps_off_is_freed_as_often_as_that_happens() {
     let kept = Kept::new(LIFE * 100);
     for _ in 0..3 {
@@ -754,7 +723,6 @@ fn a_node_that_someones_dead_key_keeps_off_is_freed_as_often_as_that_happens() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn the_time_limit_is_one_for_getting_connected() {
     let kept = Kept::with(LIFE * 100, Tailnet::single_use_key, &["--timeout", "3s"]);
     thread::sleep(Duration::from_secs(8));
@@ -771,7 +739,6 @@ fn the_time_limit_is_one_for_getting_connected() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_signal_ends_it_at_once_and_leaves_the_node_connected() {
     let kept = Kept::new(LIFE * 100);
     let Kept { run, node, tailnet, device, .. } = kept;
@@ -788,7 +755,6 @@ fn a_signal_ends_it_at_once_and_leaves_the_node_connected() {
 
 /// The control server has the key and is slow to refuse it.
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_signal_in_the_middle_of_a_renewal_leaves_the_node_connected() {
     if !renews() {
         return;
@@ -809,7 +775,6 @@ fn a_signal_in_the_middle_of_a_renewal_leaves_the_node_connected() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn the_auth_key_file_is_free_for_others_while_it_stays() {
     let kept = Kept::new(LIFE * 100);
     let (node, file) = (Node::start(), KeyFile::new(kept.tailnet.single_use_key()));
@@ -823,7 +788,6 @@ fn the_auth_key_file_is_free_for_others_while_it_stays() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_check_says_when_the_node_key_is_renewed_and_what_stands_against_it() {
     if !renews() {
         return;
@@ -853,7 +817,6 @@ fn a_check_says_when_the_node_key_is_renewed_and_what_stands_against_it() {
 
 /// Slow: it's looked at once a minute.
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn to_stay_costs_next_to_nothing() {
     let kept = Kept::new(LIFE * 10_000);
     let number = |name: &str| -> u64 {

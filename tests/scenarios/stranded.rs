@@ -23,7 +23,6 @@ fn wait_long(run: &Running, text: &str) {
 
 /// The slow one: what comes first takes half a minute.
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_node_that_was_offline_for_long_and_is_then_kept_off_by_someones_dead_key_is_freed() {
     if !needs_version(KEEPS_ITS_MAP, "an older tailscaled's login isn't restarted") {
         return;
@@ -61,7 +60,6 @@ fn assert_sent_no_more(tailnet: &Tailnet, key: &str) {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_used_key_that_down_and_up_made_tailscaled_send_again_is_silenced() {
     let (tailnet, node) = (Tailnet::start(), Node::start());
     let key = tailnet.single_use_key();

@@ -8,7 +8,6 @@ use tailnet_harness::{KeyFile, Node, Tailnet};
 use crate::{assert_joined, program};
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_person_sees_what_is_waited_for_and_in_the_end_only_what_was_done() {
     let (tailnet, node) = (Tailnet::start(), Node::start());
     node.wait_state("NeedsLogin");

@@ -42,7 +42,6 @@ fn assert_says(run: &Finished, code: i32, sentence: &str) {
 // ---- who we are
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_user_who_is_not_the_operator_is_refused_in_one_sentence() {
     let (tailnet, node, key, file) = fresh();
     file.mode(0o444);
@@ -57,7 +56,6 @@ fn a_user_who_is_not_the_operator_is_refused_in_one_sentence() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn the_operator_joins_and_stays_the_operator() {
     let (tailnet, node, key, file) = fresh();
     file.mode(0o444);
@@ -83,7 +81,6 @@ fn with_capabilities(kept: &str, run: impl FnOnce(Run) -> Run) -> Finished {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn root_needs_one_capability_only_and_that_for_the_key_of_another_user() {
     let (tailnet, node, key, file) = fresh();
     chown(fs::canonicalize(file.path()).unwrap(), Some(NOBODY), None).unwrap();
@@ -106,7 +103,6 @@ fn root_needs_one_capability_only_and_that_for_the_key_of_another_user() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn root_without_capabilities_joins_with_a_key_of_its_own() {
     let (tailnet, node, key, file) = fresh();
     let run = with_capabilities("", |run| {
@@ -200,7 +196,6 @@ fn sends_the_key(socket: &Path) {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_socket_that_another_user_has_put_among_all_does_not_get_the_key() {
     assert!(is_root(), "only root can become another user");
     let why = "belongs to user 65534, in a directory where everybody can put it";
@@ -219,7 +214,6 @@ fn a_socket_that_another_user_has_put_among_all_does_not_get_the_key() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_socket_that_everybody_can_replace_does_not_get_the_key() {
     let folders = Folders::new(&[(0, 0o777)]);
     let _root = FakeTailscaled::start_at(folders.socket(), needs_login);
@@ -231,7 +225,6 @@ fn a_socket_that_everybody_can_replace_does_not_get_the_key() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_user_who_listens_in_a_directory_that_is_not_his_does_not_get_the_key() {
     assert!(is_root(), "only root can become another user");
     let folders = Folders::new(&[(NOBODY, 0o755)]);
@@ -242,7 +235,6 @@ fn a_user_who_listens_in_a_directory_that_is_not_his_does_not_get_the_key() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_tailscaled_with_a_user_and_a_directory_of_its_own_gets_the_key() {
     assert!(is_root(), "only root can become another user");
     let folders = Folders::new(&[(NOBODY, 0o755)]);
@@ -251,7 +243,6 @@ fn a_tailscaled_with_a_user_and_a_directory_of_its_own_gets_the_key() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_tailscaled_that_a_user_runs_for_himself_gets_his_key() {
     assert!(is_root(), "only root can become another user");
     let folders = Folders::new(&[(0, 0o1777), (NOBODY, 0o700)]);
@@ -271,7 +262,6 @@ fn a_tailscaled_that_a_user_runs_for_himself_gets_his_key() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn who_is_connected_needs_to_trust_nobody() {
     assert!(is_root(), "only root can become another user");
     let folders = Folders::new(&[(0, 0o1777)]);
@@ -288,7 +278,6 @@ fn who_is_connected_needs_to_trust_nobody() {
 // ---- the key file
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_link_loop_a_socket_and_a_path_too_long_are_no_key_files() {
     let (tailnet, node, _, file) = fresh();
     let looping = file.dir().join("loop");
@@ -314,7 +303,6 @@ fn a_link_loop_a_socket_and_a_path_too_long_are_no_key_files() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_key_that_others_can_replace_is_used_with_a_warning() {
     let (tailnet, node, key, file) = fresh();
     let run = program(&tailnet, &node, &file);
@@ -344,7 +332,6 @@ fn a_key_that_others_can_replace_is_used_with_a_warning() {
 // ---- the environment
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn the_command_gets_the_environment_but_for_what_is_ours_alone() {
     let (tailnet, node, _, file) = fresh();
     let cli = FakeCli::hanging();
@@ -383,7 +370,6 @@ fn proxy() -> (String, mpsc::Receiver<String>) {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_proxy_is_asked_for_the_exchange_of_an_oauth_secret_and_for_nothing_else() {
     let (tailnet, node, key, file) = fresh();
     let (url, lines) = proxy();
@@ -420,7 +406,6 @@ fn searching(tailnet: &Tailnet, node: &Node, file: &KeyFile, folders: &str) -> R
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_relative_entry_of_path_is_passed_over() {
     let (tailnet, node, _, file) = fresh();
     let (wrong, right) = (FakeCli::hanging(), FakeCli::hanging());
@@ -435,7 +420,6 @@ fn a_relative_entry_of_path_is_passed_over() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn root_does_not_run_what_others_have_put_into_path() {
     let (tailnet, node, _, file) = fresh();
     let refused = |cli: &FakeCli, why: &str| {

@@ -12,7 +12,6 @@ use crate::joined::assert_connected;
 use crate::{assert_joined, program};
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn two_devices_that_wait_for_approval_with_one_key_file_both_register() {
     let (tailnet, file) = (Tailnet::start(), KeyFile::absent());
     tailnet.policy(json!({ "approval": true }));
@@ -37,7 +36,6 @@ fn two_devices_that_wait_for_approval_with_one_key_file_both_register() {
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_device_with_the_same_key_file_registers_while_another_waits_for_its_control_server() {
     let (lost, tailnet) = (Tailnet::start(), Tailnet::start());
     let key = tailnet.reusable_key();
@@ -54,7 +52,6 @@ fn a_device_with_the_same_key_file_registers_while_another_waits_for_its_control
 }
 
 #[test]
-#[ignore = "needs real tailscaled: run tests/run.sh"]
 fn a_command_that_is_busy_for_long_is_tried_ever_more_slowly() {
     let (tailnet, node) = (Tailnet::start(), Node::start());
     node.wait_state("NeedsLogin");

@@ -165,7 +165,6 @@ mod tests {
     use crate::{Node, Tailnet, is_root};
 
     #[test]
-    #[ignore = "needs real tailscaled: run tests/run.sh"]
     fn a_node_in_a_cell_joins_over_its_cable_and_loses_its_disk_with_it() {
         if !is_root() {
             return;

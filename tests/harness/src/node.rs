@@ -440,7 +440,6 @@ mod tests {
     use crate::{CountingProxy, KeySpec};
 
     #[test]
-    #[ignore = "needs real tailscaled: run tests/run.sh"]
     fn a_daemon_can_be_started_paused_killed_and_restarted() {
         let node = Node::builder().create();
         assert!(!node.is_alive() && node.local_get(STATUS).is_err());
@@ -471,7 +470,6 @@ mod tests {
     }
 
     #[test]
-    #[ignore = "needs real tailscaled: run tests/run.sh"]
     fn nodes_join_a_tailnet_and_see_what_its_administrator_does() {
         let tailnet = Tailnet::start();
         let (node, other) = (Node::start(), Node::start());
@@ -505,7 +503,6 @@ mod tests {
     }
 
     #[test]
-    #[ignore = "needs real tailscaled: run tests/run.sh"]
     fn another_user_is_refused_by_the_daemon_until_it_is_the_operator() {
         const NOBODY: u32 = 65534;
         assert!(crate::is_root(), "only root can run something as another user");
@@ -519,7 +516,6 @@ mod tests {
     }
 
     #[test]
-    #[ignore = "needs real tailscaled: run tests/run.sh"]
     fn keys_approval_and_tls_work() {
         let tailnet = Tailnet::start();
         tailnet.policy(serde_json::json!({ "approval": true }));

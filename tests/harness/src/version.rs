@@ -72,7 +72,6 @@ mod tests {
     }
 
     #[test]
-    #[ignore = "needs real tailscaled: run tests/run.sh"]
     fn the_daemon_says_its_version() {
         let (major, minor) = major_and_minor(under_test());
         assert!(version_is_at_least((major, minor)));
