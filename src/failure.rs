@@ -350,8 +350,8 @@ const NOINPUT: Exit =
 const UNAVAILABLE: Exit =
     exit(69, "UNAVAILABLE", "no tailscaled", "--timeout passed and tailscaled never answered");
 const SOFTWARE: Exit = exit(70, "SOFTWARE", "", "a fault of the program or of the system under it");
-const TEMPFAIL: Exit = exit(75, "TEMPFAIL", "time is up", "--timeout passed on anything else");
-const NOPERM: Exit =
+pub const TEMPFAIL: Exit = exit(75, "TEMPFAIL", "time is up", "--timeout passed on anything else");
+pub const NOPERM: Exit =
     exit(77, "NOPERM", "refused", "the control server refused the key, or tailscaled refused us");
 const CONFIG: Exit = exit(
     78,

@@ -1,8 +1,12 @@
-//! Looks at files that may be on a file system that does not answer, such as one of a server that
-//! is gone. The one thread of a run must not wait for it, and not each look may cost another thread.
+//! Files as others see them, and looks at files that may be on a file system that does not answer,
+//! such as one of a server that is gone. The one thread of a run must not wait for it, and not each
+//! look may cost another thread.
 
+use std::fs::{File, Metadata};
+use std::io::{Read, read_to_string};
+use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
@@ -15,6 +19,9 @@ pub const SILENT: &str = "the file system does not answer";
 
 /// How many looks may be stuck at a time; while there are so many, none is begun.
 const MOST_STUCK: u32 = 2;
+
+/// The most of the list of users that is read.
+const MOST_USERS: u64 = 1 << 20;
 
 static STUCK: AtomicU32 = AtomicU32::new(0);
 
@@ -33,4 +40,35 @@ pub async fn in_time<T: Send + 'static>(look: impl FnOnce() -> T + Send + 'stati
         STUCK.fetch_sub(1, Ordering::Relaxed);
     });
     None
+}
+
+/// Who owns a file, and how it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileFacts {
+    /// The owner's name.
+    pub owner: String,
+    pub mode: u32,
+    pub modified: Option<SystemTime>,
+}
+
+impl From<&Metadata> for FileFacts {
+    fn from(metadata: &Metadata) -> Self {
+        Self {
+            owner: user_name(metadata.uid()),
+            mode: metadata.mode() & 0o7777,
+            modified: metadata.modified().ok(),
+        }
+    }
+}
+
+/// The name of a user as /etc/passwd has it, or else the number.
+fn user_name(uid: u32) -> String {
+    let number = uid.to_string();
+    let users = File::open("/etc/passwd").and_then(|file| read_to_string(file.take(MOST_USERS)));
+    let users = users.unwrap_or_else(|_| "root:x:0".to_owned());
+    let name = users.lines().find_map(|line| match line.split(':').collect::<Vec<_>>()[..] {
+        [name, _, id, ..] if id == number => Some(name.to_owned()),
+        _ => None,
+    });
+    name.unwrap_or(number)
 }

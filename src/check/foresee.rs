@@ -4,11 +4,11 @@
 
 use std::time::Duration;
 
-use crate::check::seen::{Access, Seen};
+use crate::check::seen::Seen;
 use crate::failure::{Failure, Waiting};
 use crate::key::NoKey;
 use crate::policy::{Action, Event, KeyFacts, Machine, Setup, Time, Why};
-use crate::prefs::{self, Prefs};
+use crate::prefs;
 use crate::tailscaled::LocalApiError;
 use crate::up::{Ended, NoVersion, NotStarted};
 
@@ -17,18 +17,6 @@ const MOST_STEPS: usize = 200;
 
 /// So long a wait lasts for ever.
 const FOREVER: Time = Duration::from_secs(100 * 365 * 24 * 3600);
-
-/// What can be told beforehand of a login.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Prospect {
-    Possible,
-    /// The command would not be started.
-    NotStarted(NotStarted),
-    /// The command would end like this.
-    Ends(Ended),
-    /// The command would do nothing.
-    Hangs,
-}
 
 /// What a run would do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,41 +60,19 @@ impl Foresight {
     }
 }
 
-/// What would become of a login, as far as it shows before.
-pub fn prospect(seen: &Seen) -> Prospect {
-    match &seen.cli.version {
-        Err(NoVersion::CannotRun(why)) => return Prospect::NotStarted(why.clone()),
-        Err(NoVersion::Silent) => return Prospect::Hangs,
-        Ok(_) | Err(NoVersion::Failed(_)) => {}
-    }
-    if let Some(why) = &seen.distrust {
-        return Prospect::NotStarted(NotStarted::Untrusted(why.clone()));
-    }
-    let has_tags = |prefs: &Prefs| {
-        let tags = prefs.get("AdvertiseTags").and_then(|tags| tags.as_array());
-        tags.is_some_and(|tags| !tags.is_empty())
-    };
-    let tags = prefs::flag_value(&seen.setup.flags, "advertise-tags");
-    let has_tags =
-        tags.is_some_and(|tags| !tags.is_empty()) || seen.prefs.as_ref().is_some_and(has_tags);
-    match &seen.access {
-        Access::Denied(why) => Prospect::Ends(Ended::Denied(why.clone())),
-        Access::Locked(_) => Prospect::Ends(Ended::Locked),
-        _ if seen.key.kind.as_ref().is_ok_and(|kind| kind.is_oauth_secret()) && !has_tags => {
-            Prospect::Ends(Ended::BadSettings("oauth authkeys require --advertise-tags".to_owned()))
-        }
-        _ => Prospect::Possible,
-    }
-}
-
 /// Drives the machine until something is done that nobody knows the outcome of, or nothing more
 /// would change.
 pub fn foresee(seen: &Seen) -> Foresight {
+    let mut steps = Vec::new();
+    let end = walk(seen, &mut steps);
+    Foresight { steps, end }
+}
+
+fn walk(seen: &Seen, steps: &mut Vec<Step>) -> End {
     // The last of the chances that a machine has does not matter: time passes until it is there.
     let mut machine = Machine::new(Setup { stay: false, ..seen.setup.clone() }, 0);
     let mut prefs = seen.prefs.clone();
     let mut now = Time::ZERO;
-    let mut steps: Vec<Step> = Vec::new();
     // What is waited for, while nothing is done.
     let mut waited: Option<Waiting> = None;
     for _ in 0..MOST_STEPS {
@@ -121,10 +87,12 @@ pub fn foresee(seen: &Seen) -> Foresight {
                 | Action::Write(_)
                 | Action::ReleaseKey
         );
-        let is_rescued = steps.contains(&Step::Rescue);
-        if matches!(&action, Action::Restart(why) if *why != Why::BringUp) && is_rescued {
+        if matches!(&action, Action::Restart(why) if *why != Why::BringUp)
+            && steps.contains(&Step::Rescue)
+        {
             // What it leads to is not known; that it is done again and again is.
-            return Foresight { steps, end: again(seen) };
+            let error = seen.situation().login_error().map(|error| error.words().to_owned());
+            return End::Waits(Waiting::ControlServer(error));
         }
         if is_done && let Some(waiting) = waited.take() {
             steps.push(Step::Wait(waiting));
@@ -146,30 +114,25 @@ pub fn foresee(seen: &Seen) -> Foresight {
             Action::Write(record) => {
                 Event::Written { asked: record.clone(), written: record, saved: true }
             }
+            Action::Wait(waiting, _) if now >= FOREVER => return End::Waits(waiting),
             Action::Wait(waiting, until) => {
-                let is_same = waited.as_ref() == Some(&waiting);
-                if now >= FOREVER {
-                    return Foresight { steps, end: End::Waits(waiting) };
-                }
                 // Time is taken in ever longer steps, so that each limit is met.
                 now = until.max(now + now / 2);
-                if !is_same && let Some(before) = waited.replace(waiting) {
+                if waited.as_ref() != Some(&waiting)
+                    && let Some(before) = waited.replace(waiting)
+                {
                     steps.push(Step::Wait(before));
                 }
                 Event::Woke
             }
-            Action::Finish(_) => return Foresight { steps, end: End::Connected },
-            Action::Fail(failure) => return Foresight { steps, end: End::Fails(failure) },
-            Action::Restart(Why::BringUp) => match &seen.access {
-                Access::Denied(why) => {
+            Action::Finish(_) => return End::Connected,
+            Action::Fail(failure) => return End::Fails(failure),
+            Action::Restart(Why::BringUp) => match seen.objection() {
+                Some(error) => {
                     steps.push(Step::BringUp);
-                    Event::Restarted(Err(LocalApiError::Denied(why.clone())))
+                    Event::Restarted(Err(error.clone()))
                 }
-                Access::Locked(why) => {
-                    steps.push(Step::BringUp);
-                    Event::Restarted(Err(LocalApiError::Locked(why.clone())))
-                }
-                Access::Granted | Access::Unknown => Event::Restarted(Ok(())),
+                None => Event::Restarted(Ok(())),
             },
             Action::Restart(_) => {
                 steps.push(Step::Rescue);
@@ -177,21 +140,21 @@ pub fn foresee(seen: &Seen) -> Foresight {
             }
             Action::BringUp => {
                 steps.push(Step::BringUp);
-                return Foresight { steps, end: End::Tries };
+                return End::Tries;
             }
             Action::LogIn(_) => {
                 steps.push(Step::LogIn);
-                match prospect(seen) {
-                    Prospect::Possible => return Foresight { steps, end: End::Tries },
-                    Prospect::NotStarted(why) => Event::Started(Err(why)),
-                    Prospect::Hangs => {
-                        let why = "the tailscale command does nothing".to_owned();
-                        return Foresight { steps, end: End::Waits(Waiting::Retry(why)) };
-                    }
-                    Prospect::Ends(ended) => {
-                        machine.on(Event::Started(Ok(())), now);
-                        Event::Ended(ended)
-                    }
+                if seen.cli.version == Err(NoVersion::Silent) {
+                    let why = "the tailscale command does nothing".to_owned();
+                    return End::Waits(Waiting::Retry(why));
+                }
+                if let Some(why) = not_started(seen) {
+                    Event::Started(Err(why))
+                } else if let Some(ended) = ended(seen) {
+                    machine.on(Event::Started(Ok(())), now);
+                    Event::Ended(ended)
+                } else {
+                    return End::Tries;
                 }
             }
             Action::TakeBack { prefs: before, .. } => {
@@ -205,18 +168,11 @@ pub fn foresee(seen: &Seen) -> Foresight {
             Action::Renew => Event::Renewed(Ok(())),
             Action::Postpone(obstacle) => Event::Postponed(obstacle),
             Action::Ping => Event::Pinged,
-            Action::Stopped => return Foresight { steps, end: End::Tries },
+            Action::Stopped => return End::Tries,
         };
         machine.on(event, now);
     }
-    Foresight { steps, end: End::Waits(waited.unwrap_or(Waiting::Settling)) }
-}
-
-/// A run would restart the login without a key again and again.
-fn again(seen: &Seen) -> End {
-    End::Waits(Waiting::ControlServer(
-        seen.situation().login_error().map(|error| error.words().to_owned()),
-    ))
+    End::Waits(waited.unwrap_or(Waiting::Settling))
 }
 
 fn key(seen: &Seen) -> Result<KeyFacts, NoKey> {
@@ -224,5 +180,28 @@ fn key(seen: &Seen) -> Result<KeyFacts, NoKey> {
         _ if seen.key.locked => Err(NoKey::Busy),
         Ok(kind) => Ok(KeyFacts { kind: *kind, digest: seen.key.digest.clone() }),
         Err(error) => Err(NoKey::File(error.clone())),
+    }
+}
+
+/// Why `tailscale up` would not be started, as far as that shows before.
+fn not_started(seen: &Seen) -> Option<NotStarted> {
+    match &seen.cli.version {
+        Err(NoVersion::CannotRun(why)) => Some(why.clone()),
+        _ => seen.distrust.clone().map(NotStarted::Untrusted),
+    }
+}
+
+/// How `tailscale up` would end, as far as that shows before.
+fn ended(seen: &Seen) -> Option<Ended> {
+    let asked = prefs::flag_value(&seen.setup.flags, "advertise-tags").unwrap_or_default();
+    let own = seen.prefs.as_ref().and_then(|prefs| prefs.get("AdvertiseTags")?.as_array());
+    let has_tags = !asked.is_empty() || own.is_some_and(|tags| !tags.is_empty());
+    match seen.objection() {
+        Some(LocalApiError::Locked(_)) => Some(Ended::Locked),
+        Some(error) => Some(Ended::Denied(error.to_string())),
+        None if seen.key.kind.as_ref().is_ok_and(|kind| kind.is_oauth_secret()) && !has_tags => {
+            Some(Ended::BadSettings("oauth authkeys require --advertise-tags".to_owned()))
+        }
+        None => None,
     }
 }

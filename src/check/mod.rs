@@ -22,18 +22,15 @@ use std::time::SystemTime;
 use tokio::time::timeout;
 
 use crate::check::report::Report;
-use crate::check::seen::{Access, CliSeen, Owned, Seen};
-use crate::file_system::{LIMIT, SILENT, in_time};
-use crate::key::{FileFacts, KeyFileError, KeySource, Look, belongs_to, look};
+use crate::check::seen::{CliSeen, Seen};
+use crate::file_system::{FileFacts, LIMIT, SILENT, in_time};
+use crate::key::{KeyFileError, KeySource, Look, belongs_to, look};
 use crate::output::terminal::may_color;
 use crate::prefs::Prefs;
 use crate::record::Record;
 use crate::run::{Config, first_unbound};
 use crate::tailscaled::{LocalApi, LocalApiError, Status};
 use crate::up::{NotStarted, find};
-
-/// The most of the list of users that is read.
-const MOST_USERS: u64 = 1 << 20;
 
 /// Looks at everything, says it, and returns the exit status.
 pub async fn run(config: &Config, json: bool) -> ExitCode {
@@ -57,7 +54,6 @@ async fn see(config: &Config) -> Seen {
         Daemon::see(&setup.socket),
         command(config),
     );
-    let (key, key_owner) = key;
     let mut seen = Seen {
         now: SystemTime::now(),
         setup: setup.clone(),
@@ -69,7 +65,6 @@ async fn see(config: &Config) -> Seen {
         access: daemon.access,
         record,
         key,
-        key_owner,
         key_has_params: !config.key.parameters.is_empty(),
         cli,
     };
@@ -83,18 +78,14 @@ async fn see(config: &Config) -> Seen {
     seen
 }
 
-async fn socket_file(path: PathBuf) -> Result<Owned, String> {
+async fn socket_file(path: PathBuf) -> Result<FileFacts, String> {
     let look = move || match fs::metadata(&path) {
-        Ok(metadata) if metadata.file_type().is_socket() => {
-            let facts = FileFacts::from(&metadata);
-            Ok(Owned { facts, owner: user_name(facts.owner) })
-        }
+        Ok(metadata) if metadata.file_type().is_socket() => Ok(FileFacts::from(&metadata)),
         Ok(_) => Err("it is no socket".to_owned()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Err("it is not there".to_owned()),
         Err(error) => Err(error.to_string()),
     };
-    let seen = in_time(look).await;
-    seen.unwrap_or_else(|| Err(SILENT.to_owned()))
+    in_time(look).await.unwrap_or_else(|| Err(SILENT.to_owned()))
 }
 
 /// Why an auth key would not be sent to this socket.
@@ -105,64 +96,45 @@ async fn distrust(config: &Config) -> Option<String> {
     }
 }
 
-async fn key_file(source: KeySource, record: &Record) -> (Look, String) {
-    let path = source.path.clone();
+async fn key_file(source: KeySource, record: &Record) -> Look {
+    let silent = KeyFileError::silent(&source.path);
     let salt = record.salt;
-    let look = in_time(move || {
-        let look = look(&source, &salt);
-        let owner = look.file.map(|file| user_name(file.owner));
-        (look, owner.unwrap_or_default())
-    });
-    look.await.unwrap_or_else(|| {
-        let look = Look {
-            file: None,
-            locked: false,
-            exposure: Vec::new(),
-            kind: Err(KeyFileError::silent(&path)),
-            digest: String::new(),
-        };
-        (look, String::new())
-    })
+    let look = in_time(move || look(&source, &salt)).await;
+    look.unwrap_or_else(|| Look::without_key(silent, None))
 }
 
 /// What tailscaled says.
 struct Daemon {
     status: Result<Status, LocalApiError>,
     prefs: Option<Prefs>,
-    access: Access,
+    access: Result<(), LocalApiError>,
 }
 
 impl Daemon {
     async fn see(socket: &Path) -> Self {
-        let unseen = |error| Self { status: Err(error), prefs: None, access: Access::Unknown };
+        let unseen =
+            |error| Self { status: Err(error), prefs: None, access: Err(LocalApiError::NoAnswer) };
         let api = match LocalApi::new(socket) {
             Ok(api) => api,
             Err(error) => return unseen(LocalApiError::BadAnswer(error.to_string())),
         };
         let (status, prefs) = tokio::join!(answer(api.status()), answer(api.prefs()));
-        if let Err(error) = status {
-            return unseen(error);
+        match status {
+            Err(error) => unseen(error),
+            status => {
+                let access = access(&api, prefs.clone()).await;
+                Self { status, prefs: prefs.ok(), access }
+            }
         }
-        let access = match &prefs {
-            Ok(prefs) => access(&api, prefs).await,
-            Err(_) => Access::Unknown,
-        };
-        Self { status, prefs: prefs.ok(), access }
     }
 }
 
-/// Whether tailscaled would take a change: it is asked about the preferences that it has.
-async fn access(api: &LocalApi, prefs: &Prefs) -> Access {
-    let mut prefs = prefs.clone();
+/// What tailscaled says to a change: it is asked about the preferences that it has.
+async fn access(api: &LocalApi, prefs: Result<Prefs, LocalApiError>) -> Result<(), LocalApiError> {
+    let mut prefs = prefs?;
     // What it keeps there of the login is no setting.
     prefs.remove("Config");
-    match answer(api.check_prefs(&prefs)).await {
-        Ok(()) => Access::Granted,
-        Err(LocalApiError::Denied(why)) => Access::Denied(why),
-        Err(LocalApiError::Locked(why)) => Access::Locked(why),
-        // An objection to a setting, or a version that cannot be asked.
-        Err(_) => Access::Unknown,
-    }
+    answer(api.check_prefs(&prefs)).await
 }
 
 async fn answer<T>(
@@ -176,23 +148,5 @@ async fn command(config: &Config) -> CliSeen {
     CliSeen {
         version: config.cli.version(LIMIT).await,
         found: in_time(move || find(&program).map(|(path, _)| path)).await.flatten(),
-        program: config.cli.program.clone(),
     }
-}
-
-/// The name of a user as /etc/passwd has it, or else the number.
-fn user_name(uid: u32) -> String {
-    if uid == 0 {
-        return "root".to_owned();
-    }
-    let number = uid.to_string();
-    let users = fs::File::open("/etc/passwd")
-        .and_then(|file| io::read_to_string(io::Read::take(file, MOST_USERS)));
-    let users = users.unwrap_or_default();
-    let name = users.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        let name = fields.next()?;
-        (fields.nth(1) == Some(&number)).then_some(name)
-    });
-    name.map_or(number.clone(), str::to_owned)
 }

@@ -1,10 +1,11 @@
 //! What `--check` has seen: facts, without judgement.
 
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use crate::key::{FileFacts, Look};
+use crate::file_system::FileFacts;
+use crate::key::Look;
 use crate::policy::{Setup, Situation, TAILSCALES_SERVER, is_same_server};
 use crate::prefs::{self, Prefs, chosen, described};
 use crate::record::Record;
@@ -19,48 +20,26 @@ pub struct Seen {
     /// What a run would be given.
     pub setup: Setup,
     /// The file of the socket, or why there is none.
-    pub socket_file: Result<Owned, String>,
+    pub socket_file: Result<FileFacts, String>,
     pub status: Result<Status, LocalApiError>,
     /// Why an auth key would not be sent to whoever is behind the socket.
     pub distrust: Option<String>,
     /// The first of the node's addresses that cannot be bound yet.
     pub unbound: Option<IpAddr>,
     pub prefs: Option<Prefs>,
-    pub access: Access,
+    /// What tailscaled says to a change.
+    pub access: Result<(), LocalApiError>,
     /// What runs before have left.
     pub record: Record,
     pub key: Look,
-    /// The name of the key file's owner.
-    pub key_owner: String,
     /// Parameters for an OAuth client secret are given.
     pub key_has_params: bool,
     pub cli: CliSeen,
 }
 
-/// A file and the name of its owner.
-#[derive(Clone, Debug)]
-pub struct Owned {
-    pub facts: FileFacts,
-    pub owner: String,
-}
-
-/// Whether tailscaled would let this user change anything.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Access {
-    Unknown,
-    Granted,
-    /// With its own words.
-    Denied(String),
-    /// Nobody may: it runs with a locked config file.
-    Locked(String),
-}
-
 /// The `tailscale` command.
 #[derive(Debug)]
 pub struct CliSeen {
-    /// As it was asked for.
-    pub program: PathBuf,
-    /// Where it was found.
     pub found: Option<PathBuf>,
     pub version: Result<String, NoVersion>,
 }
@@ -74,9 +53,19 @@ impl Seen {
         }
     }
 
+    /// Why tailscaled lets this user change nothing, if it does not.
+    pub fn objection(&self) -> Option<&LocalApiError> {
+        self.access.as_ref().err().filter(|error| error.is_refusal())
+    }
+
+    /// The command, where it was found or as it was asked for.
+    pub fn command(&self) -> &Path {
+        self.cli.found.as_ref().unwrap_or(&self.setup.program)
+    }
+
     /// The control server that the node has had to do with so far; empty if none.
     pub fn control_server(&self) -> &str {
-        self.pref("ControlURL")
+        self.prefs.as_ref().map_or("", |prefs| prefs::text(prefs, "ControlURL"))
     }
 
     /// The control server that a login would go to.
@@ -112,10 +101,5 @@ impl Seen {
         let prefs = self.prefs.clone()?;
         let version = self.status.as_ref().ok()?.major_and_minor();
         Some(described(&chosen(prefs, version)))
-    }
-
-    /// A preference that is a text.
-    pub fn pref(&self, name: &str) -> &str {
-        self.prefs.as_ref().map_or("", |prefs| prefs::text(prefs, name))
     }
 }

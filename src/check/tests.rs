@@ -7,10 +7,11 @@ use serde_json::json;
 use crate::check::finding::{Finding, Kind, conclude};
 use crate::check::foresee::{End, Step, foresee};
 use crate::check::report::{Mark, Report};
-use crate::check::seen::{Access, CliSeen, Owned, Seen};
+use crate::check::seen::{CliSeen, Seen};
 use crate::documents::manual::terms;
 use crate::failure::{Connected, Waiting, to_json};
-use crate::key::{FileFacts, KeyFileError, KeyKind, Look};
+use crate::file_system::FileFacts;
+use crate::key::{KeyFileError, KeyKind, Look};
 use crate::policy::{Setup, Situation, TAILSCALES_SERVER};
 use crate::prefs::Prefs;
 use crate::record::{BegunLogin, Record, RefusedKey};
@@ -21,7 +22,7 @@ use crate::up::{NoVersion, NotStarted};
 const DOWN: &str = "fetch control key: dial tcp 192.0.2.1:443: connect: connection refused";
 
 fn facts() -> FileFacts {
-    FileFacts { owner: 0, mode: 0o600, modified: Some(now() - Duration::from_secs(90)) }
+    FileFacts { owner: "root".into(), mode: 0o600, modified: Some(now() - Duration::from_secs(90)) }
 }
 
 /// 2026-11-24 11:00:00 UTC.
@@ -39,12 +40,12 @@ fn seen(status: Result<Status, LocalApiError>) -> Seen {
             program: "tailscale".into(),
             ..Setup::default()
         },
-        socket_file: Ok(Owned { facts: facts(), owner: "root".into() }),
+        socket_file: Ok(facts()),
         status,
         distrust: None,
         unbound: None,
         prefs: Some(Prefs::new()),
-        access: Access::Granted,
+        access: Ok(()),
         record: Record::default(),
         key: Look {
             file: Some(facts()),
@@ -53,13 +54,8 @@ fn seen(status: Result<Status, LocalApiError>) -> Seen {
             kind: Ok(KeyKind::Auth),
             digest: "d".into(),
         },
-        key_owner: "root".into(),
         key_has_params: false,
-        cli: CliSeen {
-            program: "tailscale".into(),
-            found: Some("/usr/bin/tailscale".into()),
-            version: Ok("1.98.10".into()),
-        },
+        cli: CliSeen { found: Some("/usr/bin/tailscale".into()), version: Ok("1.98.10".into()) },
     }
 }
 
@@ -152,9 +148,9 @@ fn commands() -> Vec<Result<String, NoVersion>> {
 /// Calls `test` with every combination.
 fn for_all(mut test: impl FnMut(&Seen)) {
     let accesses = [
-        Access::Granted,
-        Access::Denied("checkprefs access denied".into()),
-        Access::Locked("config file is locked".into()),
+        Ok(()),
+        Err(LocalApiError::Denied("checkprefs access denied".into())),
+        Err(LocalApiError::Locked("config file is locked".into())),
     ];
     let under_way = json!({ "WantRunning": true, "LoggedOut": false });
     let under_way: Prefs = serde_json::from_value(under_way).unwrap();
@@ -243,8 +239,8 @@ fn the_verdicts_one_by_one() {
         seen.access = access;
         verdict(&seen)
     };
-    let denied = || Access::Denied("checkprefs access denied".into());
-    let locked = || Access::Locked("config file is locked".into());
+    let denied = || Err(LocalApiError::Denied("checkprefs access denied".into()));
+    let locked = || Err(LocalApiError::Locked("config file is locked".into()));
     let [good, oauth, busy, missing, empty, unreadable, unusable] =
         <[_; 7]>::try_from(keys()).unwrap();
     let [_, no_command, mute_command, odd_command] = <[_; 4]>::try_from(commands()).unwrap();
@@ -446,7 +442,10 @@ fn the_manual_page_has_every_verdict_and_no_other() {
             (name.to_owned(), entry.text.trim().to_owned())
         })
         .collect();
-    let said = Kind::ALL.iter().map(|kind| (kind.name().to_owned(), kind.sentence().to_owned()));
+    let said = Kind::ALL.iter().map(|kind| {
+        let (name, sentence) = kind.name_and_sentence();
+        (name.to_owned(), sentence.replace(['{', '}'], ""))
+    });
     for (documented, said) in documented.iter().zip(said) {
         // It may say more.
         assert!(

@@ -5,13 +5,9 @@ use std::time::{Duration, SystemTime};
 use humantime::{format_rfc3339_seconds, parse_rfc3339_weak};
 
 use crate::check::seen::Seen;
-use crate::key::{FileFacts, KeyKind};
+use crate::file_system::FileFacts;
+use crate::key::KeyKind;
 use crate::tailscaled::Status;
-
-const DAY: Duration = Duration::from_secs(24 * 60 * 60);
-
-/// A node key that expires sooner is worth a note.
-const SOON: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
 /// The time in UTC, to the second.
 pub fn clock(now: SystemTime) -> String {
@@ -41,23 +37,19 @@ pub fn state(status: &Status) -> &'static str {
 
 /// Why a node needs a login, for `this node needs a login (…)`.
 pub fn cause_of_login(seen: &Seen) -> &'static str {
-    let Ok(status) = &seen.status else {
-        return "it has none";
-    };
-    match node_key(status, seen.now) {
-        NodeKey::None => "it is new, or was logged out",
-        NodeKey::Expired(_) => "its node key has expired",
-        NodeKey::Good(_) | NodeKey::Soon(_) => "its node key is no longer accepted",
+    match seen.status.as_ref().map(|status| node_key(status, seen.now)) {
+        Err(_) => "it has none",
+        Ok(NodeKey::None) => "it is new, or was logged out",
+        Ok(NodeKey::Expired(_)) => "its node key has expired",
+        Ok(NodeKey::Good(_)) => "its node key is no longer accepted",
     }
 }
 
-/// How the node key of a node is.
+/// How the node key of a node is, and when it expires or has expired.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NodeKey {
     None,
     Expired(Option<SystemTime>),
-    /// It expires within days.
-    Soon(SystemTime),
     Good(Option<SystemTime>),
 }
 
@@ -71,54 +63,42 @@ pub fn node_key(status: &Status, now: SystemTime) -> NodeKey {
         _ if !has_one => NodeKey::None,
         _ if status.node.expired => NodeKey::Expired(expiry),
         Some(at) if at <= now => NodeKey::Expired(expiry),
-        Some(at) if at <= now + SOON => NodeKey::Soon(at),
         _ => NodeKey::Good(expiry),
     }
 }
 
-/// What kind of key a key file holds.
-pub fn kind(kind: KeyKind) -> &'static str {
+/// What kind of key a key file holds: its name in `--json`, and in words.
+pub fn kind(kind: KeyKind) -> (&'static str, &'static str) {
     match kind {
-        KeyKind::Auth => "an auth key of Tailscale",
-        KeyKind::Wrapped => "an auth key of Tailscale, signed for tailnet lock",
-        KeyKind::OAuthSecret { .. } => "an OAuth client secret",
-        KeyKind::Headscale => "an auth key of headscale",
-    }
-}
-
-/// The name of that kind in `--json`.
-pub fn kind_name(kind: KeyKind) -> &'static str {
-    match kind {
-        KeyKind::Auth => "auth-key",
-        KeyKind::Wrapped => "wrapped-auth-key",
-        KeyKind::OAuthSecret { .. } => "oauth-client-secret",
-        KeyKind::Headscale => "headscale-auth-key",
+        KeyKind::Auth => ("auth-key", "an auth key of Tailscale"),
+        KeyKind::Wrapped => {
+            ("wrapped-auth-key", "an auth key of Tailscale, signed for tailnet lock")
+        }
+        KeyKind::OAuthSecret { .. } => ("oauth-client-secret", "an OAuth client secret"),
+        KeyKind::Headscale => ("headscale-auth-key", "an auth key of headscale"),
     }
 }
 
 /// Like `owner root, mode 0400, written 3 days ago`.
-pub fn file(facts: FileFacts, owner: &str, now: SystemTime) -> String {
-    let mut text = format!("owner {owner}, mode {:04o}", facts.mode);
-    if let Some(modified) = facts.modified {
-        text.push_str(", written ");
-        text.push_str(&match now.duration_since(modified) {
-            Ok(age) => format!("{} ago", span(age)),
-            Err(_) => "in the future".to_owned(),
-        });
-    }
-    text
+pub fn file(facts: &FileFacts, now: SystemTime) -> String {
+    let written = match facts.modified.map(|modified| now.duration_since(modified)) {
+        None => String::new(),
+        Some(Ok(age)) => format!(", written {} ago", span(age)),
+        Some(Err(_)) => ", written in the future".to_owned(),
+    };
+    format!("owner {}, mode {:04o}{written}", facts.owner, facts.mode)
 }
 
 /// A length of time in its largest unit.
-pub fn span(time: Duration) -> String {
-    const UNITS: [(u64, &str); 4] =
-        [(DAY.as_secs(), "day"), (3600, "hour"), (60, "minute"), (1, "second")];
+fn span(time: Duration) -> String {
     let seconds = time.as_secs();
-    let (unit, name) =
-        UNITS.into_iter().find(|(unit, _)| seconds >= *unit).unwrap_or((1, "second"));
-    let count = seconds / unit;
-    let plural = if count == 1 { "" } else { "s" };
-    format!("{count} {name}{plural}")
+    let (count, unit) = match seconds {
+        86_400.. => (seconds / 86_400, "day"),
+        3_600.. => (seconds / 3_600, "hour"),
+        60.. => (seconds / 60, "minute"),
+        _ => (seconds, "second"),
+    };
+    format!("{count} {unit}{}", if count == 1 { "" } else { "s" })
 }
 
 /// Like `2026-11-24 (in 3 days)`.

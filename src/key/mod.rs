@@ -14,7 +14,6 @@ use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
 use rustix::fs::{FlockOperation, MemfdFlags, OFlags, flock, memfd_create};
 use rustix::io::Errno;
@@ -25,7 +24,7 @@ pub use self::parameters::{Parameters, TRUTHS};
 
 use self::content::Unfit;
 use self::trust::{FileKind, PathPart, Process};
-use crate::file_system::SILENT;
+use crate::file_system::{FileFacts, SILENT};
 use crate::redact;
 
 /// Why the key file cannot be used (yet).
@@ -199,21 +198,11 @@ pub struct Look {
     pub digest: String,
 }
 
-/// A file as others see it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FileFacts {
-    pub owner: u32,
-    pub mode: u32,
-    pub modified: Option<SystemTime>,
-}
-
-impl From<&Metadata> for FileFacts {
-    fn from(metadata: &Metadata) -> Self {
-        Self {
-            owner: metadata.uid(),
-            mode: metadata.mode() & 0o7777,
-            modified: metadata.modified().ok(),
-        }
+impl Look {
+    /// No key can be used, for this reason.
+    pub fn without_key(error: KeyFileError, file: Option<FileFacts>) -> Self {
+        let (locked, exposure, digest) = Default::default();
+        Self { file, locked, exposure, kind: Err(error), digest }
     }
 }
 
@@ -232,13 +221,9 @@ pub fn look(source: &KeySource, salt: &[u8; 16]) -> Look {
                 locked: is_locked(file),
             }
         }
-        Err(error) => Look {
-            file: fs::metadata(path).ok().as_ref().map(FileFacts::from),
-            locked: false,
-            exposure: Vec::new(),
-            kind: Err(error),
-            digest: String::new(),
-        },
+        Err(error) => {
+            Look::without_key(error, fs::metadata(path).ok().as_ref().map(FileFacts::from))
+        }
     }
 }
 
