@@ -8,7 +8,7 @@ use std::time::Duration;
 use clap::builder::FalseyValueParser;
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
-use clap::{ArgAction, ArgMatches, CommandFactory, FromArgMatches, Parser};
+use clap::{ArgAction, ArgMatches, Command, CommandFactory, FromArgMatches, Parser};
 
 use crate::failure::{EXITS, Failure, Mistake};
 use crate::flags;
@@ -28,7 +28,7 @@ use crate::server::{self, http_url};
     override_usage = "tailscale-autoconnect --authkey-file FILE [OPTIONS]\n       \
                       [-- FLAGS FOR `tailscale up`]",
     after_help = exits_in_brief(),
-    after_long_help = format!("{TIMES} {FLAGS}\n\n{VARIABLES}\n\n{}", exits_in_full())
+    after_long_help = format!("{NOTES}\n\n{}", exits_in_full())
 )]
 pub struct Options {
     /// File with the auth key or OAuth client secret
@@ -38,10 +38,8 @@ pub struct Options {
     #[arg(
         long,
         value_name = "FILE",
-        env = "TAILSCALE_AUTOCONNECT_AUTHKEY_FILE",
         default_value = "/run/agenix/tailscale-token",
-        hide_default_value = true,
-        hide_env = true
+        hide_default_value = true
     )]
     pub authkey_file: PathBuf,
 
@@ -49,14 +47,7 @@ pub struct Options {
     ///
     /// The time starts when the key is first needed. At its end, the run ends with 66, and
     /// systemd starts the next one.
-    #[arg(
-        long,
-        value_name = "TIME",
-        env = "TAILSCALE_AUTOCONNECT_AUTHKEY_WAIT",
-        default_value = "60s",
-        value_parser = duration,
-        hide_env = true
-    )]
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = duration)]
     pub authkey_wait: Duration,
 
     /// ephemeral=…&preauthorized=… for an OAuth secret
@@ -64,26 +55,13 @@ pub struct Options {
     /// Appended to an OAuth client secret (tskey-client-…): ephemeral=true|false,
     /// preauthorized=true|false and baseURL=URL, joined by `&`. Each takes precedence over one of
     /// the same name in the file. An auth key accepts none.
-    #[arg(
-        long,
-        value_name = "STR",
-        env = "TAILSCALE_AUTOCONNECT_AUTHKEY_PARAMS",
-        value_parser = Parameters::parse,
-        hide_short_help = true,
-        hide_env = true
-    )]
+    #[arg(long, value_name = "STR", value_parser = Parameters::parse, hide_short_help = true)]
     pub authkey_params: Option<Parameters>,
 
     /// Control server, if it is not Tailscale's
     ///
     /// May also stand after `--`, but not in both places.
-    #[arg(
-        long,
-        value_name = "URL",
-        env = "TAILSCALE_AUTOCONNECT_LOGIN_SERVER",
-        value_parser = login_server,
-        hide_env = true
-    )]
+    #[arg(long, value_name = "URL", value_parser = login_server)]
     pub login_server: Option<String>,
 
     /// Socket of tailscaled
@@ -92,50 +70,29 @@ pub struct Options {
     #[arg(
         long,
         value_name = "PATH",
-        env = "TAILSCALE_AUTOCONNECT_SOCKET",
         default_value = "/var/run/tailscale/tailscaled.sock",
-        hide_default_value = true,
-        hide_env = true
+        hide_default_value = true
     )]
     pub socket: PathBuf,
 
     /// The tailscale command
     ///
     /// A path, or a name to look for in PATH.
-    #[arg(
-        long,
-        value_name = "PATH",
-        env = "TAILSCALE_AUTOCONNECT_TAILSCALE",
-        default_value = "tailscale",
-        hide_env = true
-    )]
+    #[arg(long, value_name = "PATH", default_value = "tailscale")]
     pub tailscale: PathBuf,
 
     /// Give up after this time [default: never]
     ///
     /// Without it, the program keeps trying until the node is connected or cannot connect. Half a
     /// second is the least: it is enough to see that the node is connected.
-    #[arg(
-        long,
-        value_name = "TIME",
-        env = "TAILSCALE_AUTOCONNECT_TIMEOUT",
-        value_parser = duration,
-        hide_env = true
-    )]
+    #[arg(long, value_name = "TIME", value_parser = duration)]
     pub timeout: Option<Duration>,
 
     /// Tell systemd READY by then
     ///
     /// The boot goes on then, and so does the work. With `infinity`, systemd is told only when the
     /// node is connected.
-    #[arg(
-        long,
-        value_name = "TIME",
-        env = "TAILSCALE_AUTOCONNECT_READY_AFTER",
-        default_value = "15s",
-        value_parser = duration,
-        hide_env = true
-    )]
+    #[arg(long, value_name = "TIME", default_value = "15s", value_parser = duration)]
     pub ready_after: Duration,
 
     /// Stay when connected, and renew the node key in time
@@ -143,24 +100,13 @@ pub struct Options {
     /// The process continues after READY. It renews the node key with the auth key at 70 to 90 % of
     /// its life, and logs in again when the node key has expired. It leaves a node alone that
     /// somebody has stopped, logged out, expired or deleted.
-    #[arg(
-        long,
-        env = "TAILSCALE_AUTOCONNECT_STAY",
-        value_parser = FalseyValueParser::new(),
-        hide_env = true
-    )]
+    #[arg(long)]
     pub stay: bool,
 
     /// With --stay: join again when deleted
     ///
     /// For nodes that are deleted automatically, such as ephemeral ones.
-    #[arg(
-        long,
-        env = "TAILSCALE_AUTOCONNECT_REJOIN",
-        value_parser = FalseyValueParser::new(),
-        hide_short_help = true,
-        hide_env = true
-    )]
+    #[arg(long, hide_short_help = true)]
     pub rejoin: bool,
 
     /// Say what is wrong, and change nothing
@@ -169,40 +115,24 @@ pub struct Options {
     /// exit status is the one that a run would end with as things stand: 0 only if the node is
     /// connected now, and 75, or 69 without tailscaled, where a run would wait or try. Give it the
     /// other options of the run too.
-    #[arg(
-        long = "check",
-        env = "TAILSCALE_AUTOCONNECT_CHECK",
-        value_parser = FalseyValueParser::new(),
-        hide_env = true
-    )]
+    #[arg(long = "check")]
     pub check_only: bool,
 
     /// Print the result as one JSON object
-    #[arg(
-        long,
-        env = "TAILSCALE_AUTOCONNECT_JSON",
-        value_parser = FalseyValueParser::new(),
-        hide_env = true
-    )]
+    #[arg(long)]
     pub json: bool,
 
     /// Say more (-vv: all)
     ///
     /// -v shows each state of tailscaled, what the program waits for, and what `tailscale up` said.
     /// -vv also shows every look at tailscaled and what it led to.
-    #[arg(short, long, action = ArgAction::Count, env = "TAILSCALE_AUTOCONNECT_VERBOSE", hide_env = true)]
+    #[arg(short, long, action = ArgAction::Count)]
     pub verbose: u8,
 
     /// Say warnings and errors only
     ///
     /// There is no live line on a terminal either.
-    #[arg(
-        short,
-        long,
-        env = "TAILSCALE_AUTOCONNECT_QUIET",
-        value_parser = FalseyValueParser::new(),
-        hide_env = true
-    )]
+    #[arg(short, long)]
     pub quiet: bool,
 
     /// Flags for `tailscale up`
@@ -210,50 +140,48 @@ pub struct Options {
     pub up_flags: Vec<String>,
 }
 
-/// How times are written, for the help.
-const TIMES: &str = "Times are written as for systemd: 90s, 5min, 1h 30min, infinity. \
-    A bare number is seconds.";
-
-/// What becomes of the flags after `--`, for the same.
-const FLAGS: &str = "Flags after `--` go to `tailscale up` as they are.";
-
-/// How options are given by the environment, for the same.
-const VARIABLES: &str = "Each option can also be given by an environment variable: \
+/// What --help says after the options.
+const NOTES: &str = "Times are written as for systemd: 90s, 5min, 1h 30min, infinity. \
+    A bare number is seconds. Flags after `--` go to `tailscale up` as they are.\n\n\
+    Each option can also be given by an environment variable: \
     TAILSCALE_AUTOCONNECT_ and its name in capitals, such as TAILSCALE_AUTOCONNECT_READY_AFTER. \
     The command line takes precedence, and an empty variable counts as unset.";
 
 /// The exit statuses, for -h.
 fn exits_in_brief() -> String {
-    let exits: Vec<_> = EXITS
-        .iter()
-        .filter(|exit| !exit.brief.is_empty())
-        .map(|exit| format!("{} {}", exit.code, exit.brief))
-        .collect();
+    let exits = EXITS.iter().filter(|exit| !exit.brief.is_empty());
+    let exits: Vec<_> = exits.map(|exit| format!("{} {}", exit.code, exit.brief)).collect();
     format!("Exit status: {}.", exits.join(", "))
 }
 
 /// The exit statuses, for --help.
 fn exits_in_full() -> String {
-    let mut text = "Exit status:".to_owned();
-    for exit in EXITS {
-        let line = format!("\n{:>4} {:<12} {}", exit.code, exit.name, exit.when);
-        text.push_str(&line);
-    }
-    text
+    let lines =
+        EXITS.map(|exit| format!("\n{:>4} {:<12} {}", exit.code, exit.name, exit.when)).concat();
+    format!("Exit status:{lines}")
 }
 
 impl Options {
     /// Reads the command line and the environment.
     pub fn read() -> Result<Self, clap::Error> {
-        // An empty variable is none.
-        let command = Self::command().mut_args(|arg| {
-            let value = arg.get_env().and_then(env::var_os);
-            match value.is_some_and(|value| value.is_empty()) {
-                true => arg.env(None),
-                false => arg,
+        Self::of(&Self::definition().try_get_matches()?)
+    }
+
+    /// The options, each of which can be given by a variable, too. An empty variable is none.
+    pub fn definition() -> Command {
+        Self::command().mut_args(|arg| {
+            let Some(name) = arg.get_long() else { return arg };
+            let name = name.to_uppercase().replace('-', "_");
+            let variable = format!("TAILSCALE_AUTOCONNECT_{name}");
+            let arg = match arg.get_action() {
+                ArgAction::SetTrue => arg.value_parser(FalseyValueParser::new()),
+                _ => arg,
+            };
+            match env::var_os(&variable).is_some_and(|value| value.is_empty()) {
+                true => arg,
+                false => arg.env(variable).hide_env(true),
             }
-        });
-        Self::of(&command.try_get_matches()?)
+        })
     }
 
     fn of(matches: &ArgMatches) -> Result<Self, clap::Error> {
@@ -334,7 +262,7 @@ mod tests {
 
     #[test]
     fn the_definition_holds() {
-        Options::command().debug_assert();
+        Options::definition().debug_assert();
     }
 
     #[test]

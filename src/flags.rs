@@ -57,11 +57,21 @@ pub const REFUSED_FLAGS: [(&str, &str); 6] = [
 /// One flag and its value, if it has one.
 type Flag<'a> = (&'a str, Option<&'a str>);
 
+/// The name of a flag such as `--name`, `-name` or `--name=value`.
+pub fn name(word: &str) -> Option<&str> {
+    split(word).map(|(name, _)| name)
+}
+
 /// The value of the flag `name`: of one given twice, the last counts.
 pub fn value<'a>(words: &'a [String], name: &str) -> Option<&'a str> {
     let flags = read(words).unwrap_or_default();
     let mut last = flags.iter().rev().filter(|(flag, _)| *flag == name);
     last.find_map(|(_, value)| *value)
+}
+
+/// Whether the flag `name` is among these.
+pub fn has(words: &[String], name: &str) -> bool {
+    read(words).unwrap_or_default().iter().any(|(flag, _)| *flag == name)
 }
 
 /// The flags, each once: of one given twice the last counts, as in Go. Newer versions of `tailscale up`
@@ -301,6 +311,24 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_flags_name_and_value_are_parts_of_its_words(
+            given in vec("-{0,2}[a-z-]{0,8}(=[ -~]{0,8})?", 0..5),
+            flag in "[a-z-]{1,8}",
+        ) {
+            for word in &given {
+                if let Some(name) = name(word) {
+                    prop_assert!(!name.is_empty() && !name.contains('='));
+                    prop_assert!(word.starts_with('-') && word.contains(name));
+                }
+            }
+            if let Some(value) = value(&given, &flag) {
+                let written = format!("{flag}={value}");
+                prop_assert!(has(&given, &flag));
+                prop_assert!(given.iter().any(|word| word == value || word.ends_with(&written)));
+            }
+        }
+
         #[test]
         fn any_words_are_flags_or_are_refused(
             given in vec(prop_oneof![

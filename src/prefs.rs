@@ -9,6 +9,8 @@ mod tests;
 
 use serde_json::{Map, Value, json};
 
+use crate::flags;
+
 /// The preferences of a node: the fields of ipn.Prefs as they are, known or not.
 pub type Prefs = Map<String, Value>;
 
@@ -82,38 +84,16 @@ const SETTINGS: [Setting; 17] = [
     setting("host-routes", (u32::MAX, 0), &["AllowSingleHosts"], Form::Switch),
 ];
 
-/// The name of a flag such as `--name`, `-name` or `--name=value`.
-pub fn flag_name(word: &str) -> Option<&str> {
-    let name = word.strip_prefix("--").or_else(|| word.strip_prefix('-'))?;
-    let name = name.split_once('=').map_or(name, |(name, _)| name);
-    (!name.is_empty()).then_some(name)
-}
-
-/// The value of the flag `name` among `words`, given as `--name=value` or `--name value`. The last
-/// one counts.
-pub fn flag_value<'a>(words: &'a [String], name: &str) -> Option<&'a str> {
-    let at = words.iter().rposition(|word| flag_name(word) == Some(name))?;
-    match words[at].split_once('=') {
-        Some((_, value)) => Some(value),
-        None => words.get(at + 1).map(String::as_str),
-    }
-}
-
-/// Whether the flags of the user set this.
-fn is_asked(asked: &[String], flag: &str) -> bool {
-    asked.iter().any(|word| flag_name(word) == Some(flag))
-}
-
 /// The settings of a node as flags of a `tailscale up` of this version, those that the user's flags
 /// set left out. What has no flag, or doesn't fit into one, is to be put back after the login.
 pub fn as_flags(prefs: &Prefs, asked: &[String], version: (u32, u32)) -> Vec<String> {
-    let has_exit_node = is_asked(asked, "exit-node") || !text(prefs, "ExitNodeIP").is_empty();
+    let has_exit_node = flags::has(asked, "exit-node") || !text(prefs, "ExitNodeIP").is_empty();
     SETTINGS
         .iter()
         // A version that cannot be read is taken for a new one.
         .filter(|setting| version >= setting.since || version == (0, 0))
         .filter(|setting| setting.since.0 != u32::MAX || version.0 == u32::MAX)
-        .filter(|setting| !is_asked(asked, setting.flag))
+        .filter(|setting| !flags::has(asked, setting.flag))
         .filter(|setting| has_exit_node || setting.flag != "exit-node-allow-lan-access")
         .filter_map(|setting| Some(format!("--{}={}", setting.flag, setting.value(prefs)?)))
         .collect()
@@ -145,14 +125,14 @@ impl Setting {
 
 /// Whether the user's flags set this preference.
 pub fn is_set_by(asked: &[String], pref: &str) -> bool {
-    let flags = SETTINGS.iter().filter(|setting| setting.prefs.contains(&pref));
-    flags.into_iter().any(|setting| is_asked(asked, setting.flag))
+    let mut settings = SETTINGS.iter().filter(|setting| setting.prefs.contains(&pref));
+    settings.any(|setting| flags::has(asked, setting.flag))
 }
 
 /// Whether `up` makes this preference what these flags say. Others may end with them.
 pub fn is_given_by(flags: &[String], pref: &str) -> bool {
-    let setting = SETTINGS.iter().filter(|setting| setting.prefs[0] == pref);
-    setting.into_iter().any(|setting| is_asked(flags, setting.flag))
+    let mut settings = SETTINGS.iter().filter(|setting| setting.prefs[0] == pref);
+    settings.any(|setting| flags::has(flags, setting.flag))
 }
 
 /// Whether these can be the preferences that `up --reset` has made of its flags, the user's `asked`
@@ -174,7 +154,7 @@ pub fn kept(before: &Prefs, after: &Prefs, asked: &[String]) -> Prefs {
     for name in names(before, after) {
         let (old, new) = (value(before, name), value(after, name));
         if name == "AdvertiseRoutes" {
-            let routes = |flag, of: fn(&Value) -> Vec<&str>| match is_asked(asked, flag) {
+            let routes = |flag, of: fn(&Value) -> Vec<&str>| match flags::has(asked, flag) {
                 true => of(new),
                 false => of(old),
             };
@@ -276,7 +256,7 @@ pub fn described(prefs: &Prefs) -> (Vec<String>, Vec<String>) {
     let without = settings(prefs).filter(|(name, value)| {
         let has_flag = SETTINGS
             .iter()
-            .any(|setting| setting.prefs.contains(name) && is_asked(&flags, setting.flag));
+            .any(|setting| setting.prefs.contains(name) && flags::has(&flags, setting.flag));
         !is_default(name, value) && !has_flag
     });
     let without = without.map(|(name, _)| name.to_owned()).collect();

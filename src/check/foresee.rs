@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use crate::check::seen::Seen;
 use crate::failure::{Failure, Waiting};
+use crate::flags;
 use crate::key::NoKey;
 use crate::policy::{Action, Event, KeyFacts, Machine, Setup, Time, Why};
-use crate::prefs;
 use crate::tailscaled::LocalApiError;
 use crate::up::{Ended, NoVersion, NotStarted};
 
@@ -193,7 +193,7 @@ fn not_started(seen: &Seen) -> Option<NotStarted> {
 
 /// How `tailscale up` would end, as far as that shows before.
 fn ended(seen: &Seen) -> Option<Ended> {
-    let asked = prefs::flag_value(&seen.setup.flags, "advertise-tags").unwrap_or_default();
+    let asked = flags::value(&seen.setup.flags, "advertise-tags").unwrap_or_default();
     let own = seen.prefs.as_ref().and_then(|prefs| prefs.get("AdvertiseTags")?.as_array());
     let has_tags = !asked.is_empty() || own.is_some_and(|tags| !tags.is_empty());
     match seen.objection() {

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use clap::{Arg, Command, CommandFactory, ValueHint};
+use clap::{Arg, Command, ValueHint};
 use clap_complete::{Generator, Shell};
 
 use crate::cli::Options;
@@ -11,7 +11,7 @@ use crate::cli::Options;
 const NAME: &str = env!("CARGO_PKG_NAME");
 
 fn completions(shell: Shell) -> String {
-    let command = Options::command();
+    let command = Options::definition();
     // clap_complete would offer hidden arguments too.
     let options = command.get_arguments().filter(|arg| !arg.is_hide_set());
     let mut shown =

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use clap::{Arg, Command, CommandFactory};
+use clap::{Arg, Command};
 
 use crate::cli::Options;
 use crate::failure::{Connected, EXITS, Obstacle, Waiting};
@@ -117,7 +117,7 @@ fn sorted<T: Ord>(mut all: Vec<T>) -> Vec<T> {
 // ---- the command line
 
 fn built() -> Command {
-    let mut command = Options::command();
+    let mut command = Options::definition();
     command.build();
     command
 }

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use crate::failure::{Failure, Mistake, Note, Waiting};
+use crate::flags;
 use crate::policy::put_back::History;
 use crate::policy::{
     Action, CHANGE_PATIENCE, Key, Machine, RETRY_FIRST, Situation, Stopping, Time, is_same_server,
@@ -467,7 +468,7 @@ impl Machine {
         let has_come = self.has_come(&before);
         if let Ended::UnknownFlag(name, _) = &ended
             && self.history.as_ref().is_some_and(|history| {
-                history.ours.iter().any(|flag| prefs::flag_name(flag) == Some(name))
+                history.ours.iter().any(|flag| flags::name(flag) == Some(name))
             })
             && !self.unknown_flags.contains(name)
         {

@@ -21,6 +21,7 @@ pub use crate::policy::situation::{Situation, locked_out};
 pub use crate::policy::stay::{Clock, obstacle, obstacle_of_key, renew_at};
 
 use crate::failure::{Connected, Failure, Mistake, Note, Obstacle, Waiting};
+use crate::flags;
 use crate::key::{KeyFileError, KeyKind, NoKey, belongs_to};
 use crate::policy::login::Login;
 use crate::policy::put_back::History;
@@ -998,13 +999,13 @@ impl Machine {
         };
         // What the command has no flag for is put back after the login.
         let is_unknown = |flag: &str| self.unknown_flags.iter().any(|unknown| unknown == flag);
-        history.ours.retain(|flag| !prefs::flag_name(flag).is_some_and(is_unknown));
+        history.ours.retain(|flag| !flags::name(flag).is_some_and(is_unknown));
         history
     }
 
     fn flags_of_login(&self, history: &History, server: &str, prefs: &Prefs) -> Vec<String> {
         let mut flags = Vec::new();
-        let is_given = prefs::flag_value(&self.setup.flags, "login-server").is_some();
+        let is_given = flags::value(&self.setup.flags, "login-server").is_some();
         if !is_given && (self.setup.server.is_some() || server != TAILSCALES_SERVER) {
             flags.push(format!("--login-server={server}"));
         }

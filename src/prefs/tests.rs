@@ -207,24 +207,6 @@ fn word() -> impl Strategy<Value = String> {
 
 proptest! {
     #[test]
-    fn a_flags_name_and_value_are_parts_of_its_words(
-        words in vec(word(), 0..5),
-        name in "[a-z-]{1,8}",
-    ) {
-        for word in &words {
-            if let Some(name) = flag_name(word) {
-                prop_assert!(!name.is_empty() && !name.contains('='));
-                prop_assert!(word.starts_with('-') && word.contains(name));
-            }
-        }
-        is_set_by(&words, &name);
-        if let Some(value) = flag_value(&words, &name) {
-            let written = format!("{name}={value}");
-            prop_assert!(words.iter().any(|word| word == value || word.ends_with(&written)));
-        }
-    }
-
-    #[test]
     fn with_what_was_lost_put_back_all_is_as_before_but_what_was_asked_for(
         before in some_prefs(),
         after in some_prefs(),
@@ -326,14 +308,6 @@ fn an_exit_node_that_no_address_names_has_no_flag() {
     assert_eq!(as_flags(&set, &[], NEW), Vec::<String>::new());
     assert_eq!(described(&set).1, ["AutoExitNode", "ExitNodeID"]);
     assert_eq!(lost(&set, &Prefs::new(), &[]).len(), 2);
-}
-
-#[test]
-fn a_flags_value_is_found_in_both_forms() {
-    let flags = words(&["--ssh", "--login-server=https://a", "--hostname", "x"]);
-    assert_eq!(flag_value(&flags, "login-server"), Some("https://a"));
-    assert_eq!(flag_value(&flags, "hostname"), Some("x"));
-    assert_eq!(flag_value(&flags, "operator"), None);
 }
 
 #[test]

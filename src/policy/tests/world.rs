@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::chance::{OTHER, OWN, once_in, one};
 use super::*;
+use crate::flags;
 use crate::samples::REFUSAL;
 
 const DOWN: &str = "fetch control key: dial tcp: connect: connection refused";
@@ -811,14 +812,14 @@ impl World {
 /// The preferences that `up --reset` makes of these flags.
 fn of_up(flags: &[String], before: &Prefs) -> Prefs {
     let mut prefs = fresh_prefs();
-    let server = prefs::flag_value(flags, "login-server").unwrap_or(TAILSCALES_SERVER);
+    let server = flags::value(flags, "login-server").unwrap_or(TAILSCALES_SERVER);
     prefs.insert("ControlURL".into(), json!(server));
     prefs.insert("WantRunning".into(), json!(true));
     prefs.insert("LoggedOut".into(), json!(false));
     prefs.insert("Config".into(), before["Config"].clone());
     let mut routes = Vec::new();
     for (at, flag) in flags.iter().enumerate() {
-        let name = prefs::flag_name(flag).unwrap_or_default();
+        let name = flags::name(flag).unwrap_or_default();
         let value = flag.split_once('=').map(|(_, value)| value.to_owned());
         let is_on = value.as_deref() != Some("false");
         let text = value.or_else(|| flags.get(at + 1).cloned()).unwrap_or_default();
