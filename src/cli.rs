@@ -50,6 +50,19 @@ pub struct Options {
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = duration)]
     pub authkey_wait: Duration,
 
+    /// Without that file, end with 0 and do nothing
+    ///
+    /// For machines that may have no key, as in an image for many. A node that needs no login is brought
+    /// up as ever. A file that comes later is used by the next run.
+    #[arg(
+        long,
+        env = "TAILSCALE_AUTOCONNECT_AUTHKEY_OPTIONAL",
+        value_parser = FalseyValueParser::new(),
+        hide_short_help = true,
+        hide_env = true
+    )]
+    pub authkey_optional: bool,
+
     /// ephemeral=…&preauthorized=… for an OAuth secret
     ///
     /// Appended to an OAuth client secret (tskey-client-…): ephemeral=true|false,
@@ -117,6 +130,18 @@ pub struct Options {
     /// other options of the run too.
     #[arg(long = "check")]
     pub check_only: bool,
+
+    /// With --check: print metrics for Prometheus
+    ///
+    /// For the textfile collector of the node exporter. Give it --stay if the service has it.
+    #[arg(
+        long,
+        env = "TAILSCALE_AUTOCONNECT_METRICS",
+        value_parser = FalseyValueParser::new(),
+        hide_short_help = true,
+        hide_env = true
+    )]
+    pub metrics: bool,
 
     /// Print the result as one JSON object
     #[arg(long)]
@@ -214,6 +239,9 @@ impl Options {
         if self.tailscale.file_name() == Some(OsStr::new("tailscaled")) {
             let (program, error) = (self.tailscale.clone(), "it is the daemon".to_owned());
             return Err(Mistake::CannotRun { program, error }.into());
+        }
+        if self.metrics && (!self.check_only || self.json) {
+            return usage("--metrics is a form of --check, and not together with --json");
         }
         flags::check(&self.up_flags).map_err(Failure::Usage)?;
         if self.login_server.is_some() && self.login_server_flag().is_some() {

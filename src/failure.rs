@@ -63,6 +63,9 @@ pub enum Failure {
     TimedOut(Waiting),
     #[error("the control server refused the auth key: {}; {}", .0.words, .0.what.advice())]
     Refused(Refusal),
+    /// No key is no failure where one need not be there.
+    #[error("there is no auth key file {}, which is optional; nothing to do", .0.display())]
+    NoKey(PathBuf),
     #[error(
         "the auth key in {} was refused in a run before, and is not sent again: {words}; \
          make a new key, put it into the key file and start again", .file.display()
@@ -195,6 +198,7 @@ impl Failure {
     pub fn exit(&self) -> Exit {
         match self {
             Failure::Usage(_) => USAGE,
+            Failure::NoKey(_) => NO_KEY,
             Failure::KeyFile(error) if error.may_heal() => NOINPUT,
             Failure::TailscaledUnreachable(_) => UNAVAILABLE,
             Failure::Internal(_) => SOFTWARE,
@@ -227,6 +231,28 @@ pub enum Obstacle {
     #[error("the auth key in the file cannot be used")]
     NoKey,
 }
+
+impl Obstacle {
+    /// Its name in the metrics; documented.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::OldVersion => "old-version",
+            Self::Clock => "clock",
+            Self::OAuthSecret => "oauth-secret",
+            Self::Tags => "tags",
+            Self::Elsewhere => "elsewhere",
+            Self::Trouble => "trouble",
+            Self::LockedOut => "locked-out",
+            Self::RefusedKey => "refused-key",
+            Self::NoKey => "no-key",
+        }
+    }
+}
+
+/// What is said where the record was made on another machine.
+pub const COPIED: &str = "the state of this node was made on another machine; if it was copied, stop tailscaled, \
+    remove its state and ours (/var/lib/tailscale, /var/lib/tailscale-autoconnect), and start both again, \
+    since two machines with one state take each other off the tailnet";
 
 /// Something worth a line in the log that is neither an end nor a wait.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -293,8 +319,9 @@ pub enum Waiting {
     LoggingIn,
     #[error("the login seems to be refused, looking again: {0}")]
     Verdict(String),
-    #[error("the login failed and is tried again: {0}")]
-    Retry(String),
+    /// The next login comes after this time.
+    #[error("the login failed and is tried again in {left}: {0}", left = days(*.1))]
+    Retry(String, Duration),
     #[error("waiting for the address {0}")]
     Address(IpAddr),
     #[error("waiting for an admin to approve this device")]
@@ -344,8 +371,10 @@ const fn exit(code: u8, name: &'static str, brief: &'static str, when: &'static 
 }
 
 pub const CONNECTED: Exit = exit(0, "", "connected", "connected");
+/// The same number, and no entry of its own.
+const NO_KEY: Exit = Exit { name: "no-key", ..CONNECTED };
 pub const USAGE: Exit = exit(64, "USAGE", "usage", "the command line is wrong");
-const NOINPUT: Exit =
+pub const NOINPUT: Exit =
     exit(66, "NOINPUT", "no key file", "the key file is needed, and missing or unreadable");
 const UNAVAILABLE: Exit =
     exit(69, "UNAVAILABLE", "no tailscaled", "--timeout passed and tailscaled never answered");

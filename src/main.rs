@@ -31,6 +31,7 @@ use log::LevelFilter;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::sleep;
 
+use crate::check::Form;
 use crate::cli::Options;
 use crate::failure::{Connected, Exit, Failure, USAGE, message, to_json};
 use crate::key::KeySource;
@@ -88,6 +89,7 @@ fn config(options: &Options) -> Config {
             flags: flags::each_once(&options.up_flags),
             key_file: options.authkey_file.clone(),
             authkey_wait: options.authkey_wait,
+            authkey_optional: options.authkey_optional,
             socket: options.socket.clone(),
             program: options.tailscale.clone(),
             stay: options.stay,
@@ -104,8 +106,13 @@ fn config(options: &Options) -> Config {
 
 async fn check(options: &Options) -> End {
     let config = config(options);
+    let form = match options {
+        Options { metrics: true, .. } => Form::Metrics,
+        Options { json: true, .. } => Form::Json,
+        _ => Form::Text,
+    };
     tokio::select! {
-        code = check::run(&config, options.json) => Ok(code),
+        code = check::run(&config, form) => Ok(code),
         number = stop_signal() => Err(number),
     }
 }
@@ -131,7 +138,7 @@ async fn run(options: &Options) -> End {
     drop(run);
     let result = outcome.ok_or(number)?;
     notify.status(&message(&result));
-    if result.is_ok() {
+    if Exit::of(&result).code == 0 {
         // Always before exit 0: without it, systemd takes the exit for a failure.
         notify.ready();
     }
@@ -172,10 +179,10 @@ fn is_ignored(status: &str, kind: SignalKind) -> bool {
 /// Prints the result, and on standard output nothing else.
 fn report(result: &Result<Connected, Failure>, json: bool) -> ExitCode {
     let (exit, text) = (Exit::of(result), message(result));
-    let journal_has_it = output::result(exit.outcome(), &text, result.is_ok());
+    let journal_has_it = output::result(exit.outcome(), &text, exit.code == 0);
     let line = match json {
         true => Some(to_json(result).to_string()),
-        false => Some(text).filter(|_| result.is_ok() && !journal_has_it),
+        false => Some(text).filter(|_| exit.code == 0 && !journal_has_it),
     };
     if let Some(line) = line {
         let _ = writeln!(std::io::stdout(), "{}", one_line(&line));

@@ -34,6 +34,34 @@ pub struct Record {
     pub refused: Option<RefusedKey>,
     /// The node key that was seen last.
     pub node: Option<Box<NodeKey>>,
+    pub last: Box<Last>,
+}
+
+/// What was done last. Times are in seconds since 1970; zero is never.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(default)]
+pub struct Last {
+    /// When the node was logged in.
+    pub login: u64,
+    /// When its node key was renewed.
+    pub renewal: u64,
+    /// The ID of the machine that the login was begun on.
+    pub machine: String,
+}
+
+impl Record {
+    /// Whether it was made on another machine than this one, whose state this one has a copy of.
+    pub fn is_copied(&self) -> bool {
+        let own = &self.last.machine;
+        machine_id().is_some_and(|id| !own.is_empty() && id != *own)
+    }
+}
+
+/// The ID of this machine, see machine-id(5).
+pub fn machine_id() -> Option<String> {
+    let id = fs::read_to_string("/etc/machine-id").ok()?;
+    let id = id.trim();
+    (id.len() == 32).then(|| id.to_owned())
 }
 
 /// A node key, as far as runs have seen it.
@@ -133,13 +161,20 @@ impl Store {
         })
     }
 
+    /// The same, and whether it was made on another machine.
+    pub fn read_of(&self) -> (Record, bool) {
+        let record = self.read();
+        let is_copied = record.is_copied();
+        (record, is_copied)
+    }
+
     /// Replaces what it holds. An empty record leaves no file. A power cut leaves the old or the new once
     /// what is returned has been synced.
     pub fn write(&self, record: &Record) -> io::Result<Unsynced> {
         let Some(path) = &self.path else {
             return Err(io::Error::other("there is no state directory"));
         };
-        if record.login.is_none() && record.refused.is_none() && record.node.is_none() {
+        if *record == (Record { salt: record.salt, ..Record::default() }) {
             return match fs::remove_file(path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
                 _ => Ok(Unsynced(None)),

@@ -12,14 +12,15 @@ use log::Level;
 use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 
-use crate::failure::{Connected, Failure, Note, Waiting};
+use crate::failure::{self, Connected, Failure, Note, Waiting};
 use crate::file_system::{SILENT, in_time};
 use crate::key::{AuthKey, KeyFileError, KeySource, NoKey};
 use crate::output;
+use crate::output::journal::{EXPIRES_SOON, RENEWAL_FAILED, RENEWED};
 use crate::output::notify::Notify;
 use crate::policy::{Action, Event, KeyFacts, Machine, Setup, Situation, Time, Why};
 use crate::prefs::{Prefs, want_running};
-use crate::record::{Lock, Record, Store};
+use crate::record::{Lock, Record, Store, machine_id};
 use crate::tailscaled::{Bus, LocalApi, LocalApiError, Status};
 use crate::up::{Cli, Ended, NotStarted, Up};
 
@@ -189,7 +190,11 @@ impl<'a> Run<'a> {
         match action {
             Action::ReadRecord => {
                 let store = self.config.store.clone();
-                let record = in_time(move || store.read()).await.unwrap_or_default();
+                let read = in_time(move || store.read_of());
+                let (record, is_copied) = read.await.unwrap_or_default();
+                if is_copied {
+                    log::warn!("{}", failure::COPIED);
+                }
                 Event::Record(record)
             }
             Action::Look => self.look().await,
@@ -291,6 +296,9 @@ impl<'a> Run<'a> {
     async fn write(&mut self, mut record: Record) -> Event {
         let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let asked = record.clone();
+        if record.login.as_ref().is_some_and(|login| login.at == 0) {
+            record.last.machine = machine_id().unwrap_or_default();
+        }
         for at_of in record
             .login
             .iter_mut()
@@ -303,12 +311,16 @@ impl<'a> Run<'a> {
         let (store, written) = (self.config.store.clone(), record.clone());
         let result = in_time(move || {
             let unsynced = store.write(&written)?;
-            // A command takes longer to come to tailscaled than a disk to sync.
-            if written.login.is_some() {
-                drop(spawn_blocking(|| unsynced.sync()));
-                return Ok(());
+            match (written.login, written.refused) {
+                // A command takes longer to come to tailscaled than a disk to sync.
+                (Some(_), _) => {
+                    drop(spawn_blocking(|| unsynced.sync()));
+                    Ok(())
+                }
+                (None, Some(_)) => unsynced.sync(),
+                // What is left can be found out again.
+                (None, None) => Ok(()),
             }
-            unsynced.sync()
         });
         let result = result.await.unwrap_or_else(|| Err(io::Error::other(SILENT)));
         let saved = result.is_ok();
@@ -501,10 +513,16 @@ impl<'a> Run<'a> {
     }
 
     fn say_note(&mut self, note: Note) {
+        let text = note.to_string();
         match note {
-            Note::Renewed(_) => log::info!("{note}"),
-            Note::RenewalFailed { .. } => log::warn!("{note}"),
-            _ => self.say_trying(Level::Warn, note.to_string()),
+            Note::Renewed(_) => output::event(Level::Info, &text, RENEWED),
+            Note::RenewalFailed { .. } => output::event(Level::Warn, &text, RENEWAL_FAILED),
+            Note::NotRenewed { .. } if self.trying != text => {
+                output::event(Level::Warn, &text, EXPIRES_SOON);
+                self.trying = text;
+            }
+            Note::NotRenewed { .. } => {}
+            _ => self.say_trying(Level::Warn, text),
         }
     }
 }

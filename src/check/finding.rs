@@ -4,13 +4,15 @@
 use crate::check::foresee::{End, Foresight, Step};
 use crate::check::seen::Seen;
 use crate::check::words;
-use crate::failure::{CONNECTED, Connected, Exit, Failure, NOPERM, TEMPFAIL, Waiting};
+use crate::failure::{
+    self, CONNECTED, Connected, Exit, Failure, NOINPUT, NOPERM, TEMPFAIL, Waiting,
+};
 use crate::policy::{Situation, locked_out};
 use crate::tailscaled::LocalApiError;
 use crate::up::LoginError;
 
 macro_rules! kinds {
-    ($($kind:ident $name:literal $sentence:literal;)*) => {
+    ($($kind:ident $name:literal $sentence:expr;)*) => {
         /// Kinds of verdicts.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub enum Kind {
@@ -38,6 +40,7 @@ kinds! {
     LockedOut "locked-out"
         "{WHO}, but tailnet lock keeps the node from its peers ({REASON}); sign it from a trusted \
          node: tailscale lock sign NODE-KEY";
+    Copied "copied" failure::COPIED;
     NoState "no-state"
         "tailscaled cannot open its state ({REASON}); check its log (journalctl -u tailscaled), its \
          disk, its TPM and its --state";
@@ -126,6 +129,8 @@ pub fn conclude(seen: &Seen, foresight: &Foresight) -> Finding {
     };
     let exit = match &foresight.end {
         End::Connected => CONNECTED,
+        // A run would end well, but not connected.
+        End::Fails(Failure::NoKey(_)) => NOINPUT,
         End::Fails(failure) => failure.exit(),
         // As far as is known.
         End::Tries if kind == Kind::Refused => NOPERM,
@@ -167,6 +172,7 @@ fn connected(seen: &Seen, situation: &Situation) -> Verdict {
     match (situation, seen.status.as_ref().ok().and_then(locked_out)) {
         (Situation::AddressPending(address), _) => (Kind::NoAddress, address.to_string()),
         (_, Some(why)) => (Kind::LockedOut, why),
+        (_, None) if seen.is_copied => plain(Kind::Copied),
         (_, None) => plain(Kind::Connected),
     }
 }
@@ -213,7 +219,7 @@ fn waits(seen: &Seen, situation: &Situation, waiting: &Waiting) -> Verdict {
         Waiting::Approval => plain(Kind::Approval),
         Waiting::OtherRun => plain(Kind::OtherRun),
         Waiting::Unknown(state) => (Kind::UnknownState, state.clone()),
-        Waiting::Retry(_) => plain(Kind::MuteCommand),
+        Waiting::Retry(..) => plain(Kind::MuteCommand),
         waiting => (Kind::Waits, waiting.to_string()),
     }
 }

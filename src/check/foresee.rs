@@ -115,7 +115,11 @@ fn walk(seen: &Seen, steps: &mut Vec<Step>) -> End {
                 Event::Written { asked: record.clone(), written: record, saved: true }
             }
             Action::Wait(waiting, _) if now >= FOREVER => return End::Waits(waiting),
-            Action::Wait(waiting, until) => {
+            Action::Wait(mut waiting, until) => {
+                if let Waiting::Retry(_, left) = &mut waiting {
+                    // One wait, however much of it is left.
+                    *left = Duration::ZERO;
+                }
                 // Time is taken in ever longer steps, so that each limit is met.
                 now = until.max(now + now / 2);
                 if waited.as_ref() != Some(&waiting)
@@ -146,7 +150,7 @@ fn walk(seen: &Seen, steps: &mut Vec<Step>) -> End {
                 steps.push(Step::LogIn);
                 if seen.cli.version == Err(NoVersion::Silent) {
                     let why = "the tailscale command does nothing".to_owned();
-                    return End::Waits(Waiting::Retry(why));
+                    return End::Waits(Waiting::Retry(why, Duration::ZERO));
                 }
                 if let Some(why) = not_started(seen) {
                     Event::Started(Err(why))

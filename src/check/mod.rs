@@ -6,6 +6,7 @@
 
 mod finding;
 mod foresee;
+mod metrics;
 mod report;
 mod seen;
 #[cfg(test)]
@@ -32,12 +33,21 @@ use crate::run::{Config, first_unbound};
 use crate::tailscaled::{LocalApi, LocalApiError, Status};
 use crate::up::{NotStarted, find};
 
+/// How it is said.
+#[derive(Clone, Copy, Debug)]
+pub enum Form {
+    Text,
+    Json,
+    Metrics,
+}
+
 /// Looks at everything, says it, and returns the exit status.
-pub async fn run(config: &Config, json: bool) -> ExitCode {
+pub async fn run(config: &Config, form: Form) -> ExitCode {
     let report = Report::new(see(config).await);
-    let text = match json {
-        true => format!("{}\n", report.to_json()),
-        false => report.to_text(may_color(&io::stdout())),
+    let text = match form {
+        Form::Json => format!("{}\n", report.to_json()),
+        Form::Metrics => metrics::text(&report),
+        Form::Text => report.to_text(may_color(&io::stdout())),
     };
     let _ = io::stdout().write_all(text.as_bytes());
     ExitCode::from(report.finding.exit.code)
@@ -46,7 +56,7 @@ pub async fn run(config: &Config, json: bool) -> ExitCode {
 async fn see(config: &Config) -> Seen {
     let setup = &config.setup;
     let store = config.store.clone();
-    let record = in_time(move || store.read()).await.unwrap_or_default();
+    let (record, is_copied) = in_time(move || store.read_of()).await.unwrap_or_default();
     let (socket_file, distrust, key, daemon, cli) = tokio::join!(
         socket_file(setup.socket.clone()),
         distrust(config),
@@ -64,6 +74,7 @@ async fn see(config: &Config) -> Seen {
         prefs: daemon.prefs,
         access: daemon.access,
         record,
+        is_copied,
         key,
         key_has_params: !config.key.parameters.is_empty(),
         cli,

@@ -1,7 +1,7 @@
 //! What `--check` prints: a line for each thing that was seen, what a run would do, and the verdict;
 //! or the same as one JSON object. Pure functions.
 
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
@@ -9,9 +9,9 @@ use crate::check::finding::{Finding, NOT_VALID_NOW, conclude};
 use crate::check::foresee::{End, Foresight, Step, foresee};
 use crate::check::seen::Seen;
 use crate::check::words::{self, NodeKey};
-use crate::failure::{Failure, Obstacle, Waiting};
+use crate::failure::{Failure, Waiting};
 use crate::output::terminal::{BOLD, GREEN, PLAIN, RED, YELLOW};
-use crate::policy::{KeyFacts, Situation, obstacle, obstacle_of_key, renew_at};
+use crate::policy::Situation;
 use crate::redact::{excerpt, one_line};
 use crate::server::is_tailscales;
 use crate::tailscaled::{LocalApiError, Status};
@@ -61,7 +61,7 @@ pub struct Line {
 /// All that is to be said.
 #[derive(Debug)]
 pub struct Report {
-    seen: Seen,
+    pub seen: Seen,
     pub lines: Vec<Line>,
     would: Vec<String>,
     pub finding: Finding,
@@ -217,7 +217,7 @@ fn wrap(text: &str, width: usize) -> Vec<String> {
 fn would(foresight: &Foresight) -> Vec<String> {
     let wait = |waiting: &Waiting| match waiting {
         Waiting::LoggingIn => "wait for the login that is under way".to_owned(),
-        Waiting::Retry(why) => format!("try again and again ({why})"),
+        Waiting::Retry(why, _) => format!("try again and again ({why})"),
         Waiting::ControlServer(_) => "wait for the control server".to_owned(),
         waiting => waiting.to_string().replacen("waiting", "wait", 1),
     };
@@ -249,7 +249,7 @@ fn lines(seen: &Seen, needs_key: bool) -> Vec<Line> {
     if let Some(status) = status {
         lines.extend(permission(seen));
         lines.extend([state(seen, status), online(status), node_key(seen, status)]);
-        lines.extend(renewal(seen, status));
+        lines.extend(renewal(seen));
     }
     lines.push(control_server(seen));
     if let Some(status) = status {
@@ -257,6 +257,7 @@ fn lines(seen: &Seen, needs_key: bool) -> Vec<Line> {
         lines.extend(approval(seen, status));
     }
     lines.extend(key_file(seen, if_needed));
+    lines.extend(record(seen, if_needed));
     lines.push(match seen.key.locked {
         true => note("other run", "one is using the auth key"),
         false => ok("other run", "none holds the auth key"),
@@ -369,31 +370,35 @@ fn node_key(seen: &Seen, status: &Status) -> Line {
 }
 
 /// When and how a run that stays renews the node key.
-fn renewal(seen: &Seen, status: &Status) -> Option<Line> {
-    let prefs = seen.prefs.as_ref()?;
-    let expires = status.node.key_expiry.is_some();
-    if !(seen.setup.stay && expires && seen.situation().is_connected()) {
-        return None;
-    }
-    let clock = seen.now.duration_since(UNIX_EPOCH).unwrap_or_default();
-    let asked = seen.setup.server.as_deref();
-    let obstacle = obstacle(status, prefs, asked, clock).or_else(|| match &seen.key.kind {
-        Ok(kind) => {
-            let facts = KeyFacts { kind: *kind, digest: seen.key.digest.clone() };
-            obstacle_of_key(&facts, prefs, seen.record.refused.as_ref())
-        }
-        Err(_) => Some(Obstacle::NoKey),
-    });
-    let node = seen.record.node.as_deref().filter(|node| node.key == status.node.public_key);
-    let when = match node.and_then(|node| UNIX_EPOCH.checked_add(renew_at(node))) {
+fn renewal(seen: &Seen) -> Option<Line> {
+    let (at, obstacle) = seen.renewal()?;
+    let when = match at {
         Some(at) if at > seen.now => words::date(at, seen.now),
         Some(_) => "now".to_owned(),
         None => "between 70 and 90 % of its life".to_owned(),
     };
+    let last = match seen.record.last.renewal {
+        0 => String::new(),
+        at => format!("; the last one was {}", words::date_of(at, seen.now)),
+    };
     Some(match obstacle {
-        None => ok("renewal", format!("with the auth key, {when}")),
-        Some(why) => note("renewal", format!("due {when}, but not as things are: {why}")),
+        None => ok("renewal", format!("with the auth key, {when}{last}")),
+        Some(why) => note("renewal", format!("due {when}, but not as things are: {why}{last}")),
     })
+}
+
+/// What runs before have seen of the key and the machine.
+fn record(seen: &Seen, if_needed: Mark) -> Vec<Line> {
+    let copied = "the state of this node was made on another machine";
+    let refused = seen.record.refused.as_ref().map(|refused| {
+        let (held, mark) = match seen.key.digest == refused.digest {
+            true => ("the file still holds it", if_needed),
+            false => ("the file holds another", Mark::Note),
+        };
+        let date = words::date_of(refused.at, seen.now);
+        line(mark, "refused key", format!("{date}: {}; {held}", refused.words))
+    });
+    refused.into_iter().chain(seen.is_copied.then(|| problem("machine", copied))).collect()
 }
 
 fn control_server(seen: &Seen) -> Line {

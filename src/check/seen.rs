@@ -2,11 +2,15 @@
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{SystemTime, UNIX_EPOCH};
 
+use crate::failure::Obstacle;
 use crate::file_system::FileFacts;
 use crate::key::Look;
-use crate::policy::{Setup, Situation, TAILSCALES_SERVER, is_same_server};
+use crate::policy::{
+    KeyFacts, Setup, Situation, TAILSCALES_SERVER, is_same_server, obstacle, obstacle_of_key,
+    renew_at,
+};
 use crate::prefs::{self, Prefs, chosen, described};
 use crate::record::Record;
 use crate::server::is_tailscales;
@@ -14,7 +18,7 @@ use crate::tailscaled::{LocalApiError, Status};
 use crate::up::NoVersion;
 
 /// Everything that was seen, at one moment.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Seen {
     pub now: SystemTime,
     /// What a run would be given.
@@ -31,6 +35,8 @@ pub struct Seen {
     pub access: Result<(), LocalApiError>,
     /// What runs before have left.
     pub record: Record,
+    /// They have left it on another machine.
+    pub is_copied: bool,
     pub key: Look,
     /// Parameters for an OAuth client secret are given.
     pub key_has_params: bool,
@@ -38,7 +44,7 @@ pub struct Seen {
 }
 
 /// The `tailscale` command.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct CliSeen {
     pub found: Option<PathBuf>,
     pub version: Result<String, NoVersion>,
@@ -56,6 +62,28 @@ impl Seen {
     /// Why tailscaled lets this user change nothing, if it does not.
     pub fn objection(&self) -> Option<&LocalApiError> {
         self.access.as_ref().err().filter(|error| error.is_refusal())
+    }
+
+    /// Of a node whose node key a run that stays renews: when, if that is known by now, and what stands
+    /// against it.
+    pub fn renewal(&self) -> Option<(Option<SystemTime>, Option<Obstacle>)> {
+        let status = self.status.as_ref().ok()?;
+        let prefs = self.prefs.as_ref()?;
+        let expires = status.node.key_expiry.is_some() && self.situation().is_connected();
+        if !self.setup.stay || !expires {
+            return None;
+        }
+        let clock = self.now.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let asked = self.setup.server.as_deref();
+        let obstacle = obstacle(status, prefs, asked, clock).or_else(|| match &self.key.kind {
+            Ok(kind) => {
+                let facts = KeyFacts { kind: *kind, digest: self.key.digest.clone() };
+                obstacle_of_key(&facts, prefs, self.record.refused.as_ref())
+            }
+            Err(_) => Some(Obstacle::NoKey),
+        });
+        let node = self.record.node.as_deref().filter(|node| node.key == status.node.public_key);
+        Some((node.and_then(|node| UNIX_EPOCH.checked_add(renew_at(node))), obstacle))
     }
 
     /// The command, where it was found or as it was asked for.

@@ -6,6 +6,7 @@ use serde_json::json;
 
 use crate::check::finding::{Finding, Kind, conclude};
 use crate::check::foresee::{End, Step, foresee};
+use crate::check::metrics;
 use crate::check::report::{Mark, Report};
 use crate::check::seen::{CliSeen, Seen};
 use crate::documents::manual::terms;
@@ -47,6 +48,7 @@ fn seen(status: Result<Status, LocalApiError>) -> Seen {
         prefs: Some(Prefs::new()),
         access: Ok(()),
         record: Record::default(),
+        is_copied: false,
         key: Look {
             file: Some(facts()),
             locked: false,
@@ -94,6 +96,7 @@ fn daemons() -> Vec<Seen> {
     let mut unbound = seen(Ok(online(status("Running"))));
     unbound.unbound = "100.64.0.1".parse().ok();
     daemons.push(unbound);
+    daemons.push(Seen { is_copied: true, ..seen(Ok(online(status("Running")))) });
     let with_health = |mut status: Status, message: &str| {
         status.health = vec![message.to_owned()];
         seen(Ok(status))
@@ -217,6 +220,33 @@ fn there_is_a_sentence_for_everything_that_can_be_seen() {
         // The last resort, for waits that the policy may learn.
         assert!(kinds.contains(kind) != (*kind == Kind::Waits), "{kind:?}");
     }
+}
+
+/// The name and the value of a line, if it is one that Prometheus reads.
+fn sample(line: &str) -> Option<(&str, u64)> {
+    let (series, value) = line.rsplit_once(' ')?;
+    let (name, labels) = series.split_once('{').unwrap_or((series, "l=\"\"}"));
+    let (label, text) = labels.strip_suffix("\"}")?.split_once("=\"")?;
+    let is_name = |name: &str| name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
+    let is_plain = !text.contains(['"', '\\', '\n']);
+    (is_name(name) && is_name(label) && is_plain).then_some((series, value.parse().ok()?))
+}
+
+#[test]
+fn whatever_is_seen_makes_metrics_that_prometheus_reads() {
+    for_all(|seen| {
+        let text = metrics::text(&Report::new(seen.clone()));
+        let mut lines = text.lines();
+        while let Some(help) = lines.next() {
+            let (name, _) = help.strip_prefix("# HELP ").unwrap().split_once(' ').unwrap();
+            assert_eq!(lines.next(), Some(&*format!("# TYPE {name} gauge")));
+            let line = lines.next().unwrap();
+            let (series, _) = sample(line).unwrap_or_else(|| panic!("{line}"));
+            assert_eq!(series.split('{').next(), Some(name));
+        }
+        let connected = u64::from(seen.situation().is_connected());
+        assert!(text.contains(&format!("_connected {connected}\n")), "{text}");
+    });
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Facts in plain words. Pure functions.
 
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use humantime::{format_rfc3339_seconds, parse_rfc3339_weak};
 
@@ -99,6 +99,11 @@ fn span(time: Duration) -> String {
         _ => (seconds, "second"),
     };
     format!("{count} {unit}{}", if count == 1 { "" } else { "s" })
+}
+
+/// The same of a time in seconds since 1970.
+pub fn date_of(at: u64, now: SystemTime) -> String {
+    date(UNIX_EPOCH.checked_add(Duration::from_secs(at)).unwrap_or(now), now)
 }
 
 /// Like `2026-11-24 (in 3 days)`.

@@ -1,6 +1,7 @@
 //! What the manual page says of the program is true and complete.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
 
 use clap::{Arg, Command};
 
@@ -285,7 +286,7 @@ waits! {
     KeyFile(KeyFileError::Empty("FILE".into()));
     OtherRun;
     LoggingIn;
-    Retry("REASON".into());
+    Retry("REASON".into(), TIME);
     Verdict("REASON".into());
     Approval;
     Address(EXAMPLE_ADDRESS);
@@ -299,6 +300,7 @@ waits! {
     Staying(connected(), Some("DATE".into()), Some(Obstacle::NoKey));
 }
 
+const TIME: Duration = Duration::from_secs(40);
 const EXAMPLE_ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(100, 64, 0, 1));
 
 /// The STATUS texts of the service, but for those of failures.
@@ -306,6 +308,7 @@ fn statuses() -> Vec<String> {
     let address = EXAMPLE_ADDRESS.to_string();
     let waits = waits().into_iter();
     let waits = waits.map(|waiting| waiting.to_string().replace(&address, "ADDRESS"));
+    let waits = waits.map(|text| text.replace("40 s", "TIME"));
     let obstacle = Obstacle::NoKey.to_string();
     let waits = waits.map(|text| text.replace(&obstacle, "REASON"));
     sorted(waits.collect())
@@ -338,7 +341,7 @@ fn the_page_has_the_fields_of_the_journal() {
     assert_eq!(sorted::<&str>(documented), sent);
 
     let ids: Vec<_> = code.split('"').filter(|word| is_an_id(word)).collect();
-    assert_eq!(ids.len(), 2);
+    assert_eq!(ids.len(), 5);
     for id in ids {
         assert!(PAGE.contains(id), "{id}");
     }
@@ -360,6 +363,42 @@ fn the_page_has_the_names_of_all_actions() {
         .collect();
     assert_eq!(sorted(documented), named);
 }
+
+// ---- metrics
+
+#[test]
+fn the_page_has_every_metric_and_every_reason_of_not_renewing() {
+    let code = include_str!("../check/metrics.rs");
+    let mut named: Vec<_> = code
+        .split("put(")
+        .skip(1)
+        .filter_map(|call| call.split('"').nth(1))
+        .map(|name| format!("tailscale_autoconnect_{name}"))
+        .collect();
+    named.sort();
+    assert!(named.len() > 5, "{named:?}");
+    let entries = terms("METRICS");
+    let documented = entries.iter().map(|entry| entry.term.clone()).collect();
+    assert_eq!(sorted(documented), named);
+
+    let reasons = entries.iter().find(|entry| entry.term.ends_with("_not_renewed"));
+    let source = in_bold(&reasons.expect("the entry").source);
+    for obstacle in OBSTACLES {
+        assert!(source.iter().any(|word| *word == obstacle.name()), "{obstacle:?}: {source:?}");
+    }
+}
+
+const OBSTACLES: [Obstacle; 9] = [
+    Obstacle::OldVersion,
+    Obstacle::Clock,
+    Obstacle::OAuthSecret,
+    Obstacle::Tags,
+    Obstacle::Elsewhere,
+    Obstacle::Trouble,
+    Obstacle::LockedOut,
+    Obstacle::RefusedKey,
+    Obstacle::NoKey,
+];
 
 /// A MESSAGE_ID.
 fn is_an_id(word: &str) -> bool {

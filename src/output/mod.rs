@@ -1,7 +1,7 @@
 //! Where messages go: to the journal with fields, to a terminal with a live line below them, and
 //! else to standard error as plain lines.
 
-mod journal;
+pub mod journal;
 pub mod notify;
 pub mod terminal;
 
@@ -81,6 +81,16 @@ impl Drop for Erase {
     }
 }
 
+/// Says a message that has a MESSAGE_ID in the journal.
+pub fn event(level: Level, text: &str, id: &str) {
+    match MESSAGES.get() {
+        Some(Messages::Journal(journal)) if level <= log::max_level() => {
+            journal.message(level, text, id);
+        }
+        _ => log::log!(level, "{text}"),
+    }
+}
+
 /// Says how the run ended, where that is not for standard output alone: by the name of the outcome,
 /// in words, and whether it is a success. Returns whether standard output has it by that, since it's
 /// the same journal.
@@ -120,7 +130,7 @@ impl Log for Messages {
         }
         let text = one_line(&record.args().to_string());
         match self {
-            Self::Journal(journal) => journal.message(record.level(), &text),
+            Self::Journal(journal) => journal.message(record.level(), &text, ""),
             Self::Terminal(_) => {
                 if let Some(mut terminal) = terminal() {
                     terminal.message(record.level(), &text);

@@ -358,8 +358,15 @@ impl Machine {
     fn settle_if_done(&mut self) {
         let is_done = self.history.is_none() || (self.is_replaced() && self.is_as_before());
         if self.login == Login::Came && self.known.is_some() && is_done {
-            self.settle();
-            self.login = Login::Settled;
+            self.has_succeeded();
+        }
+    }
+
+    fn has_succeeded(&mut self) {
+        self.settle();
+        self.login = Login::Settled;
+        if let Some(record) = &mut self.record {
+            record.last.login = self.clock.as_secs();
         }
     }
 
@@ -384,10 +391,7 @@ impl Machine {
                 self.resolve(before, ended, now);
             }
             // They have been read, and are as they were.
-            Login::Came if self.is_as_before() => {
-                self.settle();
-                self.login = Login::Settled;
-            }
+            Login::Came if self.is_as_before() => self.has_succeeded(),
             _ => {}
         }
         if let Some(stopping) = self.stopping.clone()
@@ -569,11 +573,11 @@ impl Machine {
                 | S::AsksForPerson { .. }
                     if now < *until =>
                 {
-                    Some(self.wait_until(Waiting::Retry(words.clone()), *until, now))
+                    Some(self.wait_for_retry(words, *until, now))
                 }
                 // A login would be due at once.
                 _ if now < *until && self.is_asked_elsewhere() => {
-                    Some(self.wait_until(Waiting::Retry(words.clone()), *until, now))
+                    Some(self.wait_for_retry(words, *until, now))
                 }
                 _ => None,
             },

@@ -75,6 +75,8 @@ pub struct Setup {
     pub key_file: PathBuf,
     /// How long the key file is waited for once it is needed.
     pub authkey_wait: Duration,
+    /// Whether there may be none.
+    pub authkey_optional: bool,
     pub socket: PathBuf,
     /// The tailscale command.
     pub program: PathBuf,
@@ -926,6 +928,9 @@ impl Machine {
             Key::Unread => Action::ReadKey,
             Key::Ready(facts) => ready(facts),
             Key::Busy => self.wait(Waiting::OtherRun, now),
+            Key::Wanting(KeyFileError::Missing(path)) if self.setup.authkey_optional => {
+                Action::Fail(Failure::NoKey(path.clone()))
+            }
             Key::Wanting(error) => {
                 let over =
                     self.key_wanted_since.unwrap_or(now).saturating_add(self.setup.authkey_wait);
@@ -945,7 +950,7 @@ impl Machine {
         if let Login::Pausing { words, until, .. } = &self.login
             && now < *until
         {
-            return self.wait_until(Waiting::Retry(words.clone()), *until, now);
+            return self.wait_for_retry(words, *until, now);
         }
         self.with_key(now, |facts| {
             let Some(known) = &self.known else {
@@ -1076,6 +1081,11 @@ impl Machine {
         let rest = (now.saturating_sub(since) / 10).clamp(least, LOOK_MOST);
         let look = self.looked.saturating_add(rest).max(now.saturating_add(OVERDUE));
         Action::Wait(what, look)
+    }
+
+    fn wait_for_retry(&self, words: &str, until: Time, now: Time) -> Action {
+        let left = Duration::from_secs(until.saturating_sub(now).as_secs() + 1);
+        self.wait_until(Waiting::Retry(words.to_owned(), left), until, now)
     }
 
     /// The same, but no longer than until `limit`, when there is something else to do.

@@ -439,6 +439,9 @@ impl Machine {
         self.situation = None;
         self.key = Key::Unread;
         self.notes.push(Note::Renewed(self.date_of_expiry()));
+        if let Some(record) = &mut self.record {
+            record.last.renewal = self.clock.as_secs();
+        }
         self.stay = Stay::Begun(RESTED);
     }
 

@@ -146,7 +146,7 @@ fn a_command_that_is_being_written_is_run_later() {
     let writing = File::options().append(true).open(cli.path()).unwrap();
     let run = program_with_key(&fake, key.path()).tailscale(cli.path()).spawn();
     let status = run.wait_status_text("cannot be started now");
-    assert!(status.starts_with("the login failed and is tried again: "), "{status}");
+    assert!(status.starts_with("the login failed and is tried again in "), "{status}");
     assert_eq!(cli.calls().len(), 0);
     drop(writing);
     cli.wait_calls(1);

@@ -50,6 +50,34 @@ fn a_secret_that_comes_late_is_waited_for() {
 }
 
 #[test]
+fn a_node_without_the_optional_key_is_left_as_it_is_at_once_and_joins_in_a_run_with_it() {
+    let (tailnet, node) = fresh();
+    let (key, file) = (tailnet.single_use_key(), KeyFile::absent());
+    let optional = || program(&tailnet, &node, &file).arg("--authkey-optional");
+    let words = format!(
+        "there is no auth key file {}, which is optional; nothing to do",
+        file.path().display()
+    );
+
+    let run = optional().run();
+    run.assert_code(0);
+    assert_eq!(run.stdout, format!("{words}\n"));
+    assert!(run.ready_at().is_some());
+    assert_eq!(run.statuses().last(), Some(&words.as_str()));
+    assert!(run.elapsed < Duration::from_secs(10), "{:?}", run.elapsed);
+    assert_eq!(optional().arg("--json").run().json()["outcome"], "no-key");
+    // That is not what a check is asked.
+    let check = optional().arg("--check").run();
+    check.assert_code(66);
+    let said = check.stdout.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(said.contains(&words), "{said}");
+    assert_eq!(tailnet.state().registers.total, 0);
+
+    file.swap(&key);
+    assert_joined(&optional().run(), &tailnet, &node, &key);
+}
+
+#[test]
 fn a_secret_that_never_comes_is_waited_for_no_longer_than_asked() {
     let (tailnet, node) = fresh();
     let file = KeyFile::absent();

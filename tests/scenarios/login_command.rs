@@ -188,8 +188,9 @@ fn a_command_that_does_nothing_is_ended_after_thirty_seconds_and_called_again() 
     let warning = "`tailscale up` had no effect, and was stopped";
     assert!(run.stderr.contains(warning), "{}", run.stderr);
     assert!(
-        run.statuses()
-            .contains(&"the login failed and is tried again: nothing came of `tailscale up`"),
+        run.statuses().contains(
+            &"the login failed and is tried again in 1 s: nothing came of `tailscale up`"
+        ),
         "{:?}",
         run.statuses()
     );

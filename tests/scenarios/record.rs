@@ -83,6 +83,40 @@ fn a_record_that_makes_no_sense_is_said_and_ignored() {
     }
 }
 
+/// What a run and a check say of a node whose record was changed so.
+fn said_after(change: impl Fn(&mut serde_json::Value)) -> [String; 2] {
+    let (tailnet, node) = (Tailnet::start(), Node::start());
+    let file = KeyFile::new(tailnet.single_use_key());
+    program(&tailnet, &node, &file).run().assert_code(0);
+    for path in kept(&node).iter().filter(|path| path.extension().is_some_and(|end| end == "json"))
+    {
+        let mut record = serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap();
+        change(&mut record);
+        fs::write(path, record.to_string()).unwrap();
+    }
+    let run = program(&tailnet, &node, &file).run();
+    run.assert_code(0);
+    let check = program(&tailnet, &node, &file).arg("--check").run();
+    check.assert_code(0);
+    [run.stderr, check.stdout.split_whitespace().collect::<Vec<_>>().join(" ")]
+}
+
+#[test]
+fn a_state_that_was_copied_from_another_machine_is_said() {
+    let copied = "made on another machine";
+    for said in said_after(|_| ()) {
+        assert!(!said.contains(copied), "{said}");
+    }
+    let said = said_after(|record| {
+        let machine = &mut record["last"]["machine"];
+        assert_eq!(machine.as_str().map(str::len), Some(32));
+        *machine = "0123456789abcdef0123456789abcdef".into();
+    });
+    for said in said {
+        assert!(said.contains(copied), "{said}");
+    }
+}
+
 #[test]
 fn a_state_directory_that_cannot_be_written_is_said_and_done_without() {
     let (tailnet, node, file) = (Tailnet::start(), Node::start(), KeyFile::absent());

@@ -6,7 +6,7 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 use tailnet_harness::{
@@ -813,6 +813,59 @@ fn a_check_says_when_the_node_key_is_renewed_and_what_stands_against_it() {
         said.contains("but not as things are: the auth key in the file cannot be used"),
         "{said}"
     );
+}
+
+#[test]
+fn a_check_and_its_metrics_say_what_has_become_of_renewals() {
+    if !renews() {
+        return;
+    }
+    let kept = Kept::new(LIFE);
+    let check = |form: &str| {
+        let run = program(&kept.tailnet, &kept.node, &kept.file).args(["--stay", "--check"]);
+        let run = run.args((!form.is_empty()).then_some(form)).run();
+        run.assert_code(0);
+        run.stdout
+    };
+    let check_text = || check("").split_whitespace().collect::<Vec<_>>().join(" ");
+    let value = |metrics: &str, name: &str| {
+        let named = |line: &&str| line.starts_with(&format!("tailscale_autoconnect_{name} "));
+        let line = metrics.lines().find(named)?;
+        line.rsplit(' ').next()?.parse::<f64>().ok()
+    };
+    let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64();
+    let is_recent = |at: Option<f64>| at.is_some_and(|at| (-1.0..60.0).contains(&(now() - at)));
+
+    let metrics = check("--metrics");
+    assert_eq!(value(&metrics, "connected"), Some(1.0), "{metrics}");
+    assert_eq!(value(&metrics, "verdict{verdict=\"connected\"}"), Some(1.0), "{metrics}");
+    let expiry = value(&metrics, "node_key_expiry_timestamp_seconds").expect("it expires");
+    let renewal = value(&metrics, "renewal_timestamp_seconds").expect("it is to be renewed");
+    assert!((now()..now() + 21.0).contains(&expiry) && renewal < expiry, "{metrics}");
+    assert!(is_recent(value(&metrics, "last_login_timestamp_seconds")), "{metrics}");
+    for unknown in ["last_renewal", "last_refusal", "not_renewed"] {
+        assert!(!metrics.contains(unknown), "{metrics}");
+    }
+    assert_eq!(value(&metrics, "key_refused"), Some(0.0), "{metrics}");
+
+    kept.tailnet.delete_key(&kept.key);
+    kept.wait_status(" and is not renewed: the auth key in the file was refused before");
+    let metrics = check("--metrics");
+    assert_eq!(value(&metrics, "key_refused"), Some(1.0), "{metrics}");
+    assert_eq!(value(&metrics, "not_renewed{reason=\"refused-key\"}"), Some(1.0), "{metrics}");
+    assert!(is_recent(value(&metrics, "last_refusal_timestamp_seconds")), "{metrics}");
+    let said = check_text();
+    assert!(said.contains("refused key") && said.contains("the file still holds it"), "{said}");
+
+    kept.file.swap(&kept.tailnet.reusable_key());
+    kept.wait_renewed();
+    let recorded = || is_recent(value(&check("--metrics"), "last_renewal_timestamp_seconds"));
+    wait_until(recorded, "the renewal in the metrics");
+    let metrics = check("--metrics");
+    assert_eq!(value(&metrics, "key_refused"), Some(0.0), "{metrics}");
+    assert!(!metrics.contains("not_renewed"), "{metrics}");
+    let said = check_text();
+    assert!(said.contains("; the last one was 20"), "{said}");
 }
 
 /// Slow: it's looked at once a minute.

@@ -64,12 +64,14 @@ fn joins_after(words: &str, time: Duration) -> Finished {
 /// The pauses between its logins.
 fn pauses(run: &Finished) -> Vec<Duration> {
     let statuses = run.notifications.iter().filter_map(|one| Some((one.at, one.get("STATUS")?)));
-    let statuses: Vec<_> = statuses.collect();
-    let pairs = statuses.windows(2).filter_map(|pair| match *pair {
-        [(from, words), (to, "logging in")] if words.contains("is tried again") => Some(to - from),
-        _ => None,
-    });
-    pairs.collect()
+    let (mut pauses, mut since) = (Vec::new(), None);
+    for (at, words) in statuses {
+        // It says again and again how much is left.
+        let pausing = words.contains("is tried again").then(|| since.unwrap_or(at));
+        pauses.extend(since.filter(|_| words == "logging in").map(|since| at - since));
+        since = pausing;
+    }
+    pauses
 }
 
 #[test]

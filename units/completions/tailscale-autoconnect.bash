@@ -23,7 +23,7 @@ _tailscale__autoconnect() {
 
     case "${cmd}" in
         tailscale__autoconnect)
-            opts="-v -q -h -V --authkey-file --authkey-wait --authkey-params --login-server --socket --tailscale --timeout --ready-after --stay --rejoin --check --json --verbose --quiet --help --version"
+            opts="-v -q -h -V --authkey-file --authkey-wait --authkey-optional --authkey-params --login-server --socket --tailscale --timeout --ready-after --stay --rejoin --check --metrics --json --verbose --quiet --help --version"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0

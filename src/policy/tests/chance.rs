@@ -139,7 +139,7 @@ pub fn record(rng: &mut Rng) -> Record {
         server: server(rng),
         words: words(rng),
     });
-    Record { salt: [rng.bool().into(); 16], login, refused, node: None }
+    Record { salt: [rng.bool().into(); 16], login, refused, ..Record::default() }
 }
 
 /// A time of the wall clock about the expiries of node keys, and others.

@@ -316,7 +316,7 @@ fn words_of_the_server_that_are_not_known_are_tried_again_ever_more_slowly() {
         }
         let since = walk.now;
         while !is_login(&action) {
-            assert_eq!(waits_for(&action), &Waiting::Retry(ODD.into()));
+            assert!(matches!(waits_for(&action), Waiting::Retry(words, _) if words == ODD));
             action = walk.after(Duration::from_millis(100));
         }
         pauses.push((walk.now - since).as_secs_f64());
@@ -517,7 +517,7 @@ fn a_node_of_another_server_waits_between_its_logins_and_holds_no_key_meanwhile(
     walk.on(Event::Started(Ok(())));
     walk.on(Event::Ended(Ended::Unreachable("i/o timeout".into())));
     let action = walk.after(Duration::from_millis(50));
-    assert_eq!(waits_for(&action), &Waiting::Retry("i/o timeout".into()));
+    assert!(matches!(waits_for(&action), Waiting::Retry(words, _) if words == "i/o timeout"));
     assert!(walk.has_done("release_key"));
 }
 
