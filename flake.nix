@@ -1,10 +1,26 @@
 {
   description = "Joins a Linux machine to its tailnet at boot, with an auth key from a file";
 
-  inputs.nixpkgs.url = "github:NixOS/nixpkgs/nixos-unstable";
+  inputs = {
+    nixpkgs.url = "github:NixOS/nixpkgs/nixos-unstable";
+    # For the test in a VM alone, and only their files.
+    agenix = {
+      url = "github:ryantm/agenix";
+      flake = false;
+    };
+    sops-nix = {
+      url = "github:Mic92/sops-nix";
+      flake = false;
+    };
+  };
 
   outputs =
-    { self, nixpkgs }:
+    {
+      self,
+      nixpkgs,
+      agenix,
+      sops-nix,
+    }:
     let
       eachSystem =
         outputs:
@@ -14,7 +30,10 @@
         ] (system: outputs nixpkgs.legacyPackages.${system} self.packages.${system});
     in
     {
-      nixosModules.default.imports = [ ./nix/module.nix ];
+      nixosModules = {
+        default.imports = [ ./nix/module.nix ];
+        tailscale-autoconnect = self.nixosModules.default;
+      };
 
       overlays.default = final: _prev: {
         tailscale-autoconnect = final.callPackage ./nix/package.nix { };
@@ -29,7 +48,12 @@
       checks = eachSystem (
         pkgs: packages: {
           package = packages.default;
-          inherit (packages.default.tests) vm;
+          vm = pkgs.testers.runNixOSTest (
+            import ./tests/nix/vm.nix {
+              inherit agenix sops-nix;
+              package = packages.default;
+            }
+          );
           module = import ./tests/nix/check.nix { inherit pkgs; };
         }
       );

@@ -1,6 +1,6 @@
 # services.tailscale-autoconnect: joins the machine to its tailnet at boot, with an auth key from a
-# file such as agenix or sops-nix decrypts. It overrides what is NixOS' own in the unit that the package
-# ships, which has the ordering: after tailscaled, and after the units that decrypt secrets.
+# file such as agenix or sops-nix decrypts. It takes the place of services.tailscale.authKeyFile. The
+# unit is that of the package, with its ordering and its sandbox; what is NixOS' own is added here.
 {
   config,
   lib,
@@ -15,35 +15,94 @@ let
     any
     attrValues
     boolToString
+    concatLists
+    concatMap
     concatStringsSep
+    elem
     elemAt
     filter
     filterAttrs
     getExe
+    hasSuffix
+    head
+    isAttrs
     isBool
+    isString
     literalExpression
     mapAttrsToList
-    mkDefault
     mkEnableOption
+    mkForce
     mkIf
+    mkMerge
     mkOption
+    mkOverride
     optional
     optionals
+    setAttrByPath
+    stringLength
+    tail
     types
     ;
 
   cfg = config.services.tailscale-autoconnect;
   inherit (config.services) tailscale;
 
+  # ---- the auth key
+
   # The secrets of agenix and of sops-nix. Neither has to be there.
   ageSecrets = if options ? age then config.age.secrets else { };
   sopsSecrets = if options ? sops then config.sops.secrets else { };
+  secret = ageSecrets.${cfg.authKeySecret} or sopsSecrets.${cfg.authKeySecret} or { };
+  usualSecret = "tailscale-token";
 
   # The encrypted files that the auth key comes from.
   behindKey = filter (secret: secret.path == cfg.authKeyFile);
   encrypted =
     map (secret: secret.file) (behindKey (attrValues ageSecrets))
     ++ map (secret: secret.sopsFile) (behindKey (attrValues sopsSecrets));
+
+  # ---- flags for `tailscale up`
+
+  # `--name`, `-name` and `--name=value` are the flag `name`.
+  flagName =
+    word:
+    let
+      found = builtins.match "--?([^=]+)(=.*)?" word;
+    in
+    if found == null then "" else elemAt found 0;
+
+  # The program refuses these; said here, a rebuild fails instead of a boot.
+  refusedFlags = {
+    auth-key = "the key comes from authKeyFile";
+    authkey = "the key comes from authKeyFile";
+    force-reauth = "it would spend the auth key on a node that is logged in";
+    json = "the output is not for a program";
+    reset = "it would lose the node's settings; give the flags that you want changed";
+    timeout = "use services.tailscale-autoconnect.timeout";
+  };
+  refusedIn = words: filter (name: refusedFlags ? ${name}) (map flagName words);
+
+  # Without those flags, and without their values in words of their own.
+  accepted =
+    words:
+    if words == [ ] then
+      [ ]
+    else if !refusedFlags ? ${flagName (head words)} then
+      [ (head words) ] ++ accepted (tail words)
+    else if
+      tail words != [ ] && builtins.match ".*=.*" (head words) == null && flagName (elemAt words 1) == ""
+    then
+      accepted (tail (tail words))
+    else
+      accepted (tail words);
+
+  upFlags = accepted tailscale.extraUpFlags ++ cfg.extraUpFlags;
+  # More than one word in an item: white space in a flag's name, or a flag after white space.
+  isSeveral = word: builtins.match "-[^=[:space:]]*[[:space:]].*|.*[[:space:]]-.*" word != null;
+  # Not its value, which may be a key.
+  firstWord = word: head (builtins.match "([^=[:space:]]*).*" word);
+
+  # ---- the command line
 
   parameters = concatStringsSep "&" (
     mapAttrsToList (name: value: "${name}=${if isBool value then boolToString value else value}") (
@@ -60,43 +119,117 @@ let
   ++ option "--login-server" cfg.loginServer
   ++ option "--ready-after" cfg.readyAfter
   ++ option "--timeout" cfg.timeout
-  ++ optionals (cfg.extraUpFlags != [ ]) ([ "--" ] ++ cfg.extraUpFlags);
+  ++ optionals (upFlags != [ ]) ([ "--" ] ++ upFlags);
 
   option =
     name: value:
     optionals (value != null && value != "") [
       name
-      value
+      (toString value)
     ];
 
-  # `--name`, `-name` and `--name=value` are the flag `name`.
-  flagName =
-    word:
-    let
-      found = builtins.match "--?([^=]+)(=.*)?" word;
-    in
-    if found == null then null else elemAt found 0;
-  flags = map flagName cfg.extraUpFlags;
+  duration = types.nullOr (
+    types.either types.ints.unsigned (
+      types.strMatching "infinity|[0-9]+|([0-9]+ ?(ms|s|sec|m|min|h|d|w) ?)+"
+      // {
+        description = "time such as 90s, 5min, 1h 30min or infinity";
+      }
+    )
+  );
 
-  # The program refuses these; said here, a rebuild fails instead of a boot.
-  refusedFlags = {
-    auth-key = "the key comes from authKeyFile";
-    authkey = "the key comes from authKeyFile";
-    force-reauth = "it would spend the auth key on a node that is logged in";
-    json = "the output is not for a program";
-    reset = "it would lose the node's settings; give the flags that you want changed";
-    timeout = "use services.tailscale-autoconnect.timeout";
-  };
+  # ---- what other files set on units
+
+  here = toString ./module.nix;
+
+  # A value without mkIf, mkMerge and mkForce around it: none, one or several.
+  unwrap =
+    value:
+    if !isAttrs value || !value ? _type then
+      [ value ]
+    else if value._type == "if" then
+      optionals value.condition (unwrap value.content)
+    else if value._type == "merge" then
+      concatMap unwrap value.contents
+    else
+      concatMap unwrap (optional (value ? content) value.content);
+
+  # [ { file, settings = [ { path, name, value } … ] } … ]
+  othersOn =
+    unit:
+    map (definition: {
+      inherit (definition) file;
+      settings = settingsIn [ ] (definition.value.${unit} or { });
+    }) (filter (definition: definition.file != here) options.systemd.services.definitionsWithLocations);
+  settingsIn =
+    parent: value:
+    concatMap (
+      set:
+      concatLists (
+        mapAttrsToList (
+          key: value:
+          let
+            path = parent ++ [ key ];
+          in
+          if key == "serviceConfig" || key == "unitConfig" then
+            settingsIn path value
+          else
+            [
+              {
+                inherit path value;
+                name = concatStringsSep "." path;
+              }
+            ]
+        ) set
+      )
+    ) (filter isAttrs (unwrap value));
+  named = settings: concatStringsSep ", " (map (setting: setting.name) settings);
+  # Those definitions that have such settings, and only these of them.
+  having =
+    condition: definitions:
+    filter (definition: definition.settings != [ ]) (
+      map (definition: definition // { settings = filter condition definition.settings; }) definitions
+    );
+
+  # services.tailscale.authKeyFile makes this unit, which gives way to ours. What means the same on any
+  # unit moves to ours. The rest is lost.
+  replaced = filter (definition: !hasSuffix "/services/networking/tailscale.nix" definition.file) (
+    othersOn "tailscaled-autoconnect"
+  );
+  moves =
+    setting:
+    builtins.match "after|before|bindsTo|conflicts|partOf|requiredBy|requires|requisite|wantedBy|wants|unitConfig\\.(Assert|Condition|Requires).*|serviceConfig\\.Bind.*" setting.name
+    != null;
+  moved = concatMap (definition: definition.settings) (having moves replaced);
+  lost = having (setting: !moves setting) replaced;
+
+  # A service of somebody's own under the name of ours, such as the script that ours replaces.
+  isOwnCommand =
+    setting:
+    elem setting.name [
+      "script"
+      "serviceConfig.Type"
+    ]
+    # With mkForce, it takes the place of our command.
+    || setting.name == "serviceConfig.ExecStart" && setting.value._type or "" != "override";
+  merged = having isOwnCommand (othersOn "tailscale-autoconnect");
+
+  # ---- the firewall
+
+  # No rule may have a longer name; `userspace-networking` is none of an interface.
+  isInterface = stringLength tailscale.interfaceName <= 15;
 in
 {
+  _class = "nixos";
+  _file = here;
+
   options.services.tailscale-autoconnect = {
     enable = mkEnableOption ''
-      tailscale-autoconnect, which joins this machine to its tailnet at boot and enables
-      {option}`services.tailscale`.
+      tailscale-autoconnect, which joins this machine to its tailnet at boot. It also enables
+      {option}`services.tailscale`, and takes the place of {option}`services.tailscale.authKeyFile`.
 
       A service that needs the tailnet says
-      `wants = after = [ "tailscale-autoconnect.service" ]`. It is then started when the machine is
-      connected and its addresses can be used, or after
+      `wants = after = [ "tailscale-autoconnect.service" ]`. The service then starts when the machine
+      is connected and its addresses can be used, or after
       {option}`services.tailscale-autoconnect.readyAfter`
     '';
 
@@ -109,7 +242,7 @@ in
 
     authKeySecret = mkOption {
       type = types.str;
-      default = "tailscale-token";
+      default = usualSecret;
       example = "tailscale-authkey";
       description = ''
         Name of the secret in {option}`age.secrets` (agenix) or {option}`sops.secrets` (sops-nix) that
@@ -124,12 +257,12 @@ in
           description = "absolute path, given as a string, of a file outside the Nix store, where every user could read it";
         }
       );
-      default = (ageSecrets.${cfg.authKeySecret} or sopsSecrets.${cfg.authKeySecret} or { }).path or null;
-      defaultText = literalExpression "config.age.secrets.\${authKeySecret}.path, or that of sops";
+      default = secret.path or (if cfg.authKeySecret == usualSecret then tailscale.authKeyFile else null);
+      defaultText = literalExpression "the path of authKeySecret in age.secrets or sops.secrets, or config.services.tailscale.authKeyFile";
       example = "/run/secrets/tailscale";
       description = ''
-        File with the auth key or OAuth client secret. It is read only when the machine has to log in,
-        and waited for if it isn't there yet.
+        File with the auth key or OAuth client secret. The service reads it only when the machine has
+        to log in. If the file does not exist yet, the service waits for it.
       '';
     };
 
@@ -138,19 +271,19 @@ in
         type = types.nullOr types.bool;
         default = tailscale.authKeyParameters.ephemeral or null;
         defaultText = literalExpression "config.services.tailscale.authKeyParameters.ephemeral";
-        description = "With an OAuth client secret: whether the node is ephemeral.";
+        description = "Whether the node is ephemeral. Only for an OAuth client secret.";
       };
       preauthorized = mkOption {
         type = types.nullOr types.bool;
         default = tailscale.authKeyParameters.preauthorized or null;
         defaultText = literalExpression "config.services.tailscale.authKeyParameters.preauthorized";
-        description = "With an OAuth client secret: whether the device needs no approval.";
+        description = "Whether the device needs no approval. Only for an OAuth client secret.";
       };
       baseURL = mkOption {
         type = types.nullOr types.str;
         default = tailscale.authKeyParameters.baseURL or null;
         defaultText = literalExpression "config.services.tailscale.authKeyParameters.baseURL";
-        description = "With an OAuth client secret: base URL of the Tailscale API.";
+        description = "Base URL of the Tailscale API. Only for an OAuth client secret.";
       };
     };
 
@@ -158,45 +291,52 @@ in
       type = types.nullOr types.str;
       default = null;
       example = "https://headscale.example.com";
-      description = "URL of the control server, if it isn't Tailscale's.";
+      description = "URL of the control server, if it is not Tailscale's.";
     };
 
     extraUpFlags = mkOption {
       type = types.listOf types.str;
-      default = tailscale.extraUpFlags;
-      defaultText = literalExpression "config.services.tailscale.extraUpFlags";
+      default = [ ];
       example = [
         "--ssh"
         "--advertise-tags=tag:server"
       ];
-      description = "Flags for {command}`tailscale up` when the machine logs in.";
+      description = ''
+        Flags for {command}`tailscale up` when the machine logs in. They come after those of
+        {option}`services.tailscale.extraUpFlags`. If a flag is given twice, the last one counts.
+
+        A machine that has joined does not log in again when these flags change. Change it with
+        {option}`services.tailscale.extraSetFlags`.
+      '';
     };
 
     readyAfter = mkOption {
-      type = types.nullOr types.str;
+      type = duration;
       default = null;
       example = "infinity";
       description = ''
-        How long the services that are ordered after this one wait at most for the machine to be
-        connected (`15s` if null); the work goes on behind them. With `infinity` they wait until it
-        is, and so does a target that wants them, such as `multi-user.target`.
+        How long services that are ordered after this one wait at most until the machine is connected
+        (`15s` if null). The service continues to try after that. With `infinity`, they wait until the
+        machine is connected, and so does a target that wants them, such as `multi-user.target`.
       '';
     };
 
     timeout = mkOption {
-      type = types.nullOr types.str;
+      type = duration;
       default = null;
       example = "10min";
-      description = "When to give up and let systemd try again later; null: keep trying.";
+      description = ''
+        When to give up, so that systemd tries again later. With null, the service continues to try.
+      '';
     };
 
     trustInterface = mkOption {
       type = types.bool;
       default = false;
       description = ''
-        Whether the firewall lets everything in that comes over the tailnet. Every service of this
-        machine is then open to every device that the tailnet's access rules let through, those of
-        other people included.
+        Whether the firewall accepts everything that comes over the tailnet. Every service of this
+        machine is then open to every device that the access rules of the tailnet allow, including
+        devices of other people.
       '';
     };
 
@@ -204,8 +344,8 @@ in
       type = types.bool;
       default = true;
       description = ''
-        Whether the firewall's reverse path filter is `"loose"` unless it is set elsewhere. Exit nodes
-        and subnet routes need that.
+        Whether the reverse path filter of the firewall is `"loose"`, unless it is set elsewhere. Exit
+        nodes and subnet routes need that.
       '';
     };
   };
@@ -213,34 +353,68 @@ in
   config = mkIf cfg.enable {
     assertions = [
       {
+        assertion = tailscale.enable;
+        message = ''
+          services.tailscale-autoconnect needs tailscaled, and services.tailscale.enable is forced to be false. Remove that, or disable services.tailscale-autoconnect.
+        '';
+      }
+      {
         assertion = cfg.authKeyFile != null;
         message = ''
           services.tailscale-autoconnect has no auth key. Declare the secret ${cfg.authKeySecret} with agenix (age.secrets.${cfg.authKeySecret}.file) or sops-nix, name another one in services.tailscale-autoconnect.authKeySecret, or give the path of a file in services.tailscale-autoconnect.authKeyFile.
         '';
       }
       {
-        assertion = tailscale.authKeyFile == null;
+        assertion = cfg.loginServer == null || !any (word: flagName word == "login-server") upFlags;
         message = ''
-          services.tailscale.authKeyFile and services.tailscale-autoconnect are both set, and two programs would spend the auth key. Remove services.tailscale.authKeyFile; services.tailscale-autoconnect.authKeyFile takes its place.
+          The control server is given twice: by services.tailscale-autoconnect.loginServer and by --login-server in the flags for `tailscale up`. Give it once.
         '';
       }
       {
-        assertion = cfg.loginServer == null || !any (name: name == "login-server") flags;
+        assertion = !elem "" upFlags;
         message = ''
-          The control server is given twice: by services.tailscale-autoconnect.loginServer and by --login-server in its extraUpFlags. Give it once.
+          The flags for `tailscale up` have an empty item. Leave it out; an empty value is written --flag=.
         '';
       }
     ]
-    ++ mapAttrsToList (name: why: {
-      assertion = !any (flag: flag == name) flags;
+    ++ map (word: {
+      assertion = false;
       message = ''
-        services.tailscale-autoconnect.extraUpFlags may not contain --${name}: ${why}.
+        The flags for `tailscale up` have an item of several words, which begins with ${firstWord word}. Write a flag and its value as --flag=value, and each flag as an item of its own.
       '';
-    }) refusedFlags;
+    }) (filter isSeveral upFlags)
+    ++ map (name: {
+      assertion = false;
+      message = ''
+        services.tailscale-autoconnect.extraUpFlags may not contain --${name}: ${refusedFlags.${name}}.
+      '';
+    }) (refusedIn cfg.extraUpFlags)
+    ++ map (
+      { file, settings }:
+      {
+        assertion = false;
+        message = ''
+          ${file} defines a service of its own as systemd.services.tailscale-autoconnect (${named settings}). Remove it there: services.tailscale-autoconnect does its work. Move the flags of its `tailscale up` to services.tailscale-autoconnect.extraUpFlags, except for the auth key.
+        '';
+      }
+    ) merged;
 
-    warnings = optional (config.systemd.services ? tailscaled-autoconnect) ''
-      systemd.services.tailscaled-autoconnect has no effect: it is another name of tailscale-autoconnect.service. Set systemd.services.tailscale-autoconnect instead.
-    '';
+    warnings =
+      concatMap (
+        { file, value, ... }:
+        map (name: ''
+          ${file} sets --${name} in services.tailscale.extraUpFlags. services.tailscale-autoconnect leaves it out: ${refusedFlags.${name}}.
+        '') (refusedIn (filter isString (concatMap unwrap value)))
+      ) options.services.tailscale.extraUpFlags.definitionsWithLocations
+      ++ map (
+        { file, settings }:
+        ''
+          ${file} sets ${named settings} on systemd.services.tailscaled-autoconnect, which has no effect: tailscale-autoconnect.service takes the place of that unit. Remove it there, or set it on systemd.services.tailscale-autoconnect.
+        ''
+      ) lost
+      ++ optional (cfg.trustInterface && !isInterface) ''
+        services.tailscale-autoconnect.trustInterface has no effect, since ${tailscale.interfaceName} is not the name of an interface. With userspace networking, connections from the tailnet come from tailscaled on this machine, and the firewall does not see them.
+      '';
 
     services.tailscale.enable = true;
 
@@ -250,26 +424,56 @@ in
     ];
 
     systemd.packages = [ cfg.package ];
-    systemd.services.tailscale-autoconnect = {
-      # A package's own links are not followed.
-      wantedBy = [
-        "multi-user.target"
-        "tailscaled.service"
-      ];
-      # The name that services.tailscale has for the same work, which others are ordered after.
-      aliases = [ "tailscaled-autoconnect.service" ];
-      # The tailscale of the tailscaled that runs.
-      path = [ tailscale.package ];
-      restartTriggers = encrypted;
-      serviceConfig.ExecStart = [
-        ""
-        (utils.escapeSystemdExecArgs command)
-      ];
+    systemd.services = {
+      tailscale-autoconnect = mkMerge (
+        [
+          {
+            # A package's own links are not followed.
+            wantedBy = [
+              "multi-user.target"
+              "tailscaled.service"
+            ];
+            # The name that services.tailscale has for the same work, which others are ordered after.
+            aliases = [ "tailscaled-autoconnect.service" ];
+            # What decrypts the secrets of vaultix, opnix and clan. The unit itself names those of
+            # agenix and sops-nix.
+            after = [
+              "opnix-secrets.service"
+              "pass-install-secrets.service"
+              "vaultix-activate.service"
+            ];
+            # The tailscale of the tailscaled that runs.
+            path = [ tailscale.package ];
+            restartTriggers = encrypted;
+            serviceConfig.ExecStart = [
+              ""
+              (utils.escapeSystemdExecArgs command)
+            ];
+          }
+        ]
+        ++ map (setting: setAttrByPath setting.path setting.value) moved
+      );
+
+      tailscaled-autoconnect = mkForce { enable = false; };
+
+      # It is ordered after ours, and a target that wants it would wait for both. So it has only those
+      # default dependencies that concern itself, as ours has.
+      tailscaled-set = mkIf (tailscale.extraSetFlags != [ ]) {
+        requires = [ "sysinit.target" ];
+        after = [
+          "sysinit.target"
+          "basic.target"
+        ];
+        conflicts = [ "shutdown.target" ];
+        before = [ "shutdown.target" ];
+        unitConfig.DefaultDependencies = false;
+      };
     };
 
     networking.firewall = {
-      checkReversePath = mkIf cfg.looseReversePath (mkDefault "loose");
-      trustedInterfaces = optional cfg.trustInterface tailscale.interfaceName;
+      # Weaker than what NixOS sets on a kernel without the filter, and than anyone's mkDefault.
+      checkReversePath = mkIf cfg.looseReversePath (mkOverride 1200 "loose");
+      trustedInterfaces = optional (cfg.trustInterface && isInterface) tailscale.interfaceName;
     };
   };
 }

@@ -9,9 +9,12 @@
   testers,
 }:
 
+let
+  manifest = (lib.importTOML ../Cargo.toml).package;
+in
 rustPlatform.buildRustPackage (finalAttrs: {
-  pname = "tailscale-autoconnect";
-  inherit ((lib.importTOML ../Cargo.toml).package) version;
+  pname = manifest.name;
+  inherit (manifest) version;
 
   src = lib.fileset.toSource {
     root = ../.;
@@ -57,18 +60,19 @@ rustPlatform.buildRustPackage (finalAttrs: {
   doInstallCheck = true;
   nativeInstallCheckInputs = [ versionCheckHook ];
 
-  passthru.tests = {
-    version = testers.testVersion { package = finalAttrs.finalPackage; };
-    vm = testers.runNixOSTest (import ./tests/vm.nix { package = finalAttrs.finalPackage; });
-  };
+  passthru.tests.version = testers.testVersion { package = finalAttrs.finalPackage; };
 
   meta = {
-    description = "Joins a Linux machine to its tailnet at boot, with an auth key from a file";
+    inherit (manifest) description;
+    homepage = manifest.repository;
+    changelog = "${manifest.repository}/blob/v${manifest.version}/CHANGELOG.md";
     license = with lib.licenses; [
       mit
       asl20
     ];
-    mainProgram = "tailscale-autoconnect";
+    # A placeholder: nixpkgs wants one of lib.maintainers.
+    maintainers = [ ];
+    mainProgram = manifest.name;
     platforms = lib.platforms.linux;
   };
 })

@@ -10,7 +10,14 @@
 }:
 
 let
-  inherit (lib) getExe hasInfix mkForce;
+  inherit (lib)
+    getExe
+    hasInfix
+    mkDefault
+    mkForce
+    mkIf
+    mkMerge
+    ;
 
   inherit (import ./evaluate.nix { inherit lib; })
     machine
@@ -53,10 +60,34 @@ let
   # What keeps the machine from being built.
   objections = config: map (a: a.message) (builtins.filter (a: !a.assertion) config.assertions);
 
+  # The same, and what it is warned of.
+  said = config: {
+    objections = objections config;
+    inherit (config) warnings;
+  };
+  nothing = {
+    objections = [ ];
+    warnings = [ ];
+  };
+
   # The unit that the package ships.
   shipped = builtins.readFile ../../units/tailscale-autoconnect.service;
+  hosts = import ./hosts.nix {
+    inherit agenix lib;
+    mkHost =
+      modules:
+      let
+        config = machine modules;
+      in
+      {
+        inherit config;
+        arguments = arguments config;
+        said = said config;
+      };
+  };
 in
-{
+hosts
+// {
   # ---- where the auth key is
 
   "agenix: its secret is the auth key" = {
@@ -159,6 +190,32 @@ in
       [ ]
     ];
   };
+  "a file under /tmp or a home is a key file: the unit sees it" = {
+    got = {
+      paths =
+        map
+          (
+            authKeyFile:
+            said (machine [
+              (settings { inherit authKeyFile; })
+            ])
+          )
+          [
+            "/tmp/token"
+            "/root/token"
+            "/home/me/token"
+          ];
+      hidden = hasInfix "ProtectHome=yes" shipped || hasInfix "PrivateTmp=yes" shipped;
+    };
+    want = {
+      paths = [
+        nothing
+        nothing
+        nothing
+      ];
+      hidden = false;
+    };
+  };
   "a plain file comes before a secret" = {
     got = arguments (machine [
       age
@@ -203,14 +260,250 @@ in
 
   # ---- beside services.tailscale
 
-  "services.tailscale.authKeyFile as well: says which one to remove" = {
+  "services.tailscale.authKeyFile is taken over, and its unit gives way" = {
+    got =
+      let
+        config = machine [
+          { services.tailscale.authKeyFile = "/run/keys/tailscale"; }
+        ];
+      in
+      {
+        arguments = arguments config;
+        inherit (config.systemd.services.tailscaled-autoconnect) enable wantedBy;
+        said = said config;
+      };
+    want = {
+      arguments = ''"--authkey-file" "/run/keys/tailscale"'';
+      enable = false;
+      wantedBy = [ ];
+      said = nothing;
+    };
+  };
+  "a secret of agenix or sops comes before services.tailscale.authKeyFile" = {
+    got =
+      map
+        (
+          secrets:
+          arguments (machine [
+            secrets
+            { services.tailscale.authKeyFile = "/run/keys/tailscale"; }
+          ])
+        )
+        [
+          age
+          sops
+        ];
+    want = [
+      ''"--authkey-file" "/run/agenix/tailscale-token"''
+      ''"--authkey-file" "/run/secrets/tailscale-token"''
+    ];
+  };
+  "a secret that is named and not there is not replaced by services.tailscale.authKeyFile" = {
+    got = builtins.length (
+      objections (machine [
+        age
+        { services.tailscale.authKeyFile = "/run/keys/tailscale"; }
+        (settings { authKeySecret = "other"; })
+      ])
+    );
+    want = 1;
+  };
+  "services.tailscale.authKeyFile in the Nix store is refused" = {
+    fails = arguments (machine [ { services.tailscale.authKeyFile = ./cases.nix; } ]);
+    says = "of a file outside the Nix store, where every user could read it'";
+  };
+  "nixpkgs' own unit: ordering, conditions and bind paths move to ours" = {
+    got =
+      let
+        config = machine [
+          age
+          {
+            services.tailscale.authKeyFile = "/run/keys/tailscale";
+            systemd.services.tailscaled-autoconnect = mkMerge [
+              {
+                after = [ "vpn.service" ];
+                wants = mkIf true [ "vpn.service" ];
+                unitConfig.ConditionPathExists = "/etc/joined";
+              }
+              (mkIf true {
+                serviceConfig.BindReadOnlyPaths = [ "/persist/keys" ];
+              })
+              (mkIf false { wants = [ "never.service" ]; })
+            ];
+          }
+          { systemd.services.tailscaled-autoconnect.wantedBy = mkForce [ ]; }
+        ];
+        unit = service config;
+      in
+      {
+        inherit (unit) wants unitConfig wantedBy;
+        after = builtins.elem "vpn.service" unit.after;
+        inherit (unit.serviceConfig) BindReadOnlyPaths;
+        said = said config;
+      };
+    want = {
+      wants = [ "vpn.service" ];
+      unitConfig.ConditionPathExists = "/etc/joined";
+      # By hand only.
+      wantedBy = [ ];
+      after = true;
+      BindReadOnlyPaths = [ "/persist/keys" ];
+      said = nothing;
+    };
+  };
+  "nixpkgs' own unit: what is lost is warned of, with its file" = {
+    got = said (machine [
+      age
+      {
+        _file = "/etc/nixos/fixes.nix";
+        systemd.services.tailscaled-autoconnect = {
+          after = [ "vpn.service" ];
+          preStart = "sleep 5";
+          serviceConfig.Restart = mkForce "on-failure";
+        };
+      }
+      {
+        _file = "/etc/nixos/other.nix";
+        systemd.services.tailscaled-autoconnect.script = mkForce "tailscale up";
+      }
+    ]);
+    want = {
+      objections = [ ];
+      warnings = [
+        ''
+          /etc/nixos/other.nix sets script on systemd.services.tailscaled-autoconnect, which has no effect: tailscale-autoconnect.service takes the place of that unit. Remove it there, or set it on systemd.services.tailscale-autoconnect.
+        ''
+        ''
+          /etc/nixos/fixes.nix sets preStart, serviceConfig.Restart on systemd.services.tailscaled-autoconnect, which has no effect: tailscale-autoconnect.service takes the place of that unit. Remove it there, or set it on systemd.services.tailscale-autoconnect.
+        ''
+      ];
+    };
+  };
+  "the script that ours replaces is refused, with its file" = {
+    got = said (machine [
+      age
+      {
+        _file = "/etc/nixos/tailscale.nix";
+        systemd.services.tailscale-autoconnect = {
+          description = "Automatic connection to Tailscale";
+          after = [ "tailscale.service" ];
+          wantedBy = [ "multi-user.target" ];
+          serviceConfig.Type = "oneshot";
+          script = "sleep 2";
+        };
+      }
+    ]);
+    want = {
+      warnings = [ ];
+      objections = [
+        ''
+          /etc/nixos/tailscale.nix defines a service of its own as systemd.services.tailscale-autoconnect (script, serviceConfig.Type). Remove it there: services.tailscale-autoconnect does its work. Move the flags of its `tailscale up` to services.tailscale-autoconnect.extraUpFlags, except for the auth key.
+        ''
+      ];
+    };
+  };
+  "a second command in our unit is refused, another one in its place is not" = {
+    got =
+      map
+        (
+          ExecStart:
+          builtins.length (
+            objections (machine [
+              age
+              { systemd.services.tailscale-autoconnect.serviceConfig = { inherit ExecStart; }; }
+            ])
+          )
+        )
+        [
+          [ "/bin/join" ]
+          (mkForce [
+            ""
+            "/bin/join"
+          ])
+        ];
+    want = [
+      1
+      0
+    ];
+  };
+  "what is set on our unit stays" = {
+    got =
+      let
+        config = machine [
+          age
+          {
+            systemd.services.tailscale-autoconnect = {
+              after = [ "vpn.service" ];
+              environment.TAILSCALE_AUTOCONNECT_AUTHKEY_WAIT = "5min";
+              serviceConfig.Nice = 5;
+            };
+          }
+        ];
+      in
+      {
+        after = builtins.elem "vpn.service" (service config).after;
+        inherit (service config) environment;
+        inherit ((service config).serviceConfig) Nice;
+        said = said config;
+      };
+    want = {
+      after = true;
+      environment.TAILSCALE_AUTOCONNECT_AUTHKEY_WAIT = "5min";
+      Nice = 5;
+      said = nothing;
+    };
+  };
+  "tailscale set does not hold up a boot either" = {
+    got =
+      let
+        set =
+          (machine [
+            age
+            { services.tailscale.extraSetFlags = [ "--ssh" ]; }
+          ]).systemd.services.tailscaled-set;
+      in
+      {
+        inherit (set)
+          after
+          before
+          conflicts
+          requires
+          unitConfig
+          ;
+      };
+    want = {
+      after = [
+        "sysinit.target"
+        "basic.target"
+        "tailscaled.service"
+        "tailscaled-autoconnect.service"
+      ];
+      before = [ "shutdown.target" ];
+      conflicts = [ "shutdown.target" ];
+      requires = [ "sysinit.target" ];
+      unitConfig.DefaultDependencies = false;
+    };
+  };
+  "no unit for tailscale set where nothing is to be set" = {
+    got = (machine [ age ]).systemd.services ? tailscaled-set;
+    want = false;
+  };
+  "the unit waits for the secrets of other programs" = {
+    got = (service (machine [ file ])).after;
+    want = [
+      "opnix-secrets.service"
+      "pass-install-secrets.service"
+      "vaultix-activate.service"
+    ];
+  };
+  "tailscale forced off: says so" = {
     got = objections (machine [
       age
-      { services.tailscale.authKeyFile = "/run/agenix/tailscale-token"; }
+      { services.tailscale.enable = mkForce false; }
     ]);
     want = [
       ''
-        services.tailscale.authKeyFile and services.tailscale-autoconnect are both set, and two programs would spend the auth key. Remove services.tailscale.authKeyFile; services.tailscale-autoconnect.authKeyFile takes its place.
+        services.tailscale-autoconnect needs tailscaled, and services.tailscale.enable is forced to be false. Remove that, or disable services.tailscale-autoconnect.
       ''
     ];
   };
@@ -253,23 +546,6 @@ in
   "what is ordered after nixpkgs' own unit is ordered after this one" = {
     got = (service (machine [ age ])).aliases;
     want = [ "tailscaled-autoconnect.service" ];
-  };
-  "settings for nixpkgs' own unit, which would be lost, are warned of" = {
-    got = map (config: config.warnings) [
-      (machine [
-        age
-        { systemd.services.tailscaled-autoconnect.after = [ "agenix-install-secrets.service" ]; }
-      ])
-      (machine [ age ])
-    ];
-    want = [
-      [
-        ''
-          systemd.services.tailscaled-autoconnect has no effect: it is another name of tailscale-autoconnect.service. Set systemd.services.tailscale-autoconnect instead.
-        ''
-      ]
-      [ ]
-    ];
   };
   "the tailscale of the running tailscaled is used" = {
     got =
@@ -319,12 +595,138 @@ in
     ]);
     want = ''"--authkey-file" "/run/agenix/tailscale-token" "--" "--a=two words" "--b=\"quoted\"" "--c='single'" "--d=100%%" "--e=$$HOME" "--f=back\\slash"'';
   };
-  "flags of services.tailscale are taken over" = {
+  "flags of services.tailscale are taken over, and ours come after them" = {
     got = arguments (machine [
       age
       { services.tailscale.extraUpFlags = [ "--ssh" ]; }
+      (upFlags [ "--accept-routes" ])
     ]);
-    want = ''"--authkey-file" "/run/agenix/tailscale-token" "--" "--ssh"'';
+    want = ''"--authkey-file" "/run/agenix/tailscale-token" "--" "--ssh" "--accept-routes"'';
+  };
+  "refused flags of services.tailscale are left out, and their file is named" = {
+    got =
+      let
+        config = machine [
+          age
+          {
+            _file = "/etc/nixos/profile.nix";
+            services.tailscale.extraUpFlags = [
+              "--reset"
+              "--auth-key"
+              "file:/run/keys/tailscale"
+              "--ssh"
+            ];
+          }
+          {
+            _file = "/etc/nixos/host.nix";
+            services.tailscale.extraUpFlags = [
+              (mkIf true "-force-reauth=true")
+              (mkIf false "--json")
+              "--hostname"
+              "x"
+              "--timeout=5s"
+            ];
+          }
+        ];
+      in
+      {
+        arguments = arguments config;
+        said = said config;
+      };
+    want = {
+      arguments = ''"--authkey-file" "/run/agenix/tailscale-token" "--" "--hostname" "x" "--ssh"'';
+      said = {
+        objections = [ ];
+        warnings = [
+          ''
+            /etc/nixos/host.nix sets --force-reauth in services.tailscale.extraUpFlags. services.tailscale-autoconnect leaves it out: it would spend the auth key on a node that is logged in.
+          ''
+          ''
+            /etc/nixos/host.nix sets --timeout in services.tailscale.extraUpFlags. services.tailscale-autoconnect leaves it out: use services.tailscale-autoconnect.timeout.
+          ''
+          ''
+            /etc/nixos/profile.nix sets --reset in services.tailscale.extraUpFlags. services.tailscale-autoconnect leaves it out: it would lose the node's settings; give the flags that you want changed.
+          ''
+          ''
+            /etc/nixos/profile.nix sets --auth-key in services.tailscale.extraUpFlags. services.tailscale-autoconnect leaves it out: the key comes from authKeyFile.
+          ''
+        ];
+      };
+    };
+  };
+  "several words in one item, and empty items, are refused, and no key is shown" = {
+    got =
+      map
+        (
+          flags:
+          objections (machine [
+            age
+            flags
+          ])
+        )
+        [
+          (upFlags [ "--advertise-tags tag:a" ])
+          (upFlags [ "--hostname=x --ssh" ])
+          (upFlags [ "--ssh\n" ])
+          { services.tailscale.extraUpFlags = [ "--auth-key tskey-auth-secret" ]; }
+          (upFlags [ "" ])
+        ];
+    want = map (text: [ text ]) (
+      map
+        (first: ''
+          The flags for `tailscale up` have an item of several words, which begins with ${first}. Write a flag and its value as --flag=value, and each flag as an item of its own.
+        '')
+        [
+          "--advertise-tags"
+          "--hostname"
+          "--ssh"
+          "--auth-key"
+        ]
+      ++ [
+        ''
+          The flags for `tailscale up` have an empty item. Leave it out; an empty value is written --flag=.
+        ''
+      ]
+    );
+  };
+  "times are times" = {
+    got =
+      map
+        (
+          readyAfter:
+          arguments (machine [
+            age
+            (settings {
+              inherit readyAfter;
+              timeout = readyAfter;
+            })
+          ])
+        )
+        [
+          90
+          "90"
+          "1h 30min"
+          "infinity"
+        ];
+    want =
+      map
+        (
+          time:
+          ''"--authkey-file" "/run/agenix/tailscale-token" "--ready-after" "${time}" "--timeout" "${time}"''
+        )
+        [
+          "90"
+          "90"
+          "1h 30min"
+          "infinity"
+        ];
+  };
+  "what is no time is refused" = {
+    fails = arguments (machine [
+      age
+      (settings { readyAfter = "5 minuten"; })
+    ]);
+    says = "time such as 90s, 5min, 1h 30min or infinity";
   };
   "parameters of an OAuth client secret" = {
     got = arguments (machine [
@@ -346,19 +748,30 @@ in
     ]);
     want = ''"--authkey-file" "/run/agenix/tailscale-token" "--authkey-params" "preauthorized=true"'';
   };
-  "the control server given twice is refused" = {
-    got = objections (machine [
-      age
-      (settings {
-        loginServer = "https://headscale.example.com";
-        extraUpFlags = [ "-login-server=https://headscale.example.com" ];
-      })
-    ]);
-    want = [
+  "the control server given twice is refused, in every spelling" = {
+    got =
+      map
+        (
+          flags:
+          objections (machine [
+            age
+            (settings { loginServer = "https://headscale.example.com"; })
+            flags
+          ])
+        )
+        [
+          (upFlags [ "-login-server=https://headscale.example.com" ])
+          (upFlags [
+            "--login-server"
+            "https://headscale.example.com"
+          ])
+          { services.tailscale.extraUpFlags = [ "--login-server=https://headscale.example.com" ]; }
+        ];
+    want = builtins.genList (_: [
       ''
-        The control server is given twice: by services.tailscale-autoconnect.loginServer and by --login-server in its extraUpFlags. Give it once.
+        The control server is given twice: by services.tailscale-autoconnect.loginServer and by --login-server in the flags for `tailscale up`. Give it once.
       ''
-    ];
+    ]) 3;
   };
   "flags that the program refuses are refused in the rebuild" = {
     got = objections (machine [
@@ -374,13 +787,13 @@ in
     ]);
     want = [
       ''
+        services.tailscale-autoconnect.extraUpFlags may not contain --reset: it would lose the node's settings; give the flags that you want changed.
+      ''
+      ''
         services.tailscale-autoconnect.extraUpFlags may not contain --auth-key: the key comes from authKeyFile.
       ''
       ''
         services.tailscale-autoconnect.extraUpFlags may not contain --json: the output is not for a program.
-      ''
-      ''
-        services.tailscale-autoconnect.extraUpFlags may not contain --reset: it would lose the node's settings; give the flags that you want changed.
       ''
       ''
         services.tailscale-autoconnect.extraUpFlags may not contain --timeout: use services.tailscale-autoconnect.timeout.
@@ -422,6 +835,34 @@ in
       ]).networking.firewall.checkReversePath;
     want = "strict";
   };
+  "the firewall: anyone's default and NixOS' own come before the loose reverse path" = {
+    got =
+      map
+        (
+          checkReversePath:
+          (machine [
+            age
+            { networking.firewall = { inherit checkReversePath; }; }
+          ]).networking.firewall.checkReversePath
+        )
+        [
+          # Of NixOS, on a kernel without the filter.
+          (mkDefault false)
+          (mkDefault "strict")
+        ];
+    want = [
+      false
+      "strict"
+    ];
+  };
+  "the firewall: useRoutingFeatures stays" = {
+    got =
+      (machine [
+        age
+        { services.tailscale.useRoutingFeatures = "both"; }
+      ]).networking.firewall.checkReversePath;
+    want = "loose";
+  };
   "the firewall: left alone" = {
     got =
       (machine [
@@ -438,6 +879,32 @@ in
         { services.tailscale.interfaceName = "tail1"; }
       ]).networking.firewall.trustedInterfaces;
     want = [ "tail1" ];
+  };
+
+  "the firewall: userspace networking has no interface to trust, and says so" = {
+    got =
+      let
+        config = machine [
+          age
+          (settings { trustInterface = true; })
+          { services.tailscale.interfaceName = "userspace-networking"; }
+        ];
+      in
+      {
+        inherit (config.networking.firewall) trustedInterfaces;
+        said = said config;
+      };
+    want = {
+      trustedInterfaces = [ ];
+      said = {
+        objections = [ ];
+        warnings = [
+          ''
+            services.tailscale-autoconnect.trustInterface has no effect, since userspace-networking is not the name of an interface. With userspace networking, connections from the tailnet come from tailscaled on this machine, and the firewall does not see them.
+          ''
+        ];
+      };
+    };
   };
 
   # ---- where it isn't enabled, and the example

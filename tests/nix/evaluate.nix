@@ -4,16 +4,11 @@
 let
   pkgs = import ./stand-ins/pkgs.nix { inherit lib; };
   systemd = import ./stand-ins/systemd.nix { inherit lib pkgs; };
-in
-{
-  inherit pkgs systemd;
 
-  package = pkgs.callPackage ../../nix/package.nix { };
-
-  # The configuration of a machine that enables the module, with these modules besides.
-  machine =
+  # A machine that enables the module, with these modules besides.
+  evaluated =
     modules:
-    (lib.evalModules {
+    lib.evalModules {
       modules = [
         ./stand-ins/nixos.nix
         ../../nix/module.nix
@@ -24,5 +19,12 @@ in
         inherit pkgs;
         inherit (systemd) utils;
       };
-    }).config;
+    };
+in
+{
+  inherit pkgs systemd;
+  inherit (evaluated [ ]) options;
+
+  package = pkgs.callPackage ../../nix/package.nix { };
+  machine = modules: (evaluated modules).config;
 }

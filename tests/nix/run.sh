@@ -2,7 +2,8 @@
 # Tests of the NixOS module, the package, the flake and the example, as far as they can be had without
 # nixpkgs: on small stand-ins for it, with Debian's nix. Ends with one count.
 #
-#   tests/nix/run.sh
+#   tests/nix/run.sh            all of it
+#   tests/nix/run.sh PART…      some of: parse style module firewall readme flake package agenix
 #
 # With NIXPKGS_LIB (the folder lib of nixpkgs) and AGENIX_MODULE (modules/age.nix of agenix) set, the
 # module's cases also run on those.
@@ -52,13 +53,6 @@ parse() {
     local file
     for file in "${files[@]}"; do
         check "parse $file" nix-instantiate --parse "$root/$file"
-    done
-    # What stands between ```nix and ``` in the two READMEs.
-    awk -v to="$dir/readme" '
-        /^```/ { inside = $0 == "```nix"; number += inside; next }
-        inside { print > (to number ".nix") }' "$root/README.md" "$root/nix/README.md"
-    for file in "$dir"/readme*.nix; do
-        check "parse README.md and nix/README.md, ${file##*/readme}" nix-instantiate --parse "$file"
     done
 }
 
@@ -113,17 +107,60 @@ module() {
     fi
 }
 
-# The host of the README, which is a whole flake.
-readme_host() {
-    local host
-    echo '{ }' >"$dir/configuration.nix"
-    host=$(grep -l nixosConfigurations "$dir"/readme*.nix || true)
-    check "README: its host joins with the secret, in under 15 lines" bash -euo pipefail -c '
-        (($(wc -l <"$1") < 15))
-        diff <(echo "[\"/run/agenix/tailscale-token\",[]]") <(evaluate "
+# The rules that NixOS makes of the trusted interfaces, given to the tools that load them: a name that they
+# refuse leaves the machine without any rule.
+firewall() {
+    need iptables:iptables nft:nftables
+    if ! unshare --net --map-root-user true 2>/dev/null; then
+        skip "firewall: the rules of the trusted interfaces" "namespaces cannot be made"
+        return
+    fi
+    local tool interface
+    local -A rules=(
+        [iptables]='(printf "%s\n" "*filter" ":nixos-fw - [0:0]"
+            for name; do echo "-A nixos-fw -i $name -j ACCEPT"; done
+            echo COMMIT) | iptables-restore --test'
+        [nftables]='(printf "table inet t {\n chain c {\n  iifname { \"lo\""
+            for name; do printf ", \"%s\"" "$name"; done
+            printf " } accept\n }\n}\n") | nft --check --file -'
+    )
+    for tool in iptables nftables; do
+        check "firewall: $tool refuses a name that is longer than an interface may have" \
+            bash -c '! unshare --net --map-root-user bash -euo pipefail -c "$@"' - "${rules[$tool]}" - userspace-networking
+        for interface in tailscale0 fifteen-letters userspace-networking; do
+            check "firewall: $tool loads the rules where $interface is to be trusted" bash -euo pipefail -c '
+                readarray -t trusted < <(evaluate "
+                    let lib = import $1/stand-ins/lib.nix; in
+                    ((import $1/evaluate.nix { inherit lib; }).machine [ {
+                      services.tailscale.interfaceName = \"$2\";
+                      services.tailscale-autoconnect = { authKeyFile = \"/run/token\"; trustInterface = true; };
+                    } ]).networking.firewall.trustedInterfaces" | jq -r ".[]")
+                unshare --net --map-root-user bash -euo pipefail -c "$3" - "${trusted[@]}"' \
+                - "$here" "$interface" "${rules[$tool]}"
+        done
+    done
+}
+
+# What stands between ```nix and ``` in the two READMEs: the host of the one, which is a whole flake, and
+# the modules of the other.
+readme() {
+    local name file host
+    for name in README.md nix/README.md; do
+        mkdir -p "$dir/readme/$name"
+        awk -v to="$dir/readme/$name/" '
+            /^```/ { inside = $0 == "```nix"; number += inside; next }
+            inside { print > (to number ".nix") }' "$root/$name"
+    done
+    # Its own configuration, which has what a comment beside it says.
+    host=$dir/readme/README.md/1.nix
+    echo "{ $(sed -nE 's/.*configuration\.nix # with ([^:]*):.*/\1/p' "$host"); }" >"$dir/readme/README.md/configuration.nix"
+    check "README.md: its host joins with the secret, with the nixpkgs of its own, in under 20 lines" bash -euo pipefail -c '
+        (($(wc -l <"$1") < 20))
+        diff <(echo "[\"/run/agenix/tailscale-token\",[],true,\"nixpkgs\"]") <(evaluate "
             let
               inherit (import $2/evaluate.nix { lib = import $2/stand-ins/lib.nix; }) machine;
-              host = (import $1).outputs {
+              flake = import $1;
+              host = flake.outputs {
                 nixpkgs.lib.nixosSystem = host: machine host.modules;
                 agenix.nixosModules.default = $2/stand-ins/agenix.nix;
                 tailscale-autoconnect.nixosModules.default = { };
@@ -133,7 +170,39 @@ readme_host() {
             [
               config.services.tailscale-autoconnect.authKeyFile
               (map (a: a.message) (builtins.filter (a: !a.assertion) config.assertions))
+              config.services.openssh.enable
+              flake.inputs.tailscale-autoconnect.inputs.nixpkgs.follows
             ]" | jq -c .)' - "$host" "$here"
+
+    for file in "$dir"/readme/nix/README.md/*.nix; do
+        check "nix/README.md: snippet $(basename "$file" .nix) is accepted without a warning" bash -euo pipefail -c '
+            diff <(echo "[[],[]]") <(evaluate "
+                let
+                  lib = import $2/stand-ins/lib.nix;
+                  config = (import $2/evaluate.nix { inherit lib; }).machine [
+                    $2/stand-ins/others.nix
+                    { services.tailscale-autoconnect.authKeyFile = lib.mkDefault \"/run/token\"; }
+                    $1
+                  ];
+                in
+                builtins.deepSeq config.systemd.services [
+                  (map (a: a.message) (builtins.filter (a: !a.assertion) config.assertions))
+                  config.warnings
+                ]" | jq -c .)' - "$file" "$here"
+    done
+    check "nix/README.md: its table has all options, and no others" bash -euo pipefail -c '
+        diff <(evaluate "
+            let
+              lib = import $2/stand-ins/lib.nix;
+              inherit ((import $2/evaluate.nix { inherit lib; }).options.services) tailscale-autoconnect;
+            in
+            builtins.concatMap (name:
+              let option = tailscale-autoconnect.\${name}; in
+              if option._type or null == \"option\" then [ name ]
+              else map (part: \"\${name}.\${part}\") (builtins.attrNames option)
+            ) (builtins.attrNames tailscale-autoconnect)" | jq -r ".[]" | sort) \
+            <(sed -nE "s/^\| (\`[^|]*\`) \|.*/\1/p" "$1" | grep -o "\`[^\`]*\`" | tr -d "\`" | sort)' \
+        - "$root/nix/README.md" "$here"
 }
 
 # ---- the flake and the package
@@ -147,18 +216,25 @@ flake() {
     done
     # Evaluated, not built: there is nothing to build with.
     check "flake: nix flake check on stand-in inputs" nix flake check --no-build "$copy" \
-        --override-input nixpkgs "path:$here/stand-ins" --offline --no-write-lock-file \
+        --override-input nixpkgs "path:$here/stand-ins" --override-input agenix "path:$here/stand-ins" \
+        --override-input sops-nix "path:$here/stand-ins" --offline --no-write-lock-file \
         --store "$dir/nix/root"
-    check "flake: what it offers, and no input but nixpkgs" bash -euo pipefail -c '
+    check "flake: what it offers, and no other flake but nixpkgs" bash -euo pipefail -c '
         diff -u <(jq .) <(evaluate "
             let
               flake = import $1/flake.nix;
               nixpkgs = (import $2/stand-ins/flake.nix).outputs { };
-              outputs = flake.outputs { inherit nixpkgs; self = outputs; };
+              outputs = flake.outputs {
+                inherit nixpkgs;
+                self = outputs;
+                agenix = null;
+                sops-nix = null;
+              };
+              isFlake = name: flake.inputs.\${name}.flake or true;
               names = builtins.mapAttrs (_: builtins.attrNames);
             in
             {
-              inputs = builtins.attrNames flake.inputs;
+              inputs = builtins.filter isFlake (builtins.attrNames flake.inputs);
               checks = names outputs.checks;
               devShells = names outputs.devShells;
               packages = names outputs.packages;
@@ -174,12 +250,12 @@ flake() {
   "devShells": { "aarch64-linux": ["default"], "x86_64-linux": ["default"] },
   "formatter": ["aarch64-linux", "x86_64-linux"],
   "inputs": ["nixpkgs"],
-  "nixosModules": ["default"],
+  "nixosModules": ["default", "tailscale-autoconnect"],
   "overlay": ["tailscale-autoconnect"],
   "packages": { "aarch64-linux": ["default"], "x86_64-linux": ["default"] }
 }
 END
-    skip "the VM test (nix/tests/vm.nix)" "it needs nixpkgs: nix flake check"
+    skip "the VM test (tests/nix/vm.nix)" "it needs nixpkgs: nix flake check"
 }
 
 # An attribute of the package, as JSON.
@@ -315,14 +391,13 @@ agenix() {
 }
 
 main() {
+    local part parts=(parse style module firewall readme flake package agenix)
+    (($# == 0)) || parts=("$@")
+    for part in "${parts[@]}"; do
+        declare -F "$part" >/dev/null || { say "No part is called $part." >&2 && return 64; }
+    done
     set_up_nix
-    parse
-    style
-    module
-    readme_host
-    flake
-    package
-    agenix
+    for part in "${parts[@]}"; do "$part"; done
     count
 }
 

@@ -6,6 +6,7 @@ let
     any
     attrNames
     attrValues
+    concatLists
     concatMap
     concatStringsSep
     elem
@@ -23,6 +24,7 @@ let
     listToAttrs
     map
     match
+    stringLength
     tail
     ;
 
@@ -71,7 +73,7 @@ let
       held = filter (d: d.holds) defs;
       least = foldl' (least: d: if d.priority < least then d.priority else least) 9999 held;
     in
-    map (d: d.value) (filter (d: d.priority == least) held);
+    filter (d: d.priority == least) held;
 
   # ---- types: what a value must be, and how several are merged
 
@@ -81,18 +83,28 @@ let
     merge =
       name: values: if all (v: v == head values) values then head values else throw "${name} conflicts";
   };
+  # A set, each of whose values is of the type that `typeOf` says.
+  mergeSets =
+    typeOf: name: values:
+    listToAttrs (
+      concatMap (
+        key:
+        let
+          defs = concatMap (definitions [ key ]) values;
+        in
+        lib.optional (any (d: d.holds) defs) {
+          name = key;
+          value = merge "${name}.${key}" (typeOf key) defs;
+        }
+      ) (concatMap attrNames values)
+    );
   anything = {
     description = "anything";
     check = _: true;
     merge =
       name: values:
       if all (v: isAttrs v && v.type or null != "derivation") values then
-        listToAttrs (
-          map (key: {
-            name = key;
-            value = merge "${name}.${key}" anything (concatMap (definitions [ key ]) values);
-          }) (concatMap attrNames values)
-        )
+        mergeSets (_: anything) name values
       else
         (type "" null).merge name values;
   };
@@ -105,6 +117,10 @@ let
     externalPath = type "absolute path not in the Nix store" (
       v: isString v && match "/.*" v != null && match "${builtins.storeDir}/.*" v == null
     );
+    ints.unsigned = type "unsigned integer" (v: builtins.isInt v && v >= 0);
+    strMatching =
+      pattern: type "string that matches ${pattern}" (v: isString v && match pattern v != null);
+    either = a: b: type "${a.description} or ${b.description}" (v: a.check v || b.check v);
     nullOr =
       inner:
       inner
@@ -114,17 +130,40 @@ let
       };
     listOf = inner: {
       description = "list of ${inner.description}";
-      check = v: isList v && all inner.check v;
-      merge = _: builtins.concatLists;
+      check = isList;
+      # An item may be conditional, as a definition may.
+      merge =
+        name: values:
+        concatMap (
+          item:
+          let
+            held = filter (d: d.holds) (definitions [ ] item);
+          in
+          map (d: merge name inner [ d ]) held
+        ) (concatLists values);
     };
-    attrsOf = inner: anything // { description = "attribute set of ${inner.description}"; };
+    attrsOf = inner: {
+      description = "attribute set of ${inner.description}";
+      check = isAttrs;
+      merge = mergeSets (_: inner);
+    };
+    submodule =
+      { options, ... }:
+      {
+        description = "submodule";
+        check = isAttrs;
+        merge =
+          name: values:
+          builtins.mapAttrs (_: option: option.default) options
+          // mergeSets (key: options.${key}.type or anything) name values;
+      };
     inherit anything;
   };
 
   merge =
     name: type: defs:
     let
-      values = strongest defs;
+      values = map (d: d.value) (strongest defs);
       bad = filter (v: !type.check v) values;
     in
     if values == [ ] then
@@ -150,19 +189,29 @@ let
       load =
         module:
         let
-          opened = if isPath module || isString module then import module else module;
+          isFile = isPath module || isString module;
+          opened = if isFile then import module else module;
           body = if isFunction opened then opened args else opened;
+          special = {
+            file = body._file or (if isFile then toString module else "<unknown-file>");
+            imports = body.imports or [ ];
+          };
           whole =
             if body ? config || body ? options then
-              body
+              body // special
             else
-              {
-                imports = body.imports or [ ];
-                config = removeAttrs body [ "imports" ];
+              special
+              // {
+                config = removeAttrs body [
+                  "_class"
+                  "_file"
+                  "imports"
+                ];
               };
         in
-        [ whole ] ++ concatMap load (whole.imports or [ ]);
-      loaded = concatMap load modules;
+        [ whole ] ++ concatMap load whole.imports;
+      # The real lib takes the last module first.
+      loaded = foldl' (before: module: [ module ] ++ before) [ ] (concatMap load modules);
 
       recurse =
         a: b:
@@ -170,9 +219,10 @@ let
         // builtins.mapAttrs (
           name: v: if a ? ${name} && isAttrs v && !isOption v then recurse a.${name} v else v
         ) b;
-      options = foldl' recurse { } (map (m: m.options or { }) loaded);
+      declared = foldl' recurse { } (map (m: m.options or { }) loaded);
 
-      value =
+      # An option with its definitions and its value.
+      evaluated =
         path: option:
         let
           name = concatStringsSep "." path;
@@ -181,13 +231,20 @@ let
             priority = 1500;
             value = option.default;
           };
-          defs = concatMap (m: definitions path (m.config or { })) loaded ++ [ default ];
+          defs = concatMap (
+            m: map (d: d // { inherit (m) file; }) (definitions path (m.config or { }))
+          ) loaded;
         in
-        (option.apply or (v: v)) (merge name option.type defs);
-      values =
-        path: node:
-        if isOption node then value path node else builtins.mapAttrs (name: values (path ++ [ name ])) node;
-      config = values [ ] options;
+        option
+        // {
+          definitionsWithLocations = map (d: { inherit (d) file value; }) (strongest defs);
+          value = (option.apply or (v: v)) (merge name option.type (defs ++ [ default ]));
+        };
+      walk =
+        f: path: node:
+        if isOption node then f path node else builtins.mapAttrs (name: walk f (path ++ [ name ])) node;
+      options = walk evaluated [ ] declared;
+      config = walk (_: option: option.value) [ ] options;
 
       # Every definition has to be of an option that exists.
       unknown =
@@ -206,7 +263,7 @@ let
             else
               [ (concatStringsSep "." (path ++ [ name ])) ]
           ) (attrNames content);
-      strays = concatMap (m: unknown [ ] options (m.config or { })) loaded;
+      strays = concatMap (m: unknown [ ] declared (m.config or { })) loaded;
     in
     if strays == [ ] then
       { inherit config options; }
@@ -219,6 +276,8 @@ let
 
   filterAttrs =
     keep: attrs: removeAttrs attrs (filter (name: !keep name attrs.${name}) (attrNames attrs));
+  setAttrByPath =
+    path: value: if path == [ ] then value else { ${head path} = setAttrByPath (tail path) value; };
   mapAttrsToList = f: attrs: map (name: f name attrs.${name}) (attrNames attrs);
 
   lib = {
@@ -227,6 +286,7 @@ let
       any
       attrNames
       attrValues
+      concatLists
       concatMap
       concatStringsSep
       elem
@@ -235,12 +295,17 @@ let
       filter
       filterAttrs
       head
+      isAttrs
       isBool
       isFunction
+      isString
       mapAttrsToList
       mkIf
       mkMerge
       mkOverride
+      setAttrByPath
+      stringLength
+      tail
       types
       ;
     inherit (builtins) functionArgs mapAttrs replaceStrings;
@@ -267,6 +332,12 @@ let
         }) names
       );
     getExe = package: "${package}/bin/${package.meta.mainProgram}";
+    hasSuffix =
+      suffix: text:
+      let
+        cut = stringLength text - stringLength suffix;
+      in
+      cut >= 0 && builtins.substring cut (-1) text == suffix;
     hasInfix = infix: text: builtins.replaceStrings [ (bare infix) ] [ "" ] (bare text) != bare text;
     concatMapStringsSep =
       separator: f: values:
@@ -276,7 +347,7 @@ let
     removePrefix =
       prefix: text:
       let
-        cut = builtins.stringLength prefix;
+        cut = stringLength prefix;
       in
       if builtins.substring 0 cut text == prefix then builtins.substring cut (-1) text else text;
     assertMsg = holds: message: if holds then true else throw message;

@@ -1,5 +1,6 @@
-# The options of NixOS that the module and the modules of secrets touch.
-{ lib, pkgs, ... }:
+# The options of NixOS that the module and the modules of secrets touch, and what services.tailscale
+# makes of its own.
+{ lib, ... }:
 
 let
   inherit (lib) mkOption types;
@@ -7,17 +8,46 @@ let
   anything = option (types.attrsOf types.anything) { };
   strings = option (types.listOf types.str) [ ];
   no = option types.bool false;
+
+  # Lists are joined, as they are in a section of a unit.
+  section = option (types.attrsOf (types.either (types.listOf types.str) types.anything)) { };
+  service = types.submodule {
+    freeformType = types.attrsOf types.anything;
+    options = {
+      enable = option types.bool true;
+      after = strings;
+      aliases = strings;
+      before = strings;
+      conflicts = strings;
+      environment = anything;
+      path = option (types.listOf types.package) [ ];
+      requires = strings;
+      restartTriggers = option (types.listOf types.anything) [ ];
+      serviceConfig = section;
+      unitConfig = section;
+      wantedBy = strings;
+      wants = strings;
+    };
+  };
 in
 {
+  imports = [ ./tailscale.nix ];
+
   options = {
     assertions = option (types.listOf types.anything) [ ];
     warnings = strings;
-    environment.systemPackages = option (types.listOf types.package) [ ];
-    networking.firewall = {
-      allowedUDPPorts = option (types.listOf types.anything) [ ];
-      # NixOS' own default.
-      checkReversePath = option types.anything true;
-      trustedInterfaces = strings;
+    environment = {
+      etc = anything;
+      systemPackages = option (types.listOf types.package) [ ];
+    };
+    networking = {
+      hostName = option types.str "nixos";
+      firewall = {
+        allowedUDPPorts = option (types.listOf types.anything) [ ];
+        # NixOS' own default.
+        checkReversePath = option types.anything true;
+        trustedInterfaces = strings;
+      };
     };
     services = {
       openssh = {
@@ -29,24 +59,12 @@ in
           }
         ];
       };
-      tailscale = {
-        enable = no;
-        package = mkOption {
-          type = types.package;
-          default = pkgs.tailscale;
-        };
-        interfaceName = option types.str "tailscale0";
-        authKeyFile = option (types.nullOr types.str) null;
-        authKeyParameters = anything;
-        extraUpFlags = strings;
-        openFirewall = no;
-      };
       userborn.enable = no;
     };
     system.activationScripts = anything;
     systemd = {
       packages = option (types.listOf types.package) [ ];
-      services = anything;
+      services = option (types.attrsOf service) { };
       sysusers.enable = no;
     };
     users.users = anything;
