@@ -141,9 +141,6 @@ pub enum Mistake {
          put the auth key into that file, or unlock it"
     )]
     LockedConfig,
-    /// The auth key is another server's: how.
-    #[error("the auth key file {} {problem}", .file.display())]
-    KeyOfOtherServer { file: PathBuf, problem: String },
 }
 
 impl Failure {
@@ -199,7 +196,7 @@ impl Failure {
         match self {
             Failure::Usage(_) => USAGE,
             Failure::NoKey(_) => NO_KEY,
-            Failure::KeyFile(error) if error.may_heal() => NOINPUT,
+            Failure::KeyFile(error) if error.problem.may_heal() => NOINPUT,
             Failure::TailscaledUnreachable(_) => UNAVAILABLE,
             Failure::Internal(_) => SOFTWARE,
             Failure::TimedOut(_) => TEMPFAIL,
@@ -326,7 +323,7 @@ pub enum Waiting {
     Address(IpAddr),
     #[error("waiting for an admin to approve this device")]
     Approval,
-    #[error("waiting for the auth key file {} ({})", .0.path().display(), .0.brief())]
+    #[error("waiting for the auth key file {} ({})", .0.path.display(), .0.problem.brief())]
     KeyFile(KeyFileError),
     #[error("waiting for another tailscale-autoconnect that uses the auth key")]
     OtherRun,

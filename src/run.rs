@@ -14,11 +14,11 @@ use tokio::time::{sleep, timeout};
 
 use crate::failure::{self, Connected, Failure, Note, Waiting};
 use crate::file_system::{SILENT, in_time};
-use crate::key::{AuthKey, KeyFileError, KeySource, NoKey};
+use crate::key::{AuthKey, KeyFacts, KeySource, NoKey, Problem};
 use crate::output;
 use crate::output::journal::{EXPIRES_SOON, RENEWAL_FAILED, RENEWED};
 use crate::output::notify::Notify;
-use crate::policy::{Action, Event, KeyFacts, Machine, Setup, Situation, Time, Why};
+use crate::policy::{Action, Event, Machine, Setup, Situation, Time, Why};
 use crate::prefs::{Prefs, want_running};
 use crate::record::{Lock, Record, Store, machine_id};
 use crate::tailscaled::{Bus, LocalApi, LocalApiError, Status};
@@ -286,9 +286,9 @@ impl<'a> Run<'a> {
         };
         let now = self.now();
         self.machine.on(Event::RecordAgain(record), now);
-        let silent = || Err(NoKey::File(KeyFileError::silent(&self.config.key.path)));
+        let silent = || Err(NoKey::File(Problem::silent().at(&self.config.key.path)));
         let key = in_time(move || AuthKey::read(&source)).await.unwrap_or_else(silent)?;
-        let facts = KeyFacts { kind: key.kind(), digest: key.digest(&self.machine.salt()) };
+        let facts = key.facts(&self.machine.salt());
         self.key = Some((key, lock));
         Ok(facts)
     }
@@ -541,7 +541,7 @@ fn is_news(logged: Option<&Waiting>, now: &Waiting) -> bool {
     match (logged, now) {
         (None, _) | (Some(Waiting::ControlServer(None)), Waiting::ControlServer(Some(_))) => true,
         (Some(Waiting::KeyFile(before)), Waiting::KeyFile(now)) => {
-            discriminant(before) != discriminant(now)
+            discriminant(&before.problem) != discriminant(&now.problem)
         }
         _ => false,
     }
@@ -574,14 +574,10 @@ mod tests {
     #[test]
     fn a_wait_is_news_again_when_its_reason_becomes_known_or_another_kind() {
         let server = |why: Option<&str>| Waiting::ControlServer(why.map(str::to_owned));
-        let missing = || Waiting::KeyFile(KeyFileError::Missing("/k".into()));
-        let unreadable = |reason: &str| {
-            Waiting::KeyFile(KeyFileError::Unreadable {
-                path: "/k".into(),
-                reason: reason.to_owned(),
-                remedy: "",
-            })
-        };
+        let file = |problem: Problem| Waiting::KeyFile(problem.at("/k".as_ref()));
+        let missing = || file(Problem::Missing);
+        let unreadable =
+            |reason: &str| file(Problem::Unreadable { reason: reason.to_owned(), remedy: "" });
         for (logged, now, news) in [
             (None, server(None), true),
             (Some(server(None)), server(Some("no route")), true),

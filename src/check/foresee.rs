@@ -8,7 +8,7 @@ use crate::check::seen::Seen;
 use crate::failure::{Failure, Waiting};
 use crate::flags;
 use crate::key::NoKey;
-use crate::policy::{Action, Event, KeyFacts, Machine, Setup, Time, Why};
+use crate::policy::{Action, Event, Machine, Setup, Time, Why};
 use crate::tailscaled::LocalApiError;
 use crate::up::{Ended, NoVersion, NotStarted};
 
@@ -109,7 +109,10 @@ fn walk(seen: &Seen, steps: &mut Vec<Step>) -> End {
                 profile: None,
                 live: true,
             },
-            Action::ReadKey => Event::Key(key(seen)),
+            Action::ReadKey => Event::Key(match seen.key.locked {
+                true => Err(NoKey::Busy),
+                false => seen.key.key.clone().map_err(NoKey::File),
+            }),
             Action::ReleaseKey => Event::Released,
             Action::Write(record) => {
                 Event::Written { asked: record.clone(), written: record, saved: true }
@@ -179,14 +182,6 @@ fn walk(seen: &Seen, steps: &mut Vec<Step>) -> End {
     End::Waits(waited.unwrap_or(Waiting::Settling))
 }
 
-fn key(seen: &Seen) -> Result<KeyFacts, NoKey> {
-    match &seen.key.kind {
-        _ if seen.key.locked => Err(NoKey::Busy),
-        Ok(kind) => Ok(KeyFacts { kind: *kind, digest: seen.key.digest.clone() }),
-        Err(error) => Err(NoKey::File(error.clone())),
-    }
-}
-
 /// Why `tailscale up` would not be started, as far as that shows before.
 fn not_started(seen: &Seen) -> Option<NotStarted> {
     match &seen.cli.version {
@@ -203,7 +198,7 @@ fn ended(seen: &Seen) -> Option<Ended> {
     match seen.objection() {
         Some(LocalApiError::Locked(_)) => Some(Ended::Locked),
         Some(error) => Some(Ended::Denied(error.to_string())),
-        None if seen.key.kind.as_ref().is_ok_and(|kind| kind.is_oauth_secret()) && !has_tags => {
+        None if seen.key.key.as_ref().is_ok_and(|key| key.kind.is_oauth_secret()) && !has_tags => {
             Some(Ended::BadSettings("oauth authkeys require --advertise-tags".to_owned()))
         }
         None => None,

@@ -24,7 +24,6 @@ pub fn text(report: &Report) -> String {
         ));
     };
     let time = |seconds: u64| (seconds > 0).then_some(seconds);
-    let is_refused = |digest: &str| u64::from(digest == seen.key.digest);
     let (status, record) = (seen.status.as_ref().ok(), &seen.record);
     let expiry = status.and_then(|status| status.node.key_expiry.as_deref());
     let expiry = expiry.and_then(|expiry| parse_rfc3339_weak(expiry).ok());
@@ -74,7 +73,7 @@ pub fn text(report: &Report) -> String {
         "key_refused",
         "Whether the auth key in the file was refused.",
         None,
-        Some(record.refused.as_ref().map_or(0, |refused| is_refused(&refused.digest))),
+        Some(u64::from(seen.holds_refused_key())),
     );
     text
 }

@@ -25,7 +25,7 @@ use tokio::time::timeout;
 use crate::check::report::Report;
 use crate::check::seen::{CliSeen, Seen};
 use crate::file_system::{FileFacts, LIMIT, SILENT, in_time};
-use crate::key::{KeyFileError, KeySource, Look, belongs_to, look};
+use crate::key::{KeySource, Look, Problem, belongs_to, look};
 use crate::output::terminal::may_color;
 use crate::prefs::Prefs;
 use crate::record::Record;
@@ -80,11 +80,11 @@ async fn see(config: &Config) -> Seen {
         cli,
     };
     let is_server_known = seen.prefs.is_some() || setup.server.is_some();
-    if let Ok(kind) = seen.key.kind
+    if let Ok(key) = &seen.key.key
         && is_server_known
-        && let Err(problem) = belongs_to(kind, seen.server_of_a_login())
+        && let Err(problem) = belongs_to(key.kind, seen.server_of_a_login())
     {
-        seen.key.kind = Err(KeyFileError::unusable(&setup.key_file, problem));
+        seen.key.key = Err(Problem::from(problem).at(&setup.key_file));
     }
     seen
 }
@@ -108,10 +108,10 @@ async fn distrust(config: &Config) -> Option<String> {
 }
 
 async fn key_file(source: KeySource, record: &Record) -> Look {
-    let silent = KeyFileError::silent(&source.path);
+    let silent = Problem::silent().at(&source.path);
     let salt = record.salt;
     let look = in_time(move || look(&source, &salt)).await;
-    look.unwrap_or_else(|| Look::without_key(silent, None))
+    look.unwrap_or_else(|| Look::without_key(silent))
 }
 
 /// What tailscaled says.

@@ -109,7 +109,7 @@ impl Report {
         let status = seen.status.as_ref().ok();
         let node_key = status.map(|status| words::node_key(status, seen.now));
         let socket_file = seen.socket_file.as_ref().ok();
-        let (kind, problem) = (seen.key.kind.as_ref().ok(), seen.key.kind.as_ref().err());
+        let (key, problem) = (seen.key.key.as_ref().ok(), seen.key.key.as_ref().err());
         let key_file = seen.key.file.as_ref();
         let written = key_file.and_then(|file| file.modified);
         let (flags, without_flag) = seen.settings().unwrap_or_default();
@@ -154,8 +154,8 @@ impl Report {
                 },
                 "key_file": {
                     "path": seen.setup.key_file.display().to_string(),
-                    "usable": kind.is_some(),
-                    "kind": kind.map(|kind| words::kind(*kind).0),
+                    "usable": key.is_some(),
+                    "kind": key.map(|key| words::kind(key.kind).0),
                     "problem": problem.map(ToString::to_string),
                     "owner": key_file.map(|file| &file.owner),
                     "mode": key_file.map(|file| octal(file.mode)),
@@ -391,7 +391,7 @@ fn renewal(seen: &Seen) -> Option<Line> {
 fn record(seen: &Seen, if_needed: Mark) -> Vec<Line> {
     let copied = "the state of this node was made on another machine";
     let refused = seen.record.refused.as_ref().map(|refused| {
-        let (held, mark) = match seen.key.digest == refused.digest {
+        let (held, mark) = match seen.holds_refused_key() {
             true => ("the file still holds it", if_needed),
             false => ("the file holds another", Mark::Note),
         };
@@ -444,8 +444,8 @@ fn approval(seen: &Seen, status: &Status) -> Option<Line> {
 /// What may be wrong even with a key file that can be used is noted.
 fn key_file(seen: &Seen, if_needed: Mark) -> Vec<Line> {
     let facts = seen.key.file.as_ref().map(|file| words::file(file, seen.now));
-    let kind = match &seen.key.kind {
-        Ok(kind) => *kind,
+    let kind = match &seen.key.key {
+        Ok(key) => key.kind,
         Err(error) => {
             let facts = facts.map(|facts| format!(" ({facts})")).unwrap_or_default();
             return vec![line(if_needed, "key file", format!("{error}{facts}"))];

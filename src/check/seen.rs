@@ -8,8 +8,7 @@ use crate::failure::Obstacle;
 use crate::file_system::FileFacts;
 use crate::key::Look;
 use crate::policy::{
-    KeyFacts, Setup, Situation, TAILSCALES_SERVER, is_same_server, obstacle, obstacle_of_key,
-    renew_at,
+    Setup, Situation, TAILSCALES_SERVER, is_same_server, obstacle, obstacle_of_key, renew_at,
 };
 use crate::prefs::{self, Prefs, chosen, described};
 use crate::record::Record;
@@ -75,15 +74,18 @@ impl Seen {
         }
         let clock = self.now.duration_since(UNIX_EPOCH).unwrap_or_default();
         let asked = self.setup.server.as_deref();
-        let obstacle = obstacle(status, prefs, asked, clock).or_else(|| match &self.key.kind {
-            Ok(kind) => {
-                let facts = KeyFacts { kind: *kind, digest: self.key.digest.clone() };
-                obstacle_of_key(&facts, prefs, self.record.refused.as_ref())
-            }
+        let obstacle = obstacle(status, prefs, asked, clock).or_else(|| match &self.key.key {
+            Ok(key) => obstacle_of_key(key, prefs, self.record.refused.as_ref()),
             Err(_) => Some(Obstacle::NoKey),
         });
         let node = self.record.node.as_deref().filter(|node| node.key == status.node.public_key);
         Some((node.and_then(|node| UNIX_EPOCH.checked_add(renew_at(node))), obstacle))
+    }
+
+    /// Whether the key file holds the key that was refused.
+    pub fn holds_refused_key(&self) -> bool {
+        let refused = self.record.refused.as_ref().map(|refused| &refused.digest);
+        refused.is_some() && refused == self.key.key.as_ref().ok().map(|key| &key.digest)
     }
 
     /// The command, where it was found or as it was asked for.

@@ -12,7 +12,7 @@ use crate::check::seen::{CliSeen, Seen};
 use crate::documents::manual::terms;
 use crate::failure::{Connected, Waiting, to_json};
 use crate::file_system::FileFacts;
-use crate::key::{KeyFileError, KeyKind, Look};
+use crate::key::{KeyFacts, KeyFileError, KeyKind, Look, Problem};
 use crate::policy::{Setup, Situation, TAILSCALES_SERVER};
 use crate::prefs::Prefs;
 use crate::record::{BegunLogin, Record, RefusedKey};
@@ -29,6 +29,10 @@ fn facts() -> FileFacts {
 /// 2026-11-24 11:00:00 UTC.
 fn now() -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_518_000)
+}
+
+fn key(kind: KeyKind) -> Result<KeyFacts, KeyFileError> {
+    Ok(KeyFacts { kind, digest: "d".into() })
 }
 
 /// A node in this state, with a good key and a good command.
@@ -53,8 +57,7 @@ fn seen(status: Result<Status, LocalApiError>) -> Seen {
             file: Some(facts()),
             locked: false,
             exposure: Vec::new(),
-            kind: Ok(KeyKind::Auth),
-            digest: "d".into(),
+            key: key(KeyKind::Auth),
         },
         key_has_params: false,
         cli: CliSeen { found: Some("/usr/bin/tailscale".into()), version: Ok("1.98.10".into()) },
@@ -113,29 +116,17 @@ fn daemons() -> Vec<Seen> {
 }
 
 /// Everything that may be seen of the key file.
-fn keys() -> Vec<(bool, Result<KeyKind, KeyFileError>)> {
-    let path = || "/k".into();
+fn keys() -> Vec<(bool, Result<KeyFacts, KeyFileError>)> {
+    let reason = "permission denied".into();
+    let not_usable = |problem: Problem| (false, Err(problem.at("/k".as_ref())));
     vec![
-        (false, Ok(KeyKind::Auth)),
-        (false, Ok(KeyKind::OAuthSecret { names_api: false })),
-        (true, Ok(KeyKind::Auth)),
-        (false, Err(KeyFileError::Missing(path()))),
-        (false, Err(KeyFileError::Empty(path()))),
-        (
-            false,
-            Err(KeyFileError::Unreadable {
-                path: path(),
-                reason: "permission denied".into(),
-                remedy: "ask root",
-            }),
-        ),
-        (
-            false,
-            Err(KeyFileError::Unusable {
-                path: path(),
-                problem: "is a directory; name the file in it".into(),
-            }),
-        ),
+        (false, key(KeyKind::Auth)),
+        (false, key(KeyKind::OAuthSecret { names_api: false })),
+        (true, key(KeyKind::Auth)),
+        not_usable(Problem::Missing),
+        not_usable(Problem::Empty),
+        not_usable(Problem::Unreadable { reason, remedy: "ask root" }),
+        not_usable("is a directory; name the file in it".into()),
     ]
 }
 
@@ -158,9 +149,9 @@ fn for_all(mut test: impl FnMut(&Seen)) {
     let under_way = json!({ "WantRunning": true, "LoggedOut": false });
     let under_way: Prefs = serde_json::from_value(under_way).unwrap();
     for mut seen in daemons() {
-        for (locked, kind) in keys() {
+        for (locked, key) in keys() {
             seen.key.locked = locked;
-            seen.key.kind = kind;
+            seen.key.key = key;
             for version in commands() {
                 seen.cli.version = version;
                 for access in &accesses {
@@ -207,7 +198,7 @@ fn there_is_a_sentence_for_everything_that_can_be_seen() {
                     | Situation::AsksForPerson { .. }
                     | Situation::SettlingNew { .. }
             );
-            assert!(needs_login && seen.key.kind.is_ok() && !seen.key.locked, "{seen:?}");
+            assert!(needs_login && seen.key.key.is_ok() && !seen.key.locked, "{seen:?}");
         }
         if finding.exit.code == 69 {
             assert_eq!(situation, Situation::NoDaemon);
@@ -253,10 +244,10 @@ fn whatever_is_seen_makes_metrics_that_prometheus_reads() {
 fn the_verdicts_one_by_one() {
     let of = |status: Status| verdict(&seen(Ok(status)));
     let error = |state: &str, error: &str| of(with_error(status(state), error));
-    let with_key = |(locked, kind): (bool, Result<KeyKind, KeyFileError>)| {
+    let with_key = |(locked, key): (bool, Result<KeyFacts, KeyFileError>)| {
         let mut seen = seen(Ok(status("NeedsLogin")));
         seen.key.locked = locked;
-        seen.key.kind = kind;
+        seen.key.key = key;
         verdict(&seen)
     };
     let with_command = |version| {
@@ -278,7 +269,7 @@ fn the_verdicts_one_by_one() {
         let mut seen = seen(Ok(asking(status("Running"))));
         seen.prefs = serde_json::from_value(json!({ "ControlURL": "https://a.example" })).ok();
         seen.setup.server = Some("https://b.example".into());
-        seen.key.kind = Ok(kind);
+        seen.key.key = key(kind);
         verdict(&seen)
     };
     let refused_before = {
@@ -528,7 +519,7 @@ fn what_stands_in_the_way_is_a_problem_and_the_rest_is_not() {
     };
     let without_key = |state: Status| {
         let mut seen = seen(Ok(state));
-        seen.key.kind = Err(KeyFileError::Missing("/k".into()));
+        seen.key.key = Err(Problem::Missing.at("/k".as_ref()));
         seen.cli.version = Err(NoVersion::Silent);
         seen
     };

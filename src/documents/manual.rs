@@ -8,7 +8,7 @@ use clap::{Arg, Command};
 use crate::cli::Options;
 use crate::failure::{Connected, EXITS, Obstacle, Waiting};
 use crate::flags::REFUSED_FLAGS;
-use crate::key::KeyFileError;
+use crate::key::Problem;
 use crate::key::trust::NOT_PASSED_ON;
 
 const PAGE: &str = include_str!("../../units/tailscale-autoconnect.8");
@@ -280,10 +280,10 @@ waits! {
     Settling;
     ControlServer(None);
     ControlServer(Some("REASON".into()));
-    KeyFile(KeyFileError::Missing("FILE".into()));
-    KeyFile(KeyFileError::Unreadable { path: "FILE".into(), reason: String::new(), remedy: "" });
-    KeyFile(KeyFileError::Changing("FILE".into()));
-    KeyFile(KeyFileError::Empty("FILE".into()));
+    KeyFile(Problem::Missing.at("FILE".as_ref()));
+    KeyFile(Problem::Unreadable { reason: String::new(), remedy: "" }.at("FILE".as_ref()));
+    KeyFile(Problem::Changing.at("FILE".as_ref()));
+    KeyFile(Problem::Empty.at("FILE".as_ref()));
     OtherRun;
     LoggingIn;
     Retry("REASON".into(), TIME);

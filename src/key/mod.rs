@@ -29,71 +29,78 @@ use crate::redact;
 
 /// Why the key file cannot be used (yet).
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum KeyFileError {
-    /// There is no such file.
-    #[error("the auth key file {} does not exist; is the secret deployed to this machine?", .0.display())]
-    Missing(PathBuf),
-    /// It, or the way to it, cannot be read.
-    #[error("the auth key file {} cannot be read ({reason}); {remedy}", .path.display())]
-    Unreadable { path: PathBuf, reason: String, remedy: &'static str },
-    /// Somebody writes to it.
-    #[error(
-        "the auth key file {} is being written while it is read; \
-         write it under another name and rename it",
-        .0.display()
-    )]
-    Changing(PathBuf),
-    /// Nothing is in it but white space.
-    #[error("the auth key file {} is empty; put an auth key into it", .0.display())]
-    Empty(PathBuf),
-    /// It is no file with an auth key, and will not become one by itself.
-    #[error("the auth key file {} {problem}", .path.display())]
-    Unusable { path: PathBuf, problem: Cow<'static, str> },
+#[error("the auth key file {} {problem}", .path.display())]
+pub struct KeyFileError {
+    pub path: PathBuf,
+    pub problem: Problem,
 }
 
-impl KeyFileError {
+/// What is wrong with a key file.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Problem {
+    #[error("does not exist; is the secret deployed to this machine?")]
+    Missing,
+    /// It, or the way to it, cannot be read.
+    #[error("cannot be read ({reason}); {remedy}")]
+    Unreadable { reason: String, remedy: &'static str },
+    /// Somebody writes to it.
+    #[error("is being written while it is read; write it under another name and rename it")]
+    Changing,
+    /// Nothing is in it but white space.
+    #[error("is empty; put an auth key into it")]
+    Empty,
+    /// It is no file with an auth key, and will not become one by itself.
+    #[error("{0}")]
+    Unusable(Cow<'static, str>),
+}
+
+impl Problem {
     /// The file system does not answer.
-    pub fn silent(path: &Path) -> Self {
-        Self::Unreadable {
-            path: path.to_owned(),
-            reason: SILENT.to_owned(),
-            remedy: "is what it is mounted from there?",
-        }
+    pub fn silent() -> Self {
+        let remedy = "is what it is mounted from there?";
+        Self::Unreadable { reason: SILENT.to_owned(), remedy }
     }
 
-    /// It will not do, for this reason: words that go on from its name.
-    pub fn unusable(path: &Path, problem: impl Into<Cow<'static, str>>) -> Self {
-        Self::Unusable { path: path.to_owned(), problem: problem.into() }
+    /// The same, of this file.
+    pub fn at(self, path: &Path) -> KeyFileError {
+        KeyFileError { path: path.to_owned(), problem: self }
     }
 
     /// Whether waiting may help: the secret is not there, or not readable, yet. If it stays so,
     /// systemd should try again later.
     pub fn may_heal(&self) -> bool {
-        matches!(self, Self::Missing(_) | Self::Unreadable { .. } | Self::Changing(_))
+        matches!(self, Self::Missing | Self::Unreadable { .. } | Self::Changing)
     }
 
     /// Whether the file is worth another look within this run. That includes an empty file,
     /// since some writers truncate first.
     pub fn is_worth_a_wait(&self) -> bool {
-        self.may_heal() || matches!(self, Self::Empty(_))
+        self.may_heal() || *self == Self::Empty
     }
 
-    /// The file.
-    pub fn path(&self) -> &Path {
-        match self {
-            Self::Missing(path) | Self::Empty(path) | Self::Changing(path) => path,
-            Self::Unreadable { path, .. } | Self::Unusable { path, .. } => path,
-        }
-    }
-
-    /// What is wrong in a word or two, for STATUS=.
+    /// In a word or two, for STATUS=.
     pub fn brief(&self) -> &'static str {
         match self {
-            Self::Missing(_) => "missing",
+            Self::Missing => "missing",
             Self::Unreadable { .. } => "not readable",
-            Self::Empty(_) => "empty",
-            Self::Changing(_) => "being written",
-            Self::Unusable { .. } => "unusable",
+            Self::Empty => "empty",
+            Self::Changing => "being written",
+            Self::Unusable(_) => "unusable",
+        }
+    }
+}
+
+impl From<&'static str> for Problem {
+    fn from(problem: &'static str) -> Self {
+        Self::Unusable(problem.into())
+    }
+}
+
+impl From<Unfit> for Problem {
+    fn from(unfit: Unfit) -> Self {
+        match unfit {
+            Unfit::Empty => Self::Empty,
+            unfit => Self::Unusable(unfit.to_string().into()),
         }
     }
 }
@@ -107,10 +114,12 @@ pub enum NoKey {
     File(KeyFileError),
 }
 
-impl From<KeyFileError> for NoKey {
-    fn from(error: KeyFileError) -> Self {
-        Self::File(error)
-    }
+/// What is told of a key that can be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyFacts {
+    pub kind: KeyKind,
+    /// By which the key, with its parameters, is known again without being kept.
+    pub digest: String,
 }
 
 /// Where the key is, and what is to be added to it.
@@ -138,15 +147,15 @@ impl AuthKey {
     /// Opens, locks and reads the key file, once: what is checked is what is used.
     pub fn read(source: &KeySource) -> Result<Self, NoKey> {
         let path = &source.path;
-        let (mut file, metadata) = open(path)?;
+        let unusable = |problem: Problem| NoKey::File(problem.at(path));
+        let (mut file, metadata) = open(path).map_err(unusable)?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
             Err(Errno::WOULDBLOCK) => return Err(NoKey::Busy),
             // A file system without locks: better to go on than never to join.
             Err(error) => log::debug!("cannot lock {}: {error}", path.display()),
         }
-        let bytes = read_unchanged(&mut file, path, &metadata)?;
-        let (secret, kind) = key_in(&bytes, source)?;
+        let (secret, kind) = key_in(&mut file, &metadata, &source.parameters).map_err(unusable)?;
         for how in exposure_of(path, &metadata) {
             log::warn!("the auth key file {} {how}", path.display());
         }
@@ -163,9 +172,8 @@ impl AuthKey {
         self.kind
     }
 
-    /// By what the key, with its parameters, is known again without being kept.
-    pub fn digest(&self, salt: &[u8; 16]) -> String {
-        digest(&self.secret, salt)
+    pub fn facts(&self, salt: &[u8; 16]) -> KeyFacts {
+        facts(&self.secret, self.kind, salt)
     }
 
     /// The body of a request to tailscaled that starts a login with the key, and touches nothing else.
@@ -193,53 +201,49 @@ pub struct Look {
     pub locked: bool,
     /// What other users can do to it, if it can be used.
     pub exposure: Vec<String>,
-    pub kind: Result<KeyKind, KeyFileError>,
-    /// By what the key is known again; empty if there is none.
-    pub digest: String,
+    pub key: Result<KeyFacts, KeyFileError>,
 }
 
 impl Look {
-    /// No key can be used, for this reason.
-    pub fn without_key(error: KeyFileError, file: Option<FileFacts>) -> Self {
-        let (locked, exposure, digest) = Default::default();
-        Self { file, locked, exposure, kind: Err(error), digest }
+    /// Nothing is told but why there is no key.
+    pub fn without_key(error: KeyFileError) -> Self {
+        Self { file: None, locked: false, exposure: Vec::new(), key: Err(error) }
     }
 }
 
 /// Looks at the key file as [`AuthKey::read`] would, and keeps nothing of it.
 pub fn look(source: &KeySource, salt: &[u8; 16]) -> Look {
     let path = &source.path;
-    match open(path) {
-        Ok((mut file, metadata)) => {
-            let key =
-                read_unchanged(&mut file, path, &metadata).and_then(|bytes| key_in(&bytes, source));
-            Look {
-                digest: key.as_ref().map(|(secret, _)| digest(secret, salt)).unwrap_or_default(),
-                kind: key.map(|(_, kind)| kind),
-                file: Some(FileFacts::from(&metadata)),
-                exposure: exposure_of(path, &metadata),
-                locked: is_locked(file),
-            }
-        }
-        Err(error) => {
-            Look::without_key(error, fs::metadata(path).ok().as_ref().map(FileFacts::from))
-        }
+    let file = fs::metadata(path).ok().as_ref().map(FileFacts::from);
+    let (mut opened, metadata) = match open(path) {
+        Ok(opened) => opened,
+        Err(problem) => return Look { file, ..Look::without_key(problem.at(path)) },
+    };
+    let key = key_in(&mut opened, &metadata, &source.parameters);
+    Look {
+        file,
+        exposure: exposure_of(path, &metadata),
+        key: key.map(|(secret, kind)| facts(&secret, kind, salt)).map_err(|why| why.at(path)),
+        locked: is_locked(opened),
     }
 }
 
-fn digest(secret: &str, salt: &[u8; 16]) -> String {
+fn facts(secret: &str, kind: KeyKind, salt: &[u8; 16]) -> KeyFacts {
     let digest = hmac_sha256::HMAC::mac(secret.as_bytes(), salt);
-    digest.map(|byte| format!("{byte:02x}")).concat()
+    KeyFacts { kind, digest: digest.map(|byte| format!("{byte:02x}")).concat() }
 }
 
-/// The key in what the file holds, with the parameters that are given for it.
-fn key_in(bytes: &[u8], source: &KeySource) -> Result<(Zeroizing<String>, KeyKind), KeyFileError> {
-    let (word, kind) = content::parse(bytes).map_err(|unfit| match unfit {
-        Unfit::Empty => KeyFileError::Empty(source.path.clone()),
-        unfit => KeyFileError::unusable(&source.path, unfit.to_string()),
-    })?;
+/// The key in a file that was as `metadata` says when it was opened, with the parameters that are
+/// given for it.
+fn key_in(
+    file: &mut File,
+    metadata: &Metadata,
+    parameters: &Parameters,
+) -> Result<(Zeroizing<String>, KeyKind), Problem> {
+    let bytes = read_unchanged(file, metadata)?;
+    let (word, kind) = content::parse(&bytes)?;
     redact::remember(word);
-    let (secret, kind) = content::with_parameters(word, kind, &source.parameters);
+    let (secret, kind) = content::with_parameters(word, kind, parameters);
     redact::remember(&secret);
     Ok((secret, kind))
 }
@@ -287,77 +291,66 @@ fn is_locked(file: File) -> bool {
 }
 
 /// Opens the file, if it's one.
-fn open(path: &Path) -> Result<(File, Metadata), KeyFileError> {
+fn open(path: &Path) -> Result<(File, Metadata), Problem> {
     // To open a device or a pipe can do something to it, so it's looked at before as well.
-    let metadata = fs::metadata(path).map_err(|error| open_error(path, &error))?;
-    must_be_file(path, &metadata)?;
+    must_be_file(&fs::metadata(path).map_err(not_opened)?)?;
     // Not to be held up by a pipe without a writer that has taken its place.
     let file = File::options()
         .read(true)
         .custom_flags((OFlags::NONBLOCK | OFlags::NOCTTY).bits().cast_signed())
         .open(path)
-        .map_err(|error| open_error(path, &error))?;
-    let metadata = file.metadata().map_err(|error| unreadable(path, &error))?;
-    must_be_file(path, &metadata)?;
+        .map_err(not_opened)?;
+    let metadata = file.metadata().map_err(unreadable)?;
+    must_be_file(&metadata)?;
     Ok((file, metadata))
 }
 
-fn must_be_file(path: &Path, metadata: &Metadata) -> Result<(), KeyFileError> {
-    if metadata.is_file() {
-        return Ok(());
+fn must_be_file(metadata: &Metadata) -> Result<(), Problem> {
+    match metadata.file_type() {
+        kind if kind.is_file() => Ok(()),
+        kind if kind.is_dir() => {
+            Err("is a directory; name the file in it that holds the auth key".into())
+        }
+        _ => Err("is not a regular file; write the auth key to a file".into()),
     }
-    Err(KeyFileError::unusable(
-        path,
-        if metadata.is_dir() {
-            "is a directory; name the file in it that holds the auth key"
-        } else {
-            "is not a regular file; write the auth key to a file"
-        },
-    ))
 }
 
 /// Reads the file, no more of it than a key can have, if nobody writes to it meanwhile. It was as
 /// `before` says when it was opened.
-fn read_unchanged(
-    file: &mut File,
-    path: &Path,
-    before: &Metadata,
-) -> Result<Zeroizing<Vec<u8>>, KeyFileError> {
+fn read_unchanged(file: &mut File, before: &Metadata) -> Result<Zeroizing<Vec<u8>>, Problem> {
     let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_BYTES + 1));
     let state = |of: &Metadata| (of.len(), of.mtime(), of.mtime_nsec());
     let after = (&mut *file)
         .take(MAX_BYTES as u64 + 1)
         .read_to_end(&mut bytes)
         .and_then(|_| file.metadata())
-        .map_err(|error| unreadable(path, &error))?;
-    if state(before) != state(&after) {
-        return Err(KeyFileError::Changing(path.to_owned()));
+        .map_err(unreadable)?;
+    match state(before) == state(&after) {
+        true => Ok(bytes),
+        false => Err(Problem::Changing),
     }
-    Ok(bytes)
 }
 
-fn open_error(path: &Path, error: &io::Error) -> KeyFileError {
-    match Errno::from_io_error(error) {
-        Some(Errno::NOENT) => KeyFileError::Missing(path.to_owned()),
-        Some(Errno::NOTDIR) => KeyFileError::unusable(
-            path,
-            "cannot be there: a part of its path is not a directory; correct the path",
-        ),
-        Some(Errno::LOOP) => KeyFileError::unusable(
-            path,
-            "is a link that leads back to itself; link it to the file that holds the auth key",
-        ),
-        Some(Errno::NAMETOOLONG) => {
-            KeyFileError::unusable(path, "cannot be there: its path is too long; correct the path")
+fn not_opened(error: io::Error) -> Problem {
+    match Errno::from_io_error(&error) {
+        Some(Errno::NOENT) => Problem::Missing,
+        Some(Errno::NOTDIR) => {
+            "cannot be there: a part of its path is not a directory; correct the path".into()
         }
-        _ => unreadable(path, error),
+        Some(Errno::LOOP) => {
+            "is a link that leads back to itself; link it to the file that holds the auth key"
+                .into()
+        }
+        Some(Errno::NAMETOOLONG) => {
+            "cannot be there: its path is too long; correct the path".into()
+        }
+        _ => unreadable(error),
     }
 }
 
-fn unreadable(path: &Path, error: &io::Error) -> KeyFileError {
+fn unreadable(error: io::Error) -> Problem {
     let is_denied = error.kind() == io::ErrorKind::PermissionDenied;
-    KeyFileError::Unreadable {
-        path: path.to_owned(),
+    Problem::Unreadable {
         reason: if is_denied { "permission denied".to_owned() } else { error.to_string() },
         remedy: match Process::current().is_root() {
             false => "run as root or make the file readable for this user",

@@ -20,9 +20,9 @@ use std::time::Duration;
 pub use crate::policy::situation::{Situation, locked_out};
 pub use crate::policy::stay::{Clock, obstacle, obstacle_of_key, renew_at};
 
-use crate::failure::{Connected, Failure, Mistake, Note, Obstacle, Waiting};
+use crate::failure::{Connected, Failure, Note, Obstacle, Waiting};
 use crate::flags;
-use crate::key::{KeyFileError, KeyKind, NoKey, belongs_to};
+use crate::key::{KeyFacts, KeyFileError, NoKey, Problem, belongs_to};
 use crate::policy::login::Login;
 use crate::policy::put_back::History;
 use crate::policy::stay::{Keeping, Stay};
@@ -225,14 +225,6 @@ pub enum Event {
     Stop,
     /// The time limit of the run has passed while this was waited for.
     TimeUp(Option<Waiting>),
-}
-
-/// What the policy knows of the key.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct KeyFacts {
-    pub kind: KeyKind,
-    /// By which it is known again.
-    pub digest: String,
 }
 
 /// What is known of the auth key file.
@@ -928,13 +920,15 @@ impl Machine {
             Key::Unread => Action::ReadKey,
             Key::Ready(facts) => ready(facts),
             Key::Busy => self.wait(Waiting::OtherRun, now),
-            Key::Wanting(KeyFileError::Missing(path)) if self.setup.authkey_optional => {
+            Key::Wanting(KeyFileError { path, problem: Problem::Missing })
+                if self.setup.authkey_optional =>
+            {
                 Action::Fail(Failure::NoKey(path.clone()))
             }
             Key::Wanting(error) => {
                 let over =
                     self.key_wanted_since.unwrap_or(now).saturating_add(self.setup.authkey_wait);
-                match error.is_worth_a_wait() && now < over {
+                match error.problem.is_worth_a_wait() && now < over {
                     true => self.wait_until(Waiting::KeyFile(error.clone()), over, now),
                     false => Action::Fail(Failure::KeyFile(error.clone())),
                 }
@@ -958,10 +952,8 @@ impl Machine {
             };
             let server = self.server_of_login(&known.prefs);
             if let Err(problem) = belongs_to(facts.kind, &server) {
-                let file = self.setup.key_file.clone();
-                return Action::Fail(
-                    Mistake::KeyOfOtherServer { file, problem: problem.to_owned() }.into(),
-                );
+                let problem = Problem::from(problem).at(&self.setup.key_file);
+                return Action::Fail(Failure::KeyFile(problem));
             }
             if let Some(refused) = &self.stored.refused
                 && is_refused(facts, &server, refused)

@@ -10,10 +10,10 @@ use humantime::{format_rfc3339_seconds, parse_rfc3339_weak};
 use serde_json::Value;
 
 use crate::failure::{Connected, Note, Obstacle, Waiting};
-use crate::key::belongs_to;
+use crate::key::{KeyFacts, belongs_to};
 use crate::policy::login::{END_PATIENCE, Login};
 use crate::policy::{
-    Action, Backoff, Key, KeyFacts, Machine, OFFLINE_PATIENCE, Situation, Time, Why, is_refused,
+    Action, Backoff, Key, Machine, OFFLINE_PATIENCE, Situation, Time, Why, is_refused,
     is_same_server, locked_out,
 };
 use crate::prefs::{self, Prefs};

@@ -5,17 +5,16 @@ mod said;
 
 use std::env;
 use std::ffi::OsString;
+use std::future::pending;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::{AsyncRead, AsyncReadExt};
-use tokio::process::{Child, Command};
-use tokio::task::JoinHandle;
+use tokio::process::{Child, ChildStderr, ChildStdout, Command};
 use tokio::time::timeout;
 
 pub use crate::up::said::{Ended, LoginError, Refusal, Refused, last_login_error, trouble};
@@ -151,8 +150,7 @@ impl Cli {
             .kill_on_drop(true)
             .spawn()
             .map_err(|error| not_started(&self.program, &error))?;
-        let stdout = Output::collect(child.stdout.take());
-        let stderr = Output::collect(child.stderr.take());
+        let (stdout, stderr) = (Output::of(child.stdout.take()), Output::of(child.stderr.take()));
         let group = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
         Ok(Up { group, child, stdout, stderr })
     }
@@ -218,8 +216,8 @@ pub struct Up {
     /// The process group of the CLI and of what it has started.
     group: Option<Pid>,
     child: Child,
-    stdout: Output,
-    stderr: Output,
+    stdout: Output<ChildStdout>,
+    stderr: Output<ChildStderr>,
 }
 
 impl Drop for Up {
@@ -231,7 +229,15 @@ impl Drop for Up {
 impl Up {
     /// Waits for its end. Nothing is lost if this is dropped and called again.
     pub async fn ended(&mut self) {
-        if let Err(error) = self.child.wait().await {
+        let outputs = async {
+            tokio::join!(self.stdout.read(), self.stderr.read());
+            pending().await
+        };
+        let result = tokio::select! {
+            result = self.child.wait() => result,
+            never = outputs => never,
+        };
+        if let Err(error) = result {
             log::debug!("cannot wait for `tailscale up`: {error}");
         }
     }
@@ -247,13 +253,14 @@ impl Up {
 
     /// Its exit code and what it wrote to standard output and standard error.
     async fn end(mut self) -> (Option<i32>, String, String) {
-        let code = match self.child.wait().await {
-            Ok(status) => status.code(),
-            Err(_) => None,
-        };
+        let status = self.child.wait().await;
         self.kill_group();
-        let (output, errors) = tokio::join!(self.stdout.text(), self.stderr.text());
-        (code, output, errors)
+        let rest = async { tokio::join!(self.stdout.read(), self.stderr.read()) };
+        if timeout(OUTPUT_LIMIT, rest).await.is_err() {
+            log::debug!("a process that the tailscale command left behind holds its output");
+        }
+        let code = status.ok().and_then(|status| status.code());
+        (code, self.stdout.text(), self.stderr.text())
     }
 
     /// Ends it and waits until it's gone. One that is stuck in the kernel goes when it can.
@@ -274,53 +281,36 @@ impl Up {
     }
 }
 
-/// What is read of an output, as far as it has come.
-struct Output {
-    kept: Arc<Mutex<Vec<u8>>>,
-    /// Ends with the output.
-    reading: JoinHandle<()>,
+/// An output of the command, and the start of what has come of it.
+struct Output<Stream> {
+    stream: Option<Stream>,
+    kept: Vec<u8>,
 }
 
-impl Drop for Output {
-    fn drop(&mut self) {
-        self.reading.abort();
-    }
-}
-
-impl Output {
-    /// Reads `stream` to its end, so that the CLI never waits for us, and keeps the start of it.
-    fn collect(stream: Option<impl AsyncRead + Unpin + Send + 'static>) -> Self {
-        let kept = Arc::default();
-        let reading = tokio::spawn(read(stream, Arc::clone(&kept)));
-        Self { kept, reading }
+impl<Stream: AsyncRead + Unpin> Output<Stream> {
+    fn of(stream: Option<Stream>) -> Self {
+        Self { stream, kept: Vec::new() }
     }
 
-    /// What has come by the end of the output, or by the time that is given it.
-    async fn text(&mut self) -> String {
-        if timeout(OUTPUT_LIMIT, &mut self.reading).await.is_err() {
-            log::debug!("a process that the tailscale command left behind holds its output");
+    /// Reads to the end, so that the command never waits for us. Nothing is lost if this is dropped.
+    async fn read(&mut self) {
+        let mut chunk = [0; 4096];
+        while let Some(stream) = &mut self.stream
+            && let Ok(length @ 1..) = stream.read(&mut chunk).await
+        {
+            let room = MAX_OUTPUT - self.kept.len();
+            self.kept.extend_from_slice(&chunk[..length.min(room)]);
         }
-        let mut kept = std::mem::take(&mut *lock(&self.kept));
-        if kept.len() >= MAX_OUTPUT {
+        self.stream = None;
+    }
+
+    fn text(&mut self) -> String {
+        if self.kept.len() >= MAX_OUTPUT {
             // What is left of a key that was cut can't be told from other text.
-            kept.truncate(MAX_OUTPUT - key::MAX_BYTES);
+            self.kept.truncate(MAX_OUTPUT - key::MAX_BYTES);
         }
-        String::from_utf8_lossy(&kept).into_owned()
+        String::from_utf8_lossy(&self.kept).into_owned()
     }
-}
-
-async fn read(stream: Option<impl AsyncRead + Unpin>, kept: Arc<Mutex<Vec<u8>>>) {
-    let Some(mut stream) = stream else { return };
-    let mut chunk = [0; 4096];
-    while let Ok(length @ 1..) = stream.read(&mut chunk).await {
-        let mut kept = lock(&kept);
-        let room = MAX_OUTPUT - kept.len();
-        kept.extend_from_slice(&chunk[..length.min(room)]);
-    }
-}
-
-fn lock(kept: &Mutex<Vec<u8>>) -> MutexGuard<'_, Vec<u8>> {
-    kept.lock().unwrap_or_else(|broken| broken.into_inner())
 }
 
 #[cfg(test)]
@@ -339,21 +329,5 @@ mod tests {
             let why = not_started(Path::new("tailscale"), &lasting.into());
             assert!(!matches!(why, NotStarted::ForNow(_)), "{why:?}");
         }
-    }
-
-    #[test]
-    fn an_output_that_is_let_go_is_read_no_more() {
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        runtime.block_on(async {
-            // As of a process that the command has left behind.
-            let (stream, _held) = tokio::io::duplex(1);
-            let output = Output::collect(Some(stream));
-            let kept = Arc::clone(&output.kept);
-            tokio::task::yield_now().await;
-            assert_eq!(Arc::strong_count(&kept), 3);
-            drop(output);
-            tokio::task::yield_now().await;
-            assert_eq!(Arc::strong_count(&kept), 1);
-        });
     }
 }

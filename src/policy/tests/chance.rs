@@ -7,6 +7,7 @@ use fastrand::Rng;
 use serde_json::json;
 
 use super::*;
+use crate::key::KeyKind;
 use crate::record::RefusedKey;
 use crate::samples::REFUSAL;
 use crate::up::{Refusal, Refused};
@@ -156,8 +157,8 @@ pub fn key(rng: &mut Rng) -> Result<KeyFacts, NoKey> {
     let kinds = [KeyKind::Auth, KeyKind::Headscale, KeyKind::OAuthSecret { names_api: true }];
     match rng.u8(..12) {
         0 => Err(NoKey::Busy),
-        1 => Err(NoKey::File(KeyFileError::Missing("/k".into()))),
-        2 => Err(NoKey::File(KeyFileError::unusable("/k".as_ref(), "is a directory"))),
+        1 => Err(NoKey::File(Problem::Missing.at("/k".as_ref()))),
+        2 => Err(NoKey::File(Problem::from("is a directory").at("/k".as_ref()))),
         _ => Ok(KeyFacts { kind: one(rng, &kinds), digest: digest(rng) }),
     }
 }

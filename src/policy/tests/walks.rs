@@ -3,7 +3,8 @@
 use serde_json::json;
 
 use super::*;
-use crate::key::KeyFileError;
+use crate::failure::Mistake;
+use crate::key::KeyKind;
 use crate::record::RefusedKey;
 use crate::samples::{REFUSAL, asking, keyed, online, status, with_error};
 
@@ -592,22 +593,22 @@ fn the_time_limit_names_what_was_waited_for() {
     let end = walk.on(Event::TimeUp(Some(waiting.clone())));
     assert_eq!(end, Action::Fail(Failure::TimedOut(waiting)));
     let mut walk = Walk::new(status("NeedsLogin"));
-    walk.key = Err(NoKey::File(KeyFileError::Missing("/k".into())));
+    walk.key = Err(NoKey::File(Problem::Missing.at("/k".as_ref())));
     walk.machine.setup.authkey_wait = Duration::from_secs(60);
     let waiting = waits_for(&walk.go()).clone();
     let end = walk.on(Event::TimeUp(Some(waiting)));
-    assert_eq!(end, Action::Fail(Failure::KeyFile(KeyFileError::Missing("/k".into()))));
+    assert_eq!(end, Action::Fail(Failure::KeyFile(Problem::Missing.at("/k".as_ref()))));
 }
 
 #[test]
 fn a_key_file_that_stays_away_ends_the_run_and_one_that_cannot_be_used_does_at_once() {
     let mut walk = Walk::new(status("NeedsLogin"));
     walk.machine.setup.authkey_wait = Duration::from_secs(60);
-    walk.key = Err(NoKey::File(KeyFileError::Missing("/k".into())));
+    walk.key = Err(NoKey::File(Problem::Missing.at("/k".as_ref())));
     assert!(matches!(waits_for(&walk.go()), Waiting::KeyFile(_)));
     assert!(matches!(walk.after(Duration::from_secs(60)), Action::Fail(Failure::KeyFile(_))));
     let mut walk = Walk::new(status("NeedsLogin"));
-    walk.key = Err(NoKey::File(KeyFileError::unusable("/k".as_ref(), "is a directory")));
+    walk.key = Err(NoKey::File(Problem::from("is a directory").at("/k".as_ref())));
     assert!(matches!(walk.go(), Action::Fail(Failure::KeyFile(_))));
     let mut walk = Walk::new(status("NeedsLogin"));
     walk.key = Err(NoKey::Busy);

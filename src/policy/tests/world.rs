@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::chance::{OTHER, OWN, once_in, one};
 use super::*;
 use crate::flags;
+use crate::key::KeyKind;
 use crate::samples::REFUSAL;
 
 const DOWN: &str = "fetch control key: dial tcp: connect: connection refused";
@@ -706,7 +707,7 @@ impl World {
                 Some(secret) => {
                     Ok(KeyFacts { kind: KeyKind::Headscale, digest: format!("d{secret}") })
                 }
-                None => Err(NoKey::File(KeyFileError::Missing("/k".into()))),
+                None => Err(NoKey::File(Problem::Missing.at("/k".as_ref()))),
             }),
             Action::ReleaseKey => Event::Released,
             Action::Write(record) => {
