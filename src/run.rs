@@ -443,11 +443,13 @@ impl<'a> Run<'a> {
     fn say(&mut self, what: Waiting) {
         let text = what.to_string();
         self.notify.status(&text);
-        if let Waiting::Staying(connected, ..) = &what {
+        if let Waiting::Staying(..) = &what {
             self.notify.ready();
             if !self.is_staying.replace(true) {
-                output::result("connected", &connected.to_string(), true);
-                log::info!("{text}; staying");
+                let text = format!("{text}; staying");
+                if !output::result("connected", &text, true) {
+                    log::info!("{text}");
+                }
                 self.waiting = Some(Wait {
                     what: what.clone(),
                     since: Instant::now(),

@@ -67,7 +67,7 @@ bash_completes() {
             "$function" tailscale-autoconnect "${@: -1}" "${COMP_WORDS[-2]}"
             printf "%s\n" "${COMPREPLY[@]}"
         }
-        diff <(ask --authkey) <(printf "%s\n" --authkey-file --authkey-wait --authkey-params)
+        diff <(ask --authkey) <(printf "%s\n" --authkey-file --authkey-wait --authkey-optional --authkey-params)
         diff <(ask --authkey-file sec) <(echo "secret file")
         diff <(ask --timeout 9) <(echo 9)
         ' - "$completions/$name.bash" "$place"
@@ -97,7 +97,7 @@ fish_completes() {
         cd "$2"
         ask() { HOME=$2 fish --no-config -c "source $1; complete -C \"tailscale-autoconnect $3\""; }
         diff <(ask "$1" "$2" --authkey | cut -f 1 | sort) \
-            <(printf "%s\n" --authkey-file --authkey-params --authkey-wait)
+            <(printf "%s\n" --authkey-file --authkey-optional --authkey-params --authkey-wait)
         diff <(ask "$1" "$2" "--authkey-file sec") <(echo "secret file")
         diff <(ask "$1" "$2" "--timeout ") /dev/null' - "$completions/$name.fish" "$place"
 }
@@ -105,7 +105,7 @@ fish_completes() {
 main() {
     mkdir "$place"
     touch "$place/secret file" "$place/other"
-    printf '%s\n' NAME SYNOPSIS DESCRIPTION OPTIONS BEHAVIOR 'AUTH KEY' LOGIN STAYING 'EXIT STATUS' 'STATUS TEXTS' 'JOURNAL FIELDS' DIAGNOSIS VERDICTS JSON FILES ENVIRONMENT \
+    printf '%s\n' NAME SYNOPSIS DESCRIPTION OPTIONS BEHAVIOR 'AUTH KEY' LOGIN STAYING 'EXIT STATUS' 'STATUS TEXTS' 'JOURNAL FIELDS' DIAGNOSIS VERDICTS JSON METRICS FILES ENVIRONMENT \
         EXAMPLES 'SEE ALSO' >"$dir/80.sections"
     manual
     lint

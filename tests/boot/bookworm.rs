@@ -1,7 +1,9 @@
 //! The main tests on systemd 252.
 
 use crate::machine::Debian::Bookworm;
-use crate::{boot_order, containers, hooks, join, journal, key_file, power_cut, running, sandbox};
+use crate::{
+    boot_order, containers, hooks, join, journal, key_file, power_cut, running, sandbox, staying,
+};
 
 macro_rules! on_bookworm {
     ($($name:ident: $test:path;)*) => {$(
@@ -29,7 +31,8 @@ on_bookworm! {
     a_power_cut_between_the_answer_and_the_put_back_loses_no_setting_and_sends_no_key_again: power_cut::after_the_answer;
     in_a_container_without_namespaces_systemd_does_without_them_by_itself: containers::no_namespaces;
     in_a_user_namespace_the_sandbox_holds_and_a_command_from_outside_is_run: containers::user_namespace;
-    it_runs_again_whenever_tailscaled_was_restarted: running::daemon_restarts;
+    it_follows_a_tailscaled_that_is_restarted: running::daemon_restarts;
+    a_machine_whose_node_key_expires_while_it_runs_is_back_by_itself: staying::expiry;
     it_can_write_its_state_and_change_nothing_else: sandbox::only_state_to_write;
     systemd_finds_no_fault_with_the_unit_and_little_exposure: sandbox::unit_is_sound;
 }

@@ -54,7 +54,7 @@ pub fn holds_up_no_boot(debian: Debian) {
     assert!(why.contains("connection refused"), "{why}");
 
     tailnet.lift_faults();
-    let ours = machine.wait_done();
+    let ours = machine.wait_connected();
     assert_eq!(ours.number("NRestarts"), 0);
     assert_eq!(tailnet.state().key(&key).uses, 1);
     assert!(machine.is_online());
@@ -219,7 +219,7 @@ pub fn slow_secret_service(debian: Debian) {
     machine.slow_secret(service, &key, Duration::from_secs(3));
 
     machine.boot();
-    let ours = machine.wait_done();
+    let ours = machine.wait_connected();
 
     let decrypted = machine.show(service).time("ActiveEnter");
     assert!(ours.time("ExecMainStart") >= decrypted);
@@ -259,7 +259,7 @@ fn it_joins_under_the_host_name_that_cloud_init_sets() {
     cloud_init(&machine, "/bin/sh -c 'sleep 2; hostname cloudy'");
 
     machine.boot();
-    machine.wait_done();
+    machine.wait_connected();
 
     let state = tailnet.state();
     assert!(state.device("cloudy").is_some(), "{:?}", state.nodes);
@@ -283,7 +283,7 @@ pub fn hanging_cloud_init(debian: Debian) {
     assert!(jobs.contains(UNIT), "{jobs}");
 
     machine.systemctl("kill", "cloud-init.service");
-    machine.wait_done();
+    machine.wait_connected();
     assert_eq!(tailnet.state().key(&key).uses, 1);
 }
 
@@ -301,7 +301,7 @@ fn it_starts_a_tailscaled_that_nothing_else_starts() {
     machine.offline(&["systemctl", "disable", "tailscaled.service"]);
 
     machine.boot();
-    machine.wait_done();
+    machine.wait_connected();
 
     assert_eq!(tailnet.state().key(&key).uses, 1);
     assert!(machine.is_online());

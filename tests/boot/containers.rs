@@ -37,7 +37,7 @@ pub fn no_mounts(debian: Debian) {
     machine.wait_status_text("waiting for the control server");
     assert_restricted(&machine);
     tailnet.lift_faults();
-    machine.wait_done();
+    machine.wait_connected();
     assert_eq!(tailnet.state().key(&key).uses, 1);
     let state = machine.run(&["stat", "-c", "%a", "/var/lib/tailscale-autoconnect"]);
     assert_eq!(state, "700\n");
@@ -55,7 +55,7 @@ pub fn no_namespaces(debian: Debian) {
     machine.secret(&key);
 
     machine.boot();
-    machine.wait_done();
+    machine.wait_connected();
 
     assert_eq!(tailnet.state().key(&key).uses, 1);
     assert!(machine.is_online());

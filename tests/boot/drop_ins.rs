@@ -17,7 +17,7 @@ fn the_key_can_be_a_credential() {
     );
 
     machine.boot();
-    machine.wait_done();
+    machine.wait_connected();
 
     assert_eq!(tailnet.state().key(&key).uses, 1);
     assert!(machine.is_online());
@@ -41,7 +41,7 @@ fn the_key_can_be_the_secret_of_an_oauth_client() {
     );
 
     machine.boot();
-    machine.wait_done();
+    machine.wait_connected();
 
     let state = tailnet.state();
     let device = &state.nodes[0];
@@ -134,7 +134,7 @@ fn the_secret_of_an_oauth_client_is_exchanged_by_the_proxy_that_only_tailscaled_
     );
 
     machine.boot();
-    machine.wait_done();
+    machine.wait_connected();
 
     let asked = machine.journal("proxy.service");
     assert!(asked.contains("asked: POST http://api.example.test/"), "{asked}");

@@ -42,7 +42,7 @@ pub fn run_when_connected(debian: Debian) {
     assert!(machine.inside("etc/tailscale/authkey").exists());
 
     tailnet.lift_faults();
-    machine.wait_done();
+    machine.wait_connected();
     let address = machine.wait("the hook", || {
         let address = std::fs::read_to_string(machine.inside("run/tailnet-address"));
         address.ok().filter(|address| address.ends_with('\n'))
@@ -53,7 +53,7 @@ pub fn run_when_connected(debian: Debian) {
 
     // The next boot needs no key, and has the hook run again.
     machine.reboot();
-    machine.wait_done();
+    machine.wait_connected();
     let is_there = || machine.inside("run/tailnet-address").exists().then_some(());
     machine.wait("the hook", is_there);
     assert!(machine.is_online());

@@ -51,7 +51,7 @@ pub fn joined(debian: Debian) {
     machine.secret(&key);
 
     machine.boot();
-    machine.wait_done();
+    machine.wait_connected();
 
     let end = end(&machine, "connected");
     assert_fields(
@@ -60,7 +60,7 @@ pub fn joined(debian: Debian) {
             ("MESSAGE_ID", CONNECTED),
             ("PRIORITY", "6"),
             ("_STATE", "Running"),
-            ("_ACTION", "finish"),
+            ("_ACTION", "wait"),
             ("_ATTEMPT", "1"),
         ],
     );

@@ -29,7 +29,7 @@ pub fn no_secret(debian: Debian) {
     assert_eq!(tailnet.state().registers.total, 0);
 
     machine.install_secret();
-    let ours = machine.wait_done();
+    let ours = machine.wait_connected();
     assert_eq!(ours.number("NRestarts"), 2);
     assert_eq!(tailnet.state().key(&key).uses, 1);
     assert!(machine.is_online());
@@ -69,7 +69,7 @@ fn a_key_of_another_user_that_nobody_else_may_read_is_used() {
     machine.write("etc/tailscale-token.owner", "nobody:nogroup\n");
 
     machine.boot();
-    machine.wait_done();
+    machine.wait_connected();
 
     let owner = machine.run(&["stat", "-Lc", "%U %a", "/run/agenix/tailscale-token"]);
     assert_eq!(owner, "nobody 400\n");
@@ -113,7 +113,7 @@ pub fn everywhere(debian: Debian) {
         );
         machine.drop_in("20-key", &command);
         machine.run(&["systemctl", "daemon-reload"]);
-        machine.systemctl("start", UNIT);
+        machine.systemctl("restart", UNIT);
         machine.wait(named, || machine.is_online().then_some(()));
         assert_eq!(tailnet.state().key(&key).uses, 1, "{named}");
         machine.run(&["tailscale", "logout"]);
@@ -174,7 +174,7 @@ pub fn refused_key(debian: Debian) {
     machine.encrypt_secret(&key);
     machine.install_secret();
     machine.systemctl("start", UNIT);
-    machine.wait_done();
+    machine.wait_connected();
     let state = tailnet.state();
     assert_eq!((state.key(&key).uses, state.key(&dead).attempts), (1, sent));
     assert!(machine.is_online());
@@ -198,7 +198,7 @@ fn it_says_that_it_waits_for_approval_and_is_done_when_that_is_given() {
     let device = tailnet.state().nodes[0].id;
     tailnet.approve(device);
 
-    let ours = machine.wait_done();
+    let ours = machine.wait_connected();
     assert_eq!(ours.number("NRestarts"), 0);
     let state = tailnet.state();
     assert_eq!((state.key(&key).attempts, state.key(&key).uses), (1, 1));

@@ -374,7 +374,20 @@ impl Machine {
         self.wait_ours(&format!("to say {text:?}"), |unit| unit.get("StatusText").contains(text))
     }
 
-    /// Waits until our unit has ended with success after the run `before`, or any if that is empty.
+    /// Waits until our unit is connected and stays, in another run than `before`.
+    pub fn wait_connected_after(&self, before: &str) -> Unit {
+        self.wait_ours("connected", |unit| {
+            !unit.is("InvocationID", before)
+                && unit.is("SubState", "running")
+                && unit.get("StatusText").starts_with("connected as ")
+        })
+    }
+
+    pub fn wait_connected(&self) -> Unit {
+        self.wait_connected_after("")
+    }
+
+    /// Waits until our unit, which does not stay, has connected and ended in another run than `before`.
     pub fn wait_done_after(&self, before: &str) -> Unit {
         self.wait_ours("done", |unit| {
             !unit.is("InvocationID", before)
@@ -383,10 +396,6 @@ impl Machine {
                 && unit.end() == "exited 0"
                 && unit.get("StatusText").starts_with("connected as ")
         })
-    }
-
-    pub fn wait_done(&self) -> Unit {
-        self.wait_done_after("")
     }
 
     /// Waits for anything.

@@ -20,3 +20,4 @@ mod power_cut;
 mod running;
 mod sandbox;
 mod secret;
+mod staying;

@@ -114,7 +114,7 @@ fn boots_joins_and_is_rotated(decrypts: Decrypts) {
     );
 
     machine.boot();
-    let ours = machine.wait_done();
+    let ours = machine.wait_connected();
     let consumer = machine.wait_unit("consumer.service", "done", |unit| {
         unit.end().starts_with("exited") && !unit.is("ExecMainExitTimestampMonotonic", "0")
     });
@@ -135,20 +135,20 @@ fn boots_joins_and_is_rotated(decrypts: Decrypts) {
 
     // With the used key: the node key is enough.
     machine.reboot();
-    machine.wait_done();
+    machine.wait_connected();
     assert_eq!(tailnet.state().registers.with_key, 1);
     assert!(machine.is_online());
 
     // The device is logged out, and the key replaced: what a switch does is decrypt it into a new
-    // generation, and start our unit again with the target that wants it.
+    // generation, and restart our unit, whose restartTriggers have the file of the secret.
     let before = machine.ours().get("InvocationID").to_owned();
     machine.run(&["tailscale", "logout"]);
     let new_key = tailnet.single_use_key();
     machine.encrypt_secret(&new_key);
     machine.run(&[&format!("/{INSTALL}")]);
     assert_eq!(machine.run(&["readlink", "/run/agenix"]), "/run/agenix.d/2\n");
-    machine.systemctl("start", "multi-user.target");
-    machine.wait_done_after(&before);
+    machine.systemctl("restart", UNIT);
+    machine.wait_connected_after(&before);
     assert_eq!(tailnet.state().key(&new_key).uses, 1);
     assert!(machine.is_online());
 }

@@ -57,7 +57,7 @@ fn installed_on_a_running_machine_it_joins_at_the_next_boot() {
     assert_eq!(tailnet.state().registers.total, 0);
 
     machine.reboot();
-    machine.wait_done();
+    machine.wait_connected();
     assert_eq!(tailnet.state().key(&key).uses, 1);
 }
 

@@ -41,7 +41,7 @@ pub fn only_state_to_write(debian: Debian) {
     machine.drop_in("20-probe", "[Service]\nExecStartPre=/usr/local/bin/probe\n");
 
     machine.boot_to_the_end();
-    machine.wait_done();
+    machine.wait_connected();
 
     let journal = machine.journal(UNIT);
     assert_eq!(probed(&journal), ["wrote /var/lib/tailscale-autoconnect", "done"], "{journal}");
@@ -123,7 +123,7 @@ fn the_key_is_in_no_journal_no_process_no_core_and_no_file_but_its_own() {
     assert_eq!(core, Some(vec!["0", "0", "bytes"]));
     machine.run(&["systemctl", "kill", "--signal=ABRT", "--kill-whom=main", UNIT]);
     let crashed = machine.wait_ours("crashed", |unit| unit.is("SubState", "auto-restart"));
-    machine.wait_done();
+    machine.wait_connected();
 
     // It would be "dumped 6" with a core.
     assert_eq!(crashed.end(), "killed 6");
