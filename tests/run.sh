@@ -143,7 +143,10 @@ scenarios_on() {
     TAILNET_VERSION=$1 cargo test --locked --test scenarios -- --test-threads=8 "${@:2}"
 }
 
-step_faults() { tests/faults.sh --schedules 200; }
+step_faults() {
+    tests/faults.sh --schedules 200
+    tests/faults.sh --contender stay --schedules 100
+}
 
 step_boot() {
     if ((EUID)); then

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::unit::Contender;
 
 const USAGE: &str = "usage: tests/faults.sh [OPTION…]
-  --contender NAME   ours, seed, nixpkgs or all (default: ours)
+  --contender NAME   ours, stay, seed, nixpkgs or all (default: ours)
   --schedules N      how many (default: 200)
   --first SEED       the seed of the first; the others follow it (default: 1)
   --seed SEED        only this one, with all that is said of it

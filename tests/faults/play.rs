@@ -357,7 +357,7 @@ impl<'a> World<'a> {
         }
         if self.record_seen.is_none() {
             self.record_seen = match self.contender {
-                Contender::Ours => self.records().next().map(|_| now),
+                Contender::Ours | Contender::Stay => self.records().next().map(|_| now),
                 _ => self.cli_seen,
             };
         }
@@ -1002,7 +1002,7 @@ fn run_of(
     };
     let flags = flags_of(schedule.plan, is_second);
     let run = match contender {
-        Contender::Ours => {
+        Contender::Ours | Contender::Stay => {
             let run = Run::new(program)
                 .node(node)
                 .cli()
@@ -1011,6 +1011,7 @@ fn run_of(
                 .arg("-vv")
                 .args(["--authkey-wait", &format!("{KEY_WAIT_MS}ms")])
                 .args(["--ready-after", &format!("{READY_AFTER_MS}ms")])
+                .args((contender == Contender::Stay).then_some("--stay"))
                 .up_flags(flags);
             match schedule.profiles {
                 // Each profile has its own.

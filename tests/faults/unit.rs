@@ -14,6 +14,8 @@ use tailnet_harness::{Notification, Run, Running, cmdline_of, environ_of};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Contender {
     Ours,
+    /// Ours, with `--stay`.
+    Stay,
     Seed,
     Nixpkgs,
 }
@@ -34,11 +36,16 @@ pub const READY_AFTER_MS: u32 = 15_000 / SCALE;
 const STOP_LIMIT: Duration = Duration::from_secs(5);
 
 impl Contender {
-    pub const ALL: [Self; 3] = [Self::Ours, Self::Seed, Self::Nixpkgs];
+    pub const ALL: [Self; 4] = [Self::Ours, Self::Stay, Self::Seed, Self::Nixpkgs];
+
+    pub fn is_ours(self) -> bool {
+        matches!(self, Self::Ours | Self::Stay)
+    }
 
     pub fn name(self) -> &'static str {
         match self {
             Self::Ours => "ours",
+            Self::Stay => "stay",
             Self::Seed => "seed",
             Self::Nixpkgs => "nixpkgs",
         }
@@ -48,8 +55,10 @@ impl Contender {
     /// no `Restart=`.
     fn is_restarted(self, end: &End) -> bool {
         match (self, end.code, end.signal) {
-            (Self::Ours, Some(code), _) => ![0, 64, 77, 78].contains(&code),
-            (Self::Ours, None, signal) => ![Some(1), Some(2), Some(13), Some(15)].contains(&signal),
+            (Self::Ours | Self::Stay, Some(code), _) => ![0, 64, 77, 78].contains(&code),
+            (Self::Ours | Self::Stay, None, signal) => {
+                ![Some(1), Some(2), Some(13), Some(15)].contains(&signal)
+            }
             _ => false,
         }
     }
@@ -57,7 +66,7 @@ impl Contender {
     /// `WantedBy=tailscaled.service` and `PartOf=tailscaled.service`: it starts, restarts and
     /// stops with the daemon. The others are wanted by multi-user.target alone.
     fn follows_daemon(self) -> bool {
-        self == Self::Ours
+        self.is_ours()
     }
 }
 
@@ -131,7 +140,7 @@ impl Unit {
         match std::mem::replace(&mut self.state, State::Inactive) {
             State::Running(running, _) => {
                 running.signal(Signal::TERM);
-                if self.contender != Contender::Ours {
+                if !self.contender.is_ours() {
                     // The scripts' shells end when their command does.
                     family(running.pid()).into_iter().for_each(terminate);
                 }
@@ -255,7 +264,7 @@ impl Unit {
         let State::Running(running, _) = &self.state else {
             return;
         };
-        if self.contender != Contender::Ours {
+        if !self.contender.is_ours() {
             return;
         }
         let mut all = family(running.pid());
@@ -314,7 +323,17 @@ impl Unit {
 
     /// Nothing will happen any more by itself.
     pub fn is_idle(&self) -> bool {
-        matches!(self.state, State::Inactive | State::Failed)
+        match &self.state {
+            State::Inactive | State::Failed => true,
+            State::Running(running, _) if self.contender == Contender::Stay => {
+                let notifications = running.notifications();
+                let status = notifications.iter().rev().find_map(|one| one.get("STATUS"));
+                status.is_some_and(|status| {
+                    status.starts_with("connected as") || status.contains("left alone until")
+                })
+            }
+            State::Running(..) | State::Waiting(_) => false,
+        }
     }
 
     /// How long its start takes already, if it isn't done.

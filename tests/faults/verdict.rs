@@ -9,7 +9,7 @@ use tailnet_harness::State;
 
 use crate::play::{Content, HANG, Settled, World, flags_of};
 use crate::schedule::{Bad, Kind, Mistake, Place, Plan, Scene};
-use crate::unit::{Contender, End};
+use crate::unit::End;
 
 /// How far from each other a fault and the use of a key may be seen, and belong together: the
 /// register is under way, and the node key is saved with the first network map.
@@ -139,7 +139,7 @@ pub fn judge(
         failures.push("it is at work though the node is online".to_owned());
     }
 
-    if world.contender != Contender::Ours {
+    if !world.contender.is_ours() {
         failures.clear();
     }
     let report = match failures.is_empty() {

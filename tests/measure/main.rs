@@ -40,7 +40,7 @@ fn main() -> ExitCode {
 
     println!("{:<46}{:<27}{:<12}", "what", "median (least to most)", "limit");
     let mut kept = true;
-    for measure in [fresh_join, second_run, reboot, waiting, size] {
+    for measure in [fresh_join, second_run, reboot, waiting, staying, size] {
         let mut rows = measure(program);
         for _ in 0..RETRIES {
             if rows.iter().all(|row| row.kept() || !row.is_time) {
@@ -300,6 +300,32 @@ fn waiting(program: &Path) -> Vec<Row> {
         Row::worst("  wake-ups a minute", each(&wakes), 240.0, "times"),
         Row::worst("  memory growth", each(&memory), 64.0, "KiB"),
         Row::worst("  open files more", each(&files), 0.0, "files"),
+    ]
+}
+
+/// A run that stays with a connected node, watched for longer than it rests between two looks.
+fn staying(program: &Path) -> Vec<Row> {
+    const WATCHED: Duration = Duration::from_secs(185);
+    let (tailnet, node) = (Tailnet::start(), Node::start());
+    tailnet.node_keys_live(Duration::from_secs(180 * 24 * 3600));
+    let key = KeyFile::new(tailnet.reusable_key());
+    let run = on_node(program, &tailnet, &node, key.path());
+    let run = run.arg("--stay").limit(Duration::MAX).spawn();
+    run.wait_status_text("; node key expires ");
+    // What the login has left is told at first.
+    thread::sleep(Duration::from_secs(10));
+    let (start, before) = (Instant::now(), Upkeep::of(run.pid()));
+    thread::sleep(WATCHED);
+    let (after, took) = (Upkeep::of(run.pid()), start.elapsed());
+    assert!(run.is_alive(), "it has ended");
+    let minutes = took.as_secs_f64() / 60.0;
+    let wakes = (after.wakes - before.wakes) as f64 / minutes;
+    let peak = run.peak_rss_kib() as f64 / 1024.0;
+    vec![
+        Row::worst("staying: wake-ups a minute", vec![wakes], 4.0, "times"),
+        Row::worst("  peak memory", vec![peak], 5.0, "MiB"),
+        Row::worst("  memory growth", vec![after.memory - before.memory], 64.0, "KiB"),
+        Row::worst("  open files more", vec![after.files - before.files], 0.0, "files"),
     ]
 }
 

@@ -867,22 +867,3 @@ fn a_check_and_its_metrics_say_what_has_become_of_renewals() {
     let said = check_text();
     assert!(said.contains("; the last one was 20"), "{said}");
 }
-
-/// Slow: it's looked at once a minute.
-#[test]
-fn to_stay_costs_next_to_nothing() {
-    let kept = Kept::new(LIFE * 10_000);
-    let number = |name: &str| -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", kept.run.pid()));
-        let status = status.expect("it runs");
-        let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("a line");
-        line.split_whitespace().next().and_then(|text| text.parse().ok()).expect("a number")
-    };
-    thread::sleep(Duration::from_secs(10));
-    let before = number("voluntary_ctxt_switches:");
-    thread::sleep(Duration::from_secs(65));
-    let woken = number("voluntary_ctxt_switches:") - before;
-    // A look is a few of them.
-    assert!(woken <= 20, "{woken} times");
-    println!("woken {woken} times, {} KiB at most", kept.run.peak_rss_kib());
-}
