@@ -20,9 +20,12 @@ let
     concatStringsSep
     elem
     elemAt
+    escapeShellArg
+    escapeShellArgs
     filter
     filterAttrs
     getExe
+    hasPrefix
     hasSuffix
     head
     isAttrs
@@ -110,16 +113,22 @@ let
     )
   );
 
-  command = [
-    (getExe cfg.package)
-    "--authkey-file"
-    cfg.authKeyFile
-  ]
-  ++ option "--authkey-params" parameters
-  ++ option "--login-server" cfg.loginServer
-  ++ option "--ready-after" cfg.readyAfter
-  ++ option "--timeout" cfg.timeout
-  ++ optionals (upFlags != [ ]) ([ "--" ] ++ upFlags);
+  # With more options of the program's.
+  command =
+    more:
+    [
+      (getExe cfg.package)
+      "--authkey-file"
+      cfg.authKeyFile
+    ]
+    ++ optional cfg.authKeyOptional "--authkey-optional"
+    ++ option "--authkey-params" parameters
+    ++ option "--login-server" cfg.loginServer
+    ++ option "--ready-after" cfg.readyAfter
+    ++ option "--timeout" cfg.timeout
+    ++ optional cfg.rejoin "--rejoin"
+    ++ more
+    ++ optionals (upFlags != [ ]) ([ "--" ] ++ upFlags);
 
   option =
     name: value:
@@ -266,6 +275,16 @@ in
       '';
     };
 
+    authKeyOptional = mkOption {
+      type = types.bool;
+      default = false;
+      description = ''
+        Whether the machine may be without an auth key, as in an image for many machines. If it has to
+        log in and the file does not exist, the service ends with success. A file that comes later is
+        used by the next start.
+      '';
+    };
+
     authKeyParameters = {
       ephemeral = mkOption {
         type = types.nullOr types.bool;
@@ -327,6 +346,34 @@ in
       example = "10min";
       description = ''
         When to give up, so that systemd tries again later. With null, the service continues to try.
+      '';
+    };
+
+    stay = mkOption {
+      type = types.bool;
+      default = true;
+      description = ''
+        Whether the service stays when the machine is connected, and renews its node key in time. If
+        not, the service ends then, and runs again when tailscaled is started or restarted.
+      '';
+    };
+
+    rejoin = mkOption {
+      type = types.bool;
+      default = false;
+      description = ''
+        Whether a machine joins again after somebody has deleted it, as it happens to ephemeral ones.
+        Only for a service that stays.
+      '';
+    };
+
+    metricsFile = mkOption {
+      type = types.nullOr types.str;
+      default = null;
+      example = "/var/lib/node-exporter/tailscale-autoconnect.prom";
+      description = ''
+        File for the textfile collector of the Prometheus node exporter. It is written every five
+        minutes, in the directory that you give to the collector.
       '';
     };
 
@@ -445,9 +492,11 @@ in
             # The tailscale of the tailscaled that runs.
             path = [ tailscale.package ];
             restartTriggers = encrypted;
+            # The unit itself says true.
+            environment = mkIf (!cfg.stay) { TAILSCALE_AUTOCONNECT_STAY = "false"; };
             serviceConfig.ExecStart = [
               ""
-              (utils.escapeSystemdExecArgs command)
+              (utils.escapeSystemdExecArgs (command [ ]))
             ];
           }
         ]
@@ -455,6 +504,33 @@ in
       );
 
       tailscaled-autoconnect = mkForce { enable = false; };
+
+      tailscale-autoconnect-metrics = mkIf (cfg.metricsFile != null) {
+        description = "Metrics of the connection to the tailnet";
+        path = [ tailscale.package ];
+        # The options of our unit, so that the check says what that does.
+        environment = {
+          TAILSCALE_AUTOCONNECT_STAY = boolToString cfg.stay;
+        }
+        // filterAttrs (
+          name: _: hasPrefix "TAILSCALE_AUTOCONNECT_" name
+        ) config.systemd.services.tailscale-autoconnect.environment;
+        serviceConfig.Type = "oneshot";
+        # The exit status says whether the machine is connected, and so does the file. It is renamed when
+        # it is whole.
+        script = ''
+          file=${escapeShellArg cfg.metricsFile}
+          mkdir -p "$(dirname "$file")"
+          ${
+            escapeShellArgs (command [
+              "--check"
+              "--metrics"
+            ])
+          } >"$file.new" || true
+          test -s "$file.new"
+          mv "$file.new" "$file"
+        '';
+      };
 
       # It is ordered after ours, and a target that wants it would wait for both. So it has only those
       # default dependencies that concern itself, as ours has.
@@ -467,6 +543,14 @@ in
         conflicts = [ "shutdown.target" ];
         before = [ "shutdown.target" ];
         unitConfig.DefaultDependencies = false;
+      };
+    };
+
+    systemd.timers.tailscale-autoconnect-metrics = mkIf (cfg.metricsFile != null) {
+      wantedBy = [ "timers.target" ];
+      timerConfig = {
+        OnActiveSec = "1min";
+        OnUnitActiveSec = "5min";
       };
     };
 

@@ -581,6 +581,100 @@ hosts
     ]);
     want = ''"--authkey-file" "/run/agenix/tailscale-token" "--login-server" "https://headscale.example.com" "--ready-after" "1min" "--timeout" "1h 30min" "--" "--ssh"'';
   };
+  "a key that may be absent, and a machine that joins again" = {
+    got = arguments (machine [
+      age
+      (settings {
+        authKeyOptional = true;
+        rejoin = true;
+        extraUpFlags = [ "--ssh" ];
+      })
+    ]);
+    want = ''"--authkey-file" "/run/agenix/tailscale-token" "--authkey-optional" "--rejoin" "--" "--ssh"'';
+  };
+  "the unit stays, unless it is not to" = {
+    got = {
+      environments =
+        map
+          (
+            stay:
+            (service (machine [
+              age
+              (settings { inherit stay; })
+            ])).environment
+          )
+          [
+            true
+            false
+          ];
+      shipped = hasInfix "Environment=TAILSCALE_AUTOCONNECT_STAY=true\n" shipped;
+    };
+    want = {
+      environments = [
+        { }
+        { TAILSCALE_AUTOCONNECT_STAY = "false"; }
+      ];
+      shipped = true;
+    };
+  };
+  "metrics are made with the options of the unit" = {
+    got =
+      let
+        config = machine [
+          age
+          (settings {
+            metricsFile = "/var/lib/node exporter/tailnet.prom";
+            stay = false;
+            loginServer = "https://headscale.example.com";
+            extraUpFlags = [ "--ssh" ];
+          })
+          { systemd.services.tailscale-autoconnect.environment.TAILSCALE_AUTOCONNECT_SOCKET = "/run/ts"; }
+        ];
+        unit = config.systemd.services.tailscale-autoconnect-metrics;
+      in
+      {
+        inherit (unit) environment script;
+        path = map (p: p.name) unit.path;
+        inherit (config.systemd.timers.tailscale-autoconnect-metrics) wantedBy;
+        said = said config;
+      };
+    want = {
+      environment = {
+        TAILSCALE_AUTOCONNECT_SOCKET = "/run/ts";
+        TAILSCALE_AUTOCONNECT_STAY = "false";
+      };
+      script = ''
+        file='/var/lib/node exporter/tailnet.prom'
+        mkdir -p "$(dirname "$file")"
+        ${
+          lib.escapeShellArgs [
+            (getExe package)
+            "--authkey-file"
+            "/run/agenix/tailscale-token"
+            "--login-server"
+            "https://headscale.example.com"
+            "--check"
+            "--metrics"
+            "--"
+            "--ssh"
+          ]
+        } >"$file.new" || true
+        test -s "$file.new"
+        mv "$file.new" "$file"
+      '';
+      path = [ "tailscale" ];
+      wantedBy = [ "timers.target" ];
+      said = nothing;
+    };
+  };
+  "no metrics unless their file is named" = {
+    got =
+      let
+        inherit (machine [ age ]) systemd;
+      in
+      systemd.services ? tailscale-autoconnect-metrics || systemd.timers ? tailscale-autoconnect-metrics;
+    want = false;
+  };
   "flags with spaces, quotes, % and $ survive" = {
     got = arguments (machine [
       age

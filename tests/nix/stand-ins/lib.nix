@@ -332,6 +332,9 @@ let
         }) names
       );
     getExe = package: "${package}/bin/${package.meta.mainProgram}";
+    escapeShellArg = text: "'${builtins.replaceStrings [ "'" ] [ "'\\''" ] text}'";
+    escapeShellArgs = lib.concatMapStringsSep " " lib.escapeShellArg;
+    hasPrefix = prefix: text: builtins.substring 0 (stringLength prefix) text == prefix;
     hasSuffix =
       suffix: text:
       let

@@ -66,6 +66,7 @@ in
       packages = option (types.listOf types.package) [ ];
       services = option (types.attrsOf service) { };
       sysusers.enable = no;
+      timers = anything;
     };
     users.users = anything;
   };

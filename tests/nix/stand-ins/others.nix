@@ -21,6 +21,7 @@ in
     );
     environment.persistence = as (v: v);
     microvm = as (v: v);
+    services.prometheus = as (v: v);
     services.onepassword-secrets = {
       secrets = as (paths "/var/lib/opnix/secrets");
       secretPaths = mkOption {
