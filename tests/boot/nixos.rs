@@ -162,3 +162,69 @@ fn a_nixos_host_joins_when_agenix_decrypts_in_activation() {
 fn a_nixos_host_joins_when_agenix_decrypts_by_a_service() {
     boots_joins_and_is_rotated(Decrypts::ByService);
 }
+
+/// The unit of services.tailscale.extraSetFlags is ordered after ours.
+#[test]
+fn a_nixos_host_that_boots_offline_does_not_wait_for_tailscale_set() {
+    let tailnet = Tailnet::start_apart();
+    let key = tailnet.single_use_key();
+    let mut machine = host(&tailnet, &key, Decrypts::InActivation);
+    tailnet.fault("down");
+
+    machine.boot_to_the_end();
+    assert!(machine.ours().is("ActiveState", "activating"));
+
+    // Once ours is ready, connected or not. The setting is kept when the node joins.
+    let set = machine.wait_unit("tailscaled-set.service", "done", |unit| {
+        unit.end().starts_with("exited") && !unit.is("ExecMainExitTimestampMonotonic", "0")
+    });
+    assert_eq!(set.end(), "exited 0");
+    assert!(set.time("ExecMainStart") >= machine.ours().time("ActiveEnter"));
+    tailnet.lift_faults();
+    machine.wait_status_text("connected as nixos.");
+    assert_eq!(machine.settings()["RouteAll"], true);
+}
+
+/// A host that had services.tailscale.authKeyFile, whose unit has the other name of ours.
+#[test]
+fn a_nixos_host_that_joined_by_nixpkgs_unit_is_taken_over_as_it_is() {
+    let tailnet = Tailnet::start_apart();
+    let key = tailnet.single_use_key();
+    let mut machine = host(&tailnet, &key, Decrypts::InActivation);
+    let links = format!("{UNITS}/multi-user.target.wants");
+    let ours = machine.path(&format!("{links}/{UNIT}"));
+    let alias = machine.path(&format!("{UNITS}/tailscaled-autoconnect.service"));
+    let by_tailscaled = machine.path(&format!("{UNITS}/tailscaled.service.wants/{UNIT}"));
+    for link in [&ours, &alias, &by_tailscaled] {
+        fs::remove_file(link).expect("it is there");
+    }
+    machine.unit(
+        "tailscaled-autoconnect.service",
+        "multi-user.target",
+        &format!(
+            "[Unit]\nAfter=tailscaled.service\nWants=tailscaled.service\n\
+             [Service]\nType=notify\nNotifyAccess=all\n\
+             ExecStart=/bin/sh -c 'tailscale up --login-server={} --hostname=nixos \
+             --auth-key=\"$$(cat /run/agenix/tailscale-token)\" && systemd-notify --ready'\n",
+            tailnet.url()
+        ),
+    );
+    machine.boot();
+    machine.wait("joined", || machine.is_online().then_some(()));
+
+    // What a switch changes.
+    let target = format!("/{UNITS}/{UNIT}");
+    fs::remove_file(&alias).expect("it is there");
+    fs::remove_file(machine.path(&format!("{links}/tailscaled-autoconnect.service")))
+        .expect("it is there");
+    for link in [&ours, &alias, &by_tailscaled] {
+        symlink(&target, link).expect("nothing is there");
+    }
+    machine.run(&["systemctl", "daemon-reload"]);
+    machine.systemctl("start", "multi-user.target");
+
+    let unit = machine.wait_status_text("connected as nixos.");
+    assert!(unit.get("Names").contains("tailscaled-autoconnect.service"));
+    let state = tailnet.state();
+    assert_eq!((state.registers.with_key, state.key(&key).uses), (1, 1));
+}

@@ -28,7 +28,10 @@ let
       services = {
         openssh.enable = true;
         userborn.enable = userborn;
-        tailscale.package = usr "tailscale";
+        tailscale = {
+          package = usr "tailscale";
+          extraSetFlags = [ "--accept-routes" ];
+        };
         tailscale-autoconnect = {
           inherit loginServer;
           package = usr "tailscale-autoconnect";
@@ -48,6 +51,7 @@ in
   files = {
     "tailscale-autoconnect.service" = builtins.readFile ../../units/tailscale-autoconnect.service;
     "tailscale-autoconnect.service.d/overrides.conf" = override.text;
+    "tailscaled-set.service" = systemd.oneshot services.tailscaled-set;
   }
   // lib.optionalAttrs userborn {
     "agenix-install-secrets.service" = ''
@@ -63,6 +67,9 @@ in
     lib.genAttrs (override.wantedBy ++ override.aliases) (
       _: "/etc/systemd/system/tailscale-autoconnect.service"
     )
+    // lib.genAttrs (map (
+      unit: "${unit}.wants/tailscaled-set.service"
+    ) services.tailscaled-set.wantedBy) (_: "/etc/systemd/system/tailscaled-set.service")
     // lib.optionalAttrs userborn (
       lib.genAttrs (map (unit: "${unit}.wants/agenix-install-secrets.service") installs.wantedBy) (
         _: "/etc/systemd/system/agenix-install-secrets.service"

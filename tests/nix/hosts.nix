@@ -240,11 +240,10 @@ in
     keyFile = "/run/keys/ts";
     flags = ''"--advertise-exit-node"'';
     also = config: {
-      inherit (config.systemd.services.tailscaled-set) script wantedBy;
+      inherit (config.systemd.services.tailscaled-set) wantedBy;
       inherit (config.systemd.services.tailscaled-set.unitConfig) DefaultDependencies;
     };
     wantAlso = {
-      script = "tailscale set …";
       wantedBy = [ "multi-user.target" ];
       DefaultDependencies = false;
     };

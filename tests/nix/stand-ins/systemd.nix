@@ -29,6 +29,27 @@ in
       map (word: builtins.replaceStrings [ "%" "$" ] [ "%%" "$$" ] (builtins.toJSON word)) words
     );
 
+  # A oneshot of NixOS' own.
+  oneshot =
+    service:
+    concatStringsSep "\n" (
+      [ "[Unit]" ]
+      ++ joined "After" service.after
+      ++ joined "Before" service.before
+      ++ joined "Conflicts" service.conflicts
+      ++ joined "Requires" service.requires
+      ++ joined "Wants" service.wants
+      ++ lib.mapAttrsToList (
+        name: value: "${name}=${if lib.isBool value then lib.boolToString value else value}"
+      ) (service.unitConfig or { })
+      ++ [
+        "[Service]"
+        "Type=oneshot"
+        "ExecStart=/bin/sh -c ${builtins.toJSON service.script}"
+        ""
+      ]
+    );
+
   # The drop-in `overrides.conf`, and the links that enable the service and give it other names.
   override = name: service: rec {
     lines = [

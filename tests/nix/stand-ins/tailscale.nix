@@ -56,7 +56,7 @@ in
         wants = [ "tailscaled.service" ];
         wantedBy = [ "multi-user.target" ];
         serviceConfig.Type = "oneshot";
-        script = "tailscale set …";
+        script = "${cfg.package}/bin/tailscale set ${lib.escapeShellArgs cfg.extraSetFlags}";
       };
     };
   };
