@@ -30,8 +30,8 @@ const WORTH_A_LINE: Duration = Duration::from_secs(3);
 /// The longest that the end of a run may take.
 const END_LIMIT: Duration = Duration::from_secs(3);
 
-/// How long the bus is waited for before it's done without.
-const BUS_LIMIT: Duration = Duration::from_secs(2);
+/// How long a bus may take to tell what was there to be read.
+const CATCH_UP_LIMIT: Duration = Duration::from_secs(2);
 
 /// For how long a refused or ended bus is not asked for again.
 const BUS_REST: Duration = Duration::from_secs(1);
@@ -248,30 +248,70 @@ impl<'a> Run<'a> {
     async fn look(&mut self) -> Event {
         let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         self.machine.on(Event::Clock(clock), self.now());
+        let wants_prefs = self.machine.wants_prefs();
+        let follows = wants_prefs && self.machine.follows_login();
         let prefs = async {
-            match self.machine.wants_prefs() {
+            match wants_prefs {
                 true => self.api.prefs().await.ok(),
                 false => None,
             }
         };
-        let (status, prefs) = tokio::join!(self.api.status(), prefs);
+        let profile = async {
+            match follows {
+                true => self.api.profile().await.ok(),
+                false => None,
+            }
+        };
+        let (status, prefs, profile) = tokio::join!(self.api.status(), prefs, profile);
         if let Err(LocalApiError::Unreachable(why)) = &status {
             log::debug!("tailscaled: {why}");
             self.bus.close();
         }
+        // What has been told by now was so before.
+        if let Some(notice) = self.bus.prefs_by_now().await {
+            self.take_in(Event::Told(notice));
+        }
         let unbound = status.as_ref().ok().and_then(first_unbound);
-        Event::Seen { status, unbound, prefs }
+        let read = prefs.clone().filter(|_| follows && status.is_ok());
+        let seen = Event::Seen { status, unbound, prefs };
+        match read {
+            Some(prefs) => {
+                self.take_in(seen);
+                Event::Prefs { prefs: Ok(prefs), profile, live: false }
+            }
+            None => seen,
+        }
     }
 
     /// The bus is opened before the preferences are read, so that no change is missed.
     async fn read_prefs(&mut self) -> Event {
-        self.bus.open(&self.api, BUS_REST);
-        if !self.bus.is_open() {
-            // What it tells first is asked for as well.
-            let _ = timeout(BUS_LIMIT, self.bus.opened()).await;
+        if self.machine.wants_bus() {
+            self.bus.open(&self.api, BUS_REST);
         }
-        let (prefs, profile) = tokio::join!(self.api.prefs(), self.api.profile());
+        let (first, profile) = tokio::join!(self.bus.first_prefs(), self.api.profile());
+        let prefs = match first {
+            Some(prefs) => Ok(prefs),
+            None => self.prefs_after_what_was_told().await,
+        };
         Event::Prefs { prefs, profile: profile.ok(), live: self.bus.is_open() }
+    }
+
+    /// What an open bus told before these preferences is taken in before them, and what it tells from
+    /// now on has come after them.
+    async fn prefs_after_what_was_told(&mut self) -> Result<Prefs, LocalApiError> {
+        let prefs = self.api.prefs().await?;
+        let Some(last) = self.bus.last_prefs() else {
+            return Ok(prefs);
+        };
+        let mut is_told = *last == prefs;
+        let until = Instant::now() + CATCH_UP_LIMIT;
+        while !is_told && self.bus.is_open() {
+            let rest = until.saturating_duration_since(Instant::now());
+            let Ok(notice) = timeout(rest, self.bus.told()).await else { break };
+            is_told = notice.prefs.contains(&prefs);
+            self.take_in(Event::Told(notice));
+        }
+        Ok(self.bus.last_prefs().filter(|_| is_told).cloned().unwrap_or(prefs))
     }
 
     async fn read_key(&mut self) -> Result<KeyFacts, NoKey> {
@@ -422,7 +462,9 @@ impl<'a> Run<'a> {
     /// Waits for the bus, the end of the CLI or the time, whichever comes first.
     async fn wait(&mut self, what: Waiting, until: Time) -> Event {
         self.say(what);
-        if self.machine.situation() != Some(&Situation::NoDaemon) {
+        if !self.machine.wants_bus() {
+            self.bus.close();
+        } else if self.machine.situation() != Some(&Situation::NoDaemon) {
             self.bus.open(&self.api, BUS_REST);
         }
         let timer = until.saturating_sub(self.now());

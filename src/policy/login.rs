@@ -357,7 +357,7 @@ impl Machine {
     /// The node is connected, and nothing is left to put back.
     fn settle_if_done(&mut self) {
         let is_done = self.history.is_none() || (self.is_replaced() && self.is_as_before());
-        if self.login == Login::Came && self.known.is_some() && is_done {
+        if self.login == Login::Came && (self.known.is_some() || self.is_let_in()) && is_done {
             self.has_succeeded();
         }
     }
@@ -370,6 +370,12 @@ impl Machine {
         }
     }
 
+    /// The control server has let the node in, and what came of that was told as it came: what
+    /// changes from then on is not the doing of the login.
+    pub(super) fn is_let_in(&self) -> bool {
+        self.history.as_ref().is_some_and(|history| history.has_succeeded(history.last()))
+    }
+
     fn settle(&mut self) {
         if self.is_as_before()
             && let Some(record) = &mut self.record
@@ -379,7 +385,7 @@ impl Machine {
     }
 
     /// A login is followed, and none of the settings has to be put back.
-    fn is_as_before(&self) -> bool {
+    pub(super) fn is_as_before(&self) -> bool {
         self.history.as_ref().is_some_and(|history| history.owed().is_empty())
     }
 

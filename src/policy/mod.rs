@@ -424,9 +424,21 @@ impl Machine {
     /// Whether a look has to include the preferences: the node's login server matters, or a login
     /// is followed and nothing tells its changes.
     pub fn wants_prefs(&self) -> bool {
-        let follows =
-            self.history.is_some() && !self.known.as_ref().is_some_and(|known| known.live);
-        follows || (self.setup.server.is_some() && self.server.is_none())
+        let is_told = self.known.as_ref().is_some_and(|known| known.live);
+        (self.follows_login() && !is_told && !(self.is_let_in() && self.is_as_before()))
+            || (self.setup.server.is_some() && self.server.is_none())
+    }
+
+    /// Whether the preferences matter for a login, and with them their profile.
+    pub fn follows_login(&self) -> bool {
+        self.history.is_some()
+    }
+
+    /// Whether the bus is worth what it costs. Up to 1.98 the network map comes with it, which tailscaled
+    /// writes once more for each who listens, right after the node was let in (measured: a twelfth of
+    /// the login). From then until the command's end nothing is told that has to be known.
+    pub fn wants_bus(&self) -> bool {
+        self.version() >= (1, 100) || !self.command_runs || !self.is_let_in()
     }
 
     // ---- events

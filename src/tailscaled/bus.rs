@@ -23,6 +23,10 @@ const MASK: u32 = 2 | 4 | 16 | 128;
 const MOST_IN_VAIN: u32 = 30;
 const REST: Duration = Duration::from_millis(100);
 
+/// How long the bus is waited for before it's done without, and how long its first words.
+const OPENING_LIMIT: Duration = Duration::from_secs(2);
+const FIRST_LIMIT: Duration = Duration::from_millis(100);
+
 /// The state Running, in the numbers of ipn/backend.go.
 const RUNNING: i64 = 6;
 
@@ -60,7 +64,7 @@ struct Open {
     /// The line was too long to be kept; it is passed over.
     overlong: bool,
     has_told: bool,
-    has_told_prefs: bool,
+    last_prefs: Option<Prefs>,
     ended: bool,
     /// What is to be told next, as far as it has come.
     notice: Option<Notice>,
@@ -95,6 +99,26 @@ impl Bus {
     /// Forgets the bus of a tailscaled that is gone; the next one's may be opened at once.
     pub fn close(&mut self) {
         *self = Self::default();
+    }
+
+    /// The preferences with which a bus begins that nothing was heard of yet: what it tells after them
+    /// has come after them. None, if there is no such bus, or if it does not begin so.
+    pub async fn first_prefs(&mut self) -> Option<Prefs> {
+        let _ = timeout(OPENING_LIMIT, self.opened()).await;
+        timeout(FIRST_LIMIT, self.open.as_mut()?.first_prefs()).await.ok()?
+    }
+
+    /// The preferences that it has told by now, if any. That it rang is still to be told.
+    pub async fn prefs_by_now(&mut self) -> Option<Notice> {
+        let open = self.open.as_mut()?;
+        open.take_what_is_there().await;
+        let prefs = std::mem::take(&mut open.notice.as_mut()?.prefs);
+        (!prefs.is_empty()).then(|| open.noticed(Notice { prefs, ..Notice::default() }))
+    }
+
+    /// The preferences that it has told last.
+    pub fn last_prefs(&self) -> Option<&Prefs> {
+        self.open.as_ref()?.last_prefs.as_ref()
     }
 
     /// Whether it tells each change of the preferences.
@@ -144,7 +168,7 @@ impl Open {
             line: Vec::new(),
             overlong: false,
             has_told: false,
-            has_told_prefs: false,
+            last_prefs: None,
             ended: false,
             notice: None,
         }
@@ -162,18 +186,47 @@ impl Open {
                 return pending().await;
             }
         }
-        // What has arrived together is told together. Bounded, for a bus that never falls silent.
+        // What has arrived together is told together.
+        self.take_what_is_there().await;
+        let notice = self.notice.take().unwrap_or_default();
+        self.has_told = true;
+        self.noticed(notice)
+    }
+
+    /// Bounded, for a bus that never falls silent.
+    async fn take_what_is_there(&mut self) {
         for _ in 0..64 {
             match timeout(Duration::ZERO, self.response.chunk()).await {
                 Ok(chunk) if !self.ended => self.take(chunk),
                 _ => break,
             }
         }
-        let mut notice = self.notice.take().unwrap_or_default();
-        notice.after_a_gap = !self.has_told_prefs;
-        self.has_told_prefs |= !notice.prefs.is_empty();
-        self.has_told = true;
+    }
+
+    fn noticed(&mut self, mut notice: Notice) -> Notice {
+        notice.after_a_gap = self.last_prefs.is_none();
+        if let Some(last) = notice.prefs.last() {
+            self.last_prefs = Some(last.clone());
+        }
         notice
+    }
+
+    async fn first_prefs(&mut self) -> Option<Prefs> {
+        if self.has_told {
+            return None;
+        }
+        while !self.ended && self.notice.as_ref().is_none_or(|notice| notice.prefs.is_empty()) {
+            let chunk = self.response.chunk().await;
+            self.take(chunk);
+        }
+        let notice = self.notice.as_mut().filter(|notice| !notice.prefs.is_empty())?;
+        let first = notice.prefs.remove(0);
+        if *notice == Notice::default() {
+            self.notice = None;
+        }
+        self.has_told = true;
+        self.last_prefs = Some(first.clone());
+        Some(first)
     }
 
     fn take<B: AsRef<[u8]>>(&mut self, chunk: reqwest::Result<Option<B>>) {
