@@ -90,6 +90,25 @@ pub fn each_once(words: &[String]) -> Vec<String> {
     written.collect()
 }
 
+/// Parts the flags for `tailscale up` from those that name an exit node by its name. `up` finds no name
+/// before the node is connected; `tailscale set` takes these then.
+pub fn part_exit_node(words: Vec<String>) -> (Vec<String>, Vec<String>) {
+    let is_name = |node: &str| {
+        !node.is_empty() && !node.starts_with("auto:") && node.parse::<std::net::IpAddr>().is_err()
+    };
+    if !value(&words, "exit-node").is_some_and(is_name) {
+        return (words, Vec::new());
+    }
+    let written = |(name, value): &Flag<'_>| match value {
+        Some(value) => format!("--{name}={value}"),
+        None => format!("--{name}"),
+    };
+    let flags = read(&words).unwrap_or_default();
+    let (exit, rest): (Vec<_>, Vec<_>) =
+        flags.iter().partition(|(name, _)| name.starts_with("exit-node"));
+    (rest.into_iter().map(written).collect(), exit.into_iter().map(written).collect())
+}
+
 /// Whether the flags can be given to `tailscale up`; else why not.
 pub fn check(words: &[String]) -> Result<(), String> {
     // Before anything is said that repeats a word.

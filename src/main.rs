@@ -83,10 +83,12 @@ fn main() -> ExitCode {
 }
 
 fn config(options: &Options) -> Config {
+    let (flags, exit_node) = flags::part_exit_node(flags::each_once(&options.up_flags));
     Config {
+        exit_node,
         setup: Setup {
             server: options.any_login_server(),
-            flags: flags::each_once(&options.up_flags),
+            flags,
             key_file: options.authkey_file.clone(),
             authkey_wait: options.authkey_wait,
             authkey_optional: options.authkey_optional,

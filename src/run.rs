@@ -33,6 +33,11 @@ const END_LIMIT: Duration = Duration::from_secs(3);
 /// How long a bus may take to tell what was there to be read.
 const CATCH_UP_LIMIT: Duration = Duration::from_secs(2);
 
+/// How often an exit node is looked for, with which pause, and how long each may take.
+const EXIT_NODE_TRIES: u32 = 4;
+const EXIT_NODE_PAUSE: Duration = Duration::from_millis(500);
+const EXIT_NODE_LIMIT: Duration = Duration::from_secs(5);
+
 /// For how long a refused or ended bus is not asked for again.
 const BUS_REST: Duration = Duration::from_secs(1);
 
@@ -40,6 +45,8 @@ const BUS_REST: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug)]
 pub struct Config {
     pub setup: Setup,
+    /// Flags for `tailscale set` after a login: an exit node that is asked for by its name.
+    pub exit_node: Vec<String>,
     pub key: KeySource,
     pub cli: Cli,
     pub store: Store,
@@ -151,7 +158,10 @@ impl<'a> Run<'a> {
                 log::trace!("{situation:?}, so {action:?}");
             }
             let outcome = match action {
-                Action::Finish(connected) => Some(Ok(connected)),
+                Action::Finish(connected) => {
+                    self.set_exit_node(&connected).await;
+                    Some(Ok(connected))
+                }
                 Action::Fail(failure) => Some(Err(failure)),
                 Action::Stopped => None,
                 action => {
@@ -457,10 +467,39 @@ impl<'a> Run<'a> {
         self.api.prefs().await.map(Some)
     }
 
+    /// Sets the exit node that is asked for by its name, once this run has logged the node in. It may be
+    /// a moment before the node knows its peers.
+    async fn set_exit_node(&self, connected: &Connected) {
+        let flags = &self.config.exit_node;
+        if flags.is_empty() || !connected.logged_in {
+            return;
+        }
+        let set = flags.join(" ");
+        let mut result = self.config.cli.set(flags, EXIT_NODE_LIMIT).await;
+        for _ in 1..EXIT_NODE_TRIES {
+            if result.is_ok() {
+                break;
+            }
+            sleep(EXIT_NODE_PAUSE).await;
+            result = self.config.cli.set(flags, EXIT_NODE_LIMIT).await;
+        }
+        match result {
+            Ok(()) => log::info!("set {set}"),
+            Err(why) => log::warn!(
+                "connected, but without the exit node ({why}); correct its name, and run: tailscale set {set}"
+            ),
+        }
+    }
+
     // ---- waiting
 
     /// Waits for the bus, the end of the CLI or the time, whichever comes first.
     async fn wait(&mut self, what: Waiting, until: Time) -> Event {
+        if let Waiting::Staying(connected, ..) = &what
+            && !self.is_staying.get()
+        {
+            self.set_exit_node(connected).await;
+        }
         self.say(what);
         if !self.machine.wants_bus() {
             self.bus.close();

@@ -51,11 +51,9 @@ impl Cli {
         let memfd = key
             .to_inherited_memfd()
             .map_err(|error| NotStarted::ForNow(format!("cannot make a memory file: {error}")))?;
-        let mut socket = OsString::from("--socket=");
-        socket.push(&self.socket);
         let mut command = Command::new(&program);
         command
-            .arg(socket)
+            .arg(self.socket_flag())
             .arg("up")
             .arg(format!("--auth-key=file:/proc/self/fd/{}", memfd.as_raw_fd()))
             .arg("--reset")
@@ -64,6 +62,28 @@ impl Cli {
             command.envs(in_time(proxy::of_tailscaled).await.unwrap_or_default());
         }
         self.start(command)
+    }
+
+    /// Runs `tailscale set` with these flags, for no longer than `limit`. What it complains of, if it does.
+    pub async fn set(&self, flags: &[String], limit: Duration) -> Result<(), String> {
+        let words = |why: NotStarted| why.words().to_owned();
+        let mut command = Command::new(self.program().await.map_err(words)?);
+        command.arg(self.socket_flag()).arg("set").args(flags);
+        let mut run = self.start(command).map_err(words)?;
+        if timeout(limit, run.ended()).await.is_err() {
+            run.stop().await;
+            return Err("`tailscale set` does not end".to_owned());
+        }
+        match run.end().await {
+            (Some(0), ..) => Ok(()),
+            (_, _, errors) => Err(excerpt(errors.trim(), 200)),
+        }
+    }
+
+    fn socket_flag(&self) -> OsString {
+        let mut flag = OsString::from("--socket=");
+        flag.push(&self.socket);
+        flag
     }
 
     /// Where the command is, if it's one that may run with our rights.

@@ -410,6 +410,20 @@ fn two_runs_with_two_generations_of_the_key_file_log_in_once() {
 }
 
 #[test]
+fn an_api_that_takes_longer_than_a_login_may_is_waited_for() {
+    let (tailnet, node) = fresh();
+    let secret = tailnet.oauth_client(&["tag:server"]);
+    // Two calls; a command of which nothing comes is ended after 30 s.
+    tailnet.policy(json!({"api_delay_ms": 20_000}));
+    let file = KeyFile::new(format!("{secret}?baseURL={}", tailnet.api_url()));
+    let run = program(&tailnet, &node, &file).up_flags(["--advertise-tags=tag:server"]);
+    let run = run.limit(Duration::from_secs(90)).run();
+    run.assert_code(0);
+    assert!(run.elapsed >= Duration::from_secs(40), "{:?}", run.elapsed);
+    assert_eq!(tailnet.state().api_requests.len(), 2, "{}", run.stderr);
+}
+
+#[test]
 fn an_oauth_secret_gets_the_parameters_and_makes_a_key() {
     let (tailnet, node) = fresh();
     tailnet.policy(json!({ "approval": true }));

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tailnet_harness::{FakeCli, KeyFile, KeySpec, Node, PATIENCE, Tailnet, version_is_at_least};
 
 use crate::joined::{Joined, assert_connected, deleted_key};
-use crate::{program, program_without_server};
+use crate::{assert_joined, program, program_without_server};
 
 /// A setting of `tailscale set` that `tailscale up` has no flag for.
 ///
@@ -143,11 +143,48 @@ fn an_advertised_exit_node_goes_on_being_one() {
     assert!(routes.contains(&"0.0.0.0/0".to_owned()), "{routes:?}");
 }
 
+/// A node that may be used as an exit node, by the name `exit`.
+fn exit_node(tailnet: &Tailnet) -> Node {
+    let exit = Node::start();
+    exit.join_with(tailnet, &["--hostname=exit", "--advertise-exit-node"]);
+    exit
+}
+
+#[test]
+fn an_exit_node_is_used_by_its_name_from_the_first_login_on() {
+    for stay in [false, true] {
+        let (tailnet, node) = (Tailnet::start(), Node::start());
+        let exit = exit_node(&tailnet);
+        let file = KeyFile::new(tailnet.single_use_key());
+        let flags = ["--hostname=user", "--exit-node=exit", "--exit-node-allow-lan-access"];
+        let run = program(&tailnet, &node, &file).up_flags(flags);
+        let run = run.args(stay.then_some("--stay")).spawn();
+        run.wait_ready();
+        let prefs = node.prefs();
+        assert_eq!(prefs["ExitNodeID"], exit.status()["Self"]["ID"], "{}", run.stderr());
+        assert_eq!(prefs["ExitNodeAllowLANAccess"], true);
+        assert_eq!(prefs["Hostname"], "user");
+        if !stay {
+            run.wait().assert_code(0);
+        }
+    }
+}
+
+#[test]
+fn an_exit_node_that_nobody_is_costs_a_warning_and_not_the_login() {
+    let (tailnet, node) = (Tailnet::start(), Node::start());
+    let key = tailnet.single_use_key();
+    let file = KeyFile::new(&key);
+    let run = program(&tailnet, &node, &file).up_flags(["--exit-node", "nobody"]).run();
+    assert_joined(&run, &tailnet, &node, &key);
+    assert!(run.stderr.contains("connected, but without the exit node ("), "{}", run.stderr);
+    assert_eq!(node.prefs()["ExitNodeID"], "");
+}
+
 #[test]
 fn the_exit_node_that_is_used_is_kept() {
     let joined = Joined::new();
-    let exit = Node::start();
-    exit.join_with(&joined.tailnet, &["--hostname=exit", "--advertise-exit-node"]);
+    let _exit = exit_node(&joined.tailnet);
     joined.node.wait_status(
         |status| {
             let peers = status["Peer"].as_object().into_iter().flatten();

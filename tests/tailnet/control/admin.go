@@ -165,6 +165,8 @@ func (a *adminEndpoint) setPolicy(r *http.Request) (any, error) {
 		ValidNodeWithDeadKey *string `json:"valid_node_with_dead_key"`
 		RegisterDelayMS      *int    `json:"register_delay_ms"`
 		MapDelayMS           *int    `json:"map_delay_ms"`
+		// APIDelayMS: how long each call of the API takes.
+		APIDelayMS *int `json:"api_delay_ms"`
 		// RateLimit: the next Count registers are answered with 429.
 		RateLimit *struct {
 			Count       int `json:"count"`
@@ -226,6 +228,9 @@ func (a *adminEndpoint) setPolicy(r *http.Request) (any, error) {
 	}
 	if v := want.MapDelayMS; v != nil {
 		p.mapDelay = time.Duration(*v) * time.Millisecond
+	}
+	if v := want.APIDelayMS; v != nil {
+		p.apiDelay = time.Duration(*v) * time.Millisecond
 	}
 	if v := want.RateLimit; v != nil {
 		p.rateLimited, p.rateLimitedSeconds = v.Count, v.RetryAfterS

@@ -28,7 +28,14 @@ func (a *apiEndpoint) handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /api/v2/oauth/token", a.issueToken)
 	mux.HandleFunc("POST /api/v2/tailnet/{tailnet}/keys", a.createKey)
-	return mux
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		a.tailnet.mu.Lock()
+		delay := a.tailnet.policy.apiDelay
+		a.tailnet.mu.Unlock()
+		if pause(r.Context(), delay) {
+			mux.ServeHTTP(w, r)
+		}
+	})
 }
 
 // issueToken exchanges a client's secret for an access token. The secret comes

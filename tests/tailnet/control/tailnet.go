@@ -41,6 +41,7 @@ type policy struct {
 	acceptDeadIfValid  bool          // valid_node_with_dead_key: "accept"
 	registerDelay      time.Duration
 	mapDelay           time.Duration
+	apiDelay           time.Duration
 	rateLimited        int // registers still to be answered with 429
 	rateLimitedSeconds int // their Retry-After
 	refuseAll          string
