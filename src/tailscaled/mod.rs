@@ -18,6 +18,7 @@ use reqwest::{Client, RequestBuilder, StatusCode};
 use serde::Deserialize;
 use serde_json::json;
 use tokio::net::UnixStream;
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 use zeroize::Zeroizing;
 
@@ -60,19 +61,6 @@ struct Peer {
     active: bool,
     #[serde(default, rename = "TailscaleIPs")]
     tailscale_ips: Option<Vec<IpAddr>>,
-}
-
-/// Waits for all of them, one request of each at a time.
-async fn join_all(all: impl Iterator<Item = impl Future<Output = ()>>) {
-    let mut all: Vec<_> = all.map(Box::pin).collect();
-    std::future::poll_fn(|context| {
-        all.retain_mut(|one| one.as_mut().poll(context).is_pending());
-        match all.is_empty() {
-            true => std::task::Poll::Ready(()),
-            false => std::task::Poll::Pending,
-        }
-    })
-    .await;
 }
 
 /// Why the LocalAPI could not be used.
@@ -201,13 +189,17 @@ impl LocalApi {
         let peers: Peers = parse("status", &body).unwrap_or_default();
         let active = peers.peer.unwrap_or_default().into_values().filter(|peer| peer.active);
         let addresses = active.filter_map(|peer| peer.tailscale_ips?.into_iter().next());
-        let pings = addresses.take(MOST_PEERS).map(|address| async move {
-            for _ in 0..3 {
-                let what = format!("{BASE}/ping?ip={address}&type=TSMP");
-                let _ = timeout(PING_LIMIT, answer(self.client.post(what))).await;
-            }
-        });
-        join_all(pings).await;
+        let mut pings = JoinSet::new();
+        for address in addresses.take(MOST_PEERS) {
+            let client = self.client.clone();
+            pings.spawn(async move {
+                for _ in 0..3 {
+                    let what = format!("{BASE}/ping?ip={address}&type=TSMP");
+                    let _ = timeout(PING_LIMIT, answer(client.post(what))).await;
+                }
+            });
+        }
+        pings.join_all().await;
     }
 
     async fn get(&self, what: &str) -> Result<Vec<u8>, LocalApiError> {
