@@ -7,15 +7,14 @@
   services.openssh.enable = true;
 
   services.tailscale-autoconnect = {
-    # Enables services.tailscale, puts `tailscale` on the path and makes the reverse path filter loose.
+    # Also enables services.tailscale and the `tailscale` command, and makes the reverse path filter loose.
     #
-    # Nothing more has to be said: the unit is a part of it, wanted by multi-user.target and ordered
-    # after tailscaled.service (there is no tailscale.service) and after the service of agenix, if it
-    # has one (run-agenix.d.mount says nothing of the secret). It waits for tailscaled to settle and
-    # for the secret, without `sleep`, is done if the machine is connected, and else logs in with a
-    # key that no command line shows.
+    # Nothing more is needed. multi-user.target wants the unit, which comes after tailscaled.service (there
+    # is no tailscale.service) and after the service of agenix, if there is one (run-agenix.d.mount says
+    # nothing of the secret). The unit waits for tailscaled and for the secret, without `sleep`. It logs in
+    # only if the machine is not connected, with a key that no command line shows.
     enable = true;
-    # Lets in all that comes over the tailnet.
+    # The firewall accepts everything that comes over the tailnet.
     trustInterface = true;
   };
 

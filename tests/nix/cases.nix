@@ -1025,6 +1025,16 @@ hosts
       true
     ];
   };
+  "the module is one of NixOS" = {
+    got =
+      (import ../../nix/module.nix {
+        inherit lib pkgs;
+        config = { };
+        options = { };
+        utils = { };
+      })._class;
+    want = "nixos";
+  };
   "the example is a machine" = {
     got =
       let

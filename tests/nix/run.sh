@@ -274,6 +274,8 @@ built() {
     flags+=(--quiet --locked --manifest-path "$copy/Cargo.toml")
     flags+=(--config profile.dev.package.tailscale-autoconnect.debug=false)
     flags+=(--config profile.dev.package.tailnet-harness.debug=false)
+    # Apart from the check, which may not take as long.
+    HOME=$home CARGO_TARGET_DIR=$target timeout 900 cargo test --no-run "${flags[@]}" >/dev/null 2>&1 || true
     check "package: the tests of its check phase pass on the files that it is made from" \
         env HOME="$home" CARGO_TARGET_DIR="$target" cargo test "${flags[@]}"
     HOME=$home timeout 600 cargo build --quiet --locked --manifest-path "$root/Cargo.toml" --target-dir "$target"
