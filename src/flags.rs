@@ -234,6 +234,32 @@ mod tests {
     }
 
     #[test]
+    fn an_exit_node_that_is_named_is_parted_from_the_flags() {
+        let part = |words: &[&str]| part_exit_node(words.iter().map(|&word| word.into()).collect());
+        for (words, flags, exit) in [
+            (&["--ssh", "--exit-node=exit"][..], &["--ssh"][..], &["--exit-node=exit"][..]),
+            (
+                &["--exit-node", "exit", "--exit-node-allow-lan-access"],
+                &[],
+                &["--exit-node=exit", "--exit-node-allow-lan-access"],
+            ),
+            (&["--exit-node=100.64.0.9"], &["--exit-node=100.64.0.9"], &[]),
+            (&["--exit-node=auto:any"], &["--exit-node=auto:any"], &[]),
+            (&["--exit-node="], &["--exit-node="], &[]),
+            (&["--exit-node-allow-lan-access"], &["--exit-node-allow-lan-access"], &[]),
+        ] {
+            let (now, then) = part(words);
+            assert_eq!(
+                (now, then),
+                (
+                    flags.iter().map(|&f| f.into()).collect(),
+                    exit.iter().map(|&f| f.into()).collect()
+                )
+            );
+        }
+    }
+
+    #[test]
     fn the_table_is_in_order() {
         assert!(UP_FLAGS.is_sorted());
         for (refused, _) in REFUSED_FLAGS {

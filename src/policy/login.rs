@@ -24,6 +24,9 @@ const RECOVERY_PATIENCE: Duration = Duration::from_secs(10);
 const COMMAND_PATIENCE: Duration = Duration::from_secs(30);
 /// The same where it first has to exchange an OAuth client secret for an auth key.
 const EXCHANGE_PATIENCE: Duration = Duration::from_secs(150);
+/// How long the CLI may run without a word of the control server. A node that is deleted before its first
+/// network map hears none.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(90);
 /// How long a login may take that tailscaled has to itself, without any sign of it.
 const TAILSCALEDS_PATIENCE: Duration = Duration::from_secs(30);
 /// How long a login of which nothing is known is looked at before a run ends beside it.
@@ -629,8 +632,13 @@ impl Machine {
             // It has been reached since.
             && !matches!(situation, S::AsksForPerson { .. });
         let awaits_others = is_unreachable || *situation == S::NeedsApproval;
-        let is_idle = self.command_runs && !self.is_replaced() && !awaits_others;
-        if is_idle && lasted >= self.command_patience() {
+        let patience = match self.is_replaced() {
+            false => Some(self.command_patience()),
+            true if *situation == (S::NeedsLogin { error: None }) => Some(ANSWER_PATIENCE),
+            true => None,
+        };
+        let is_idle = self.command_runs && !awaits_others;
+        if is_idle && patience.is_some_and(|patience| lasted >= patience) {
             return Some(Action::StopCommand);
         }
         let action = match situation {

@@ -42,6 +42,24 @@ fn joins_anew(joined: &Joined) {
     assert_eq!(joined.tailnet.state().nodes.len(), 1);
 }
 
+/// Slow: the register may be slow as well, and is given its time.
+#[test]
+fn a_node_that_is_deleted_before_its_first_network_map_joins_anew() {
+    let (tailnet, node) = (Tailnet::start(), Node::start());
+    let key = tailnet.reusable_key();
+    tailnet.policy(serde_json::json!({"map_delay_ms": 2000}));
+    let file = KeyFile::new(&key);
+    let run = program(&tailnet, &node, &file).limit(Duration::from_secs(180)).spawn();
+    let state = tailnet.wait_until(|state| state.key(&key).uses == 1, "the register");
+    tailnet.delete(state.nodes[0].id);
+    tailnet.policy(serde_json::json!({"map_delay_ms": 0}));
+
+    let run = run.wait();
+    run.assert_code(0);
+    assert!(Node::is_online(&node.status()));
+    assert_eq!(tailnet.state().nodes.len(), 1);
+}
+
 #[test]
 fn a_node_whose_key_expires_while_it_runs_logs_in_and_stays_the_same_device() {
     let joined = Joined::new();
