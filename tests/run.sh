@@ -122,7 +122,7 @@ step_harness() {
     cargo test --locked --no-fail-fast --package tailnet-harness -- --skip notifying_program
 }
 
-step_scenarios() { cargo test --locked --test scenarios -- --test-threads=8; }
+step_scenarios() { cargo test --locked --test scenarios -- --test-threads=16; }
 
 step_versions() {
     local version name listed code=0
@@ -140,7 +140,7 @@ step_versions() {
 # scenarios_on VERSION [ARGUMENT…], with arguments for the test runner.
 scenarios_on() {
     tests/tailnet/build.sh "$1" >/dev/null || return
-    TAILNET_VERSION=$1 cargo test --locked --test scenarios -- --test-threads=8 "${@:2}"
+    TAILNET_VERSION=$1 cargo test --locked --test scenarios -- --test-threads=16 "${@:2}"
 }
 
 step_faults() {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tailnet_harness::{FakeCli, FakeTailscaled, KeyFile, Response, status_json};
 
-use crate::{PREFS, START, STATUS, changes, connect, program, program_with_key, stays};
+use crate::{PREFS, STATUS, changes, connect, program, program_with_key, stays};
 
 /// Runs into `--timeout` while the daemon stays as it is; the sentence and the STATUS must name
 /// what was waited for, and nothing may have been changed.
@@ -152,29 +152,4 @@ fn a_command_that_is_being_written_is_run_later() {
     cli.wait_calls(1);
     connect(&fake);
     run.wait().assert_code(0);
-}
-
-/// The slow one: a node that is offline is given half a minute.
-#[test]
-fn an_error_whose_words_change_all_the_time_has_lasted_all_the_same() {
-    let fake = FakeTailscaled::start(|request| match request.path.as_str() {
-        STATUS => {
-            let port = 40_000 + request.nth;
-            let health = format!(
-                "You are logged out. The last login error was: fetch control key: \
-                 Get \"http://127.0.0.1:1/key?v=138\": read tcp 127.0.0.1:{port}->127.0.0.1:1: \
-                 read: connection reset by peer"
-            );
-            let offline = json!({ "Health": [health], "Self": { "Online": false } });
-            Response::json(status_json("Running", offline))
-        }
-        PREFS => Response::json(json!({ "WantRunning": true })),
-        START => Response::status(204, ""),
-        _ if request.is_bus() => Response::stream(),
-        _ => Response::status(404, "not found"),
-    });
-    let run = program(&fake).args(["--timeout", "40s"]);
-    let run = run.limit(Duration::from_secs(60)).run();
-    run.assert_code(75);
-    assert_eq!(fake.count(START), 1, "{:?}", changes(&fake));
 }
