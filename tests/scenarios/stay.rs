@@ -857,7 +857,7 @@ fn a_check_and_its_metrics_say_what_has_become_of_renewals() {
     let said = check_text();
     assert!(said.contains("refused key") && said.contains("the file still holds it"), "{said}");
 
-    kept.file.swap(&kept.tailnet.reusable_key());
+    kept.file.swap(kept.tailnet.reusable_key());
     kept.wait_renewed();
     let recorded = || is_recent(value(&check("--metrics"), "last_renewal_timestamp_seconds"));
     wait_until(recorded, "the renewal in the metrics");
