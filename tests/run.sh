@@ -14,6 +14,7 @@ source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
 # printed says why.
 skipped_code=77
 deny_version=0.20.2
+actionlint_version=1.7.12
 
 # Other versions of tailscale than the main one, from the oldest to the newest.
 versions=(1.66.4 1.80.3 1.102.5)
@@ -45,7 +46,7 @@ steps=(format clippy scripts go deny advisories build tests harness scenarios ve
 declare -A about=(
     [format]="the Rust code is formatted"
     [clippy]="no lint complains of the Rust code"
-    [scripts]="shellcheck finds nothing in the scripts"
+    [scripts]="shellcheck finds nothing in the scripts, actionlint nothing in the workflows"
     [go]="the control server of the test tailnet: gofmt, go vet, its tests"
     [deny]="licences and sources of the dependencies"
     [advisories]="no dependency has a known vulnerability"
@@ -75,6 +76,10 @@ step_clippy() {
 
 step_scripts() {
     find tests units .ci \( -name '*.sh' -o -path .ci/run \) -exec shellcheck --external-sources {} +
+    local linter=$cache/tools/actionlint-$actionlint_version
+    [[ -x $linter/actionlint ]] ||
+        GOBIN=$linter go install "github.com/rhysd/actionlint/cmd/actionlint@v$actionlint_version"
+    "$linter/actionlint" .github/workflows/*.yml
 }
 
 step_go() {
