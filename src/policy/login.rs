@@ -53,10 +53,8 @@ pub enum Login {
     Refused { since: Time, refusal: Refusal },
     /// It failed in passing; the next one comes then.
     Pausing { since: Time, words: String, until: Time },
-    /// The node is connected; whether the settings are as they were is not known yet.
+    /// The control server has let the node in; whether the settings are as they were is not known yet.
     Came,
-    /// It has come to its end.
-    Settled,
     /// It cannot work as things are.
     Impossible(Failure),
 }
@@ -200,8 +198,10 @@ impl Machine {
             }
         }
         self.objection = None;
-        let Login::Failing { then, .. } = std::mem::replace(&mut self.login, Login::None) else {
-            return;
+        let then = match std::mem::replace(&mut self.login, Login::None) {
+            Login::Failing { then, .. } => then,
+            // The run ends beside it.
+            _ => Then::End,
         };
         let begun = self.record.as_ref().and_then(|record| record.login.clone());
         match is_done {
@@ -270,24 +270,22 @@ impl Machine {
     // ---- what is seen of it
 
     pub(super) fn look_at_login(&mut self, situation: &Situation, now: Time) {
-        let is_connected = situation.is_connected();
         let error = situation.login_error();
+        let is_in = situation.is_connected()
+            || (*situation == Situation::NeedsApproval
+                && self.is_replaced()
+                && !self.is_asked_elsewhere());
         match &self.login {
             // Whatever was thought of it.
-            Login::UnderWay { .. }
-            | Login::Doubted { .. }
-            | Login::Broke { .. }
-            | Login::Failing { .. }
-            | Login::Pausing { .. }
-            | Login::Found
-                if is_connected && self.history.is_some() =>
-            {
+            login if is_in && self.history.is_some() && *login != Login::Came => {
                 self.login = Login::Came;
-                if self.profile.as_ref().is_some_and(|profile| !profile.is_empty()) {
-                    // It may be another that is connected.
-                    self.known = None;
-                }
+                // It may be another profile's.
+                self.known = None;
             }
+            Login::Came if !is_in && *situation != Situation::NoDaemon => {
+                self.login = Login::None;
+            }
+            Login::Found => self.look_at_found(situation, now),
             Login::UnderWay { since, before } => match error {
                 Some(error @ (LoginError::Refused(_) | LoginError::Unknown(_))) => {
                     let is_stale =
@@ -326,25 +324,21 @@ impl Machine {
                     self.login = Login::UnderWay { since: now, before: before.clone() };
                 }
             }
-            Login::Came | Login::Settled if !is_connected && *situation != Situation::NoDaemon => {
-                self.login = Login::None;
-            }
             _ => {}
-        }
-        // A login that somebody stopped, and that was brought up without its key, is over as well.
-        if *situation == Situation::NeedsApproval || (is_connected && self.login == Login::None) {
-            self.settle();
-        }
-        if let Some(stopping) = self.stopping.clone() {
-            self.end_beside(&stopping, situation, now);
         }
         self.settle_if_done();
     }
 
     /// The login has failed.
     fn believe(&mut self, error: LoginError, told: bool, now: Time) {
+        let history = self.history.as_ref();
+        if self.is_let_in() {
+            // It was somebody else's login that failed, after ours.
+            self.login = Login::None;
+            return;
+        }
         // The CLI tells whatever login fails.
-        let is_touched = self.history.as_ref().is_some_and(History::is_touched);
+        let is_touched = history.is_some_and(History::is_touched);
         let then = match error {
             // It may be of a key that somebody else has sent meanwhile. Ours is sent once more.
             LoginError::Refused(_) if (!told || is_touched) && self.secondhand == 0 => {
@@ -357,18 +351,16 @@ impl Machine {
         self.login = Login::Failing { since: now, then };
     }
 
-    /// The node is connected, and nothing is left to put back.
+    /// The node is in, and nothing is left to put back.
     fn settle_if_done(&mut self) {
-        let is_done = self.history.is_none() || (self.is_replaced() && self.is_as_before());
-        if self.login == Login::Came && (self.known.is_some() || self.is_let_in()) && is_done {
-            self.has_succeeded();
+        let is_known = self.known.is_some() || self.is_let_in();
+        if self.login != Login::Came || !is_known || !self.is_as_before() {
+            return;
         }
-    }
-
-    fn has_succeeded(&mut self) {
-        self.settle();
-        self.login = Login::Settled;
+        (self.login, self.history) = (Login::None, None);
+        self.has_logged_in = self.logins > 0;
         if let Some(record) = &mut self.record {
+            record.login = None;
             record.last.login = self.clock.as_secs();
         }
     }
@@ -379,40 +371,30 @@ impl Machine {
         self.history.as_ref().is_some_and(|history| history.has_succeeded(history.last()))
     }
 
-    fn settle(&mut self) {
-        if self.is_as_before()
-            && let Some(record) = &mut self.record
-        {
-            record.login = None;
-        }
-    }
-
-    /// A login is followed, and none of the settings has to be put back.
+    /// None of the settings has to be put back.
     pub(super) fn is_as_before(&self) -> bool {
-        self.history.as_ref().is_some_and(|history| history.owed().is_empty())
+        self.history.as_ref().is_none_or(|history| history.owed().is_empty())
     }
 
     pub(super) fn look_at_prefs(&mut self, now: Time) {
         match &self.login {
-            Login::Found if self.history.is_none() => self.look_at_found(now),
+            Login::Found => {
+                if let Some(situation) = self.situation.clone() {
+                    self.look_at_found(&situation, now);
+                }
+            }
             Login::Broke { before, ended, .. } => {
                 let (before, ended) = (before.clone(), ended.clone());
                 self.resolve(before, ended, now);
             }
-            // They have been read, and are as they were.
-            Login::Came if self.is_as_before() => self.has_succeeded(),
             _ => {}
         }
-        if let Some(stopping) = self.stopping.clone()
-            && let Some(situation) = self.situation.clone()
-        {
-            self.end_beside(&stopping, &situation, now);
-        }
+        self.settle_if_done();
     }
 
     /// The login of a run before, and the preferences that it has left.
-    fn look_at_found(&mut self, now: Time) {
-        let (Some(record), Some(known)) = (&self.record, &self.known) else {
+    fn look_at_found(&mut self, situation: &Situation, now: Time) {
+        let (Some(record), Some(known), None) = (&self.record, &self.known, &self.history) else {
             return;
         };
         let Some(begun) = record.login.clone() else {
@@ -433,26 +415,23 @@ impl Machine {
         let mut history = History::new(begun.before.clone(), begun.flags.clone(), self.version());
         history.told_after_a_gap(known.prefs.clone());
         // On a node that was logged in before, what has no key yet looks the same.
-        let asks = matches!(self.situation, Some(Situation::AsksForPerson { .. }));
+        let asks = matches!(situation, Situation::AsksForPerson { .. });
         // With a node key, it may have come to its end, and then it is none to be taken back.
         let is_settling =
-            matches!(self.situation, Some(Situation::Settling { .. } | Situation::Offline { .. }));
+            matches!(situation, Situation::Settling { .. } | Situation::Offline { .. });
         let is_under_way = prefs::login_under_way(history.last()) && !asks && !is_settling;
         self.profile = Some(begun.profile.clone());
         self.history = Some(history);
-        let Some(situation) = self.situation.clone() else {
-            return;
-        };
-        if situation.is_connected() {
+        if situation.is_connected() || *situation == Situation::NeedsApproval {
             self.login = Login::Came;
-            return self.settle_if_done();
+            return;
         }
         let asked = self.setup.server.clone().unwrap_or(begun.server.clone());
         let is_same = is_same_server(&asked, &begun.server) && begun.flags == self.setup.flags;
-        if !is_under_way && situation != Situation::NeedsApproval {
+        if !is_under_way {
             // It never came to tailscaled, or tailscaled has forgotten it, or a node key says more.
             self.login = Login::None;
-        } else if !is_same && situation != Situation::NeedsApproval {
+        } else if !is_same {
             self.login = Login::Failing { since: now, then: Then::Anew };
         } else {
             self.look_at_key(now);
@@ -554,9 +533,8 @@ impl Machine {
             return Some(action);
         }
         match &self.login {
-            Login::None | Login::Settled => None,
+            Login::None => None,
             Login::Found if self.history.is_none() => Some(Action::ReadPrefs),
-            Login::Found if situation.is_connected() => None,
             Login::Found => Some(self.with_key(now, |_| Action::Look)),
             // The node came up without it. It may still be on its way to the preferences.
             Login::Came if self.command_runs && !self.is_replaced() => Some(Action::StopCommand),
@@ -575,17 +553,12 @@ impl Machine {
                 self.after_refusal(situation, *since, refusal, now)
             }
             Login::Pausing { words, until, .. } => match situation {
-                _ if matches!(self.key, Key::Ready(_)) && now < *until => Some(Action::ReleaseKey),
                 S::Settling { error: None, .. }
                 | S::SettlingNew { error: None, .. }
                 | S::NeedsLogin { .. }
                 | S::AsksForPerson { .. }
                     if now < *until =>
                 {
-                    Some(self.wait_for_retry(words, *until, now))
-                }
-                // A login would be due at once.
-                _ if now < *until && self.is_asked_elsewhere() => {
                     Some(self.wait_for_retry(words, *until, now))
                 }
                 _ => None,
@@ -627,25 +600,16 @@ impl Machine {
         use Situation as S;
         let has_come = self.has_come(before);
         let lasted = now.saturating_sub(since.max(self.since));
-        // No key is used while a person or the control server is waited for.
-        let is_unreachable = matches!(situation.login_error(), Some(LoginError::Unreachable(_)))
-            // It has been reached since.
-            && !matches!(situation, S::AsksForPerson { .. });
-        let awaits_others = is_unreachable || *situation == S::NeedsApproval;
         let patience = match self.is_replaced() {
             false => Some(self.command_patience()),
             true if *situation == (S::NeedsLogin { error: None }) => Some(ANSWER_PATIENCE),
             true => None,
         };
-        let is_idle = self.command_runs && !awaits_others;
+        let is_idle = self.command_runs && self.needs_key();
         if is_idle && patience.is_some_and(|patience| lasted >= patience) {
             return Some(Action::StopCommand);
         }
-        let action = match situation {
-            S::NeedsApproval if !self.is_asked_elsewhere() => {
-                Some(self.wait(Waiting::Approval, now))
-            }
-            S::NeedsApproval if !self.command_runs && lasted >= TAILSCALEDS_PATIENCE => None,
+        match situation {
             S::Stopped if has_come => Some(self.wait(Waiting::StoppedByOther, now)),
             // Another profile is in use, and the CLI would wait for ever.
             S::NeedsLogin { error: None }
@@ -661,6 +625,7 @@ impl Machine {
             S::NeedsLogin { error: None }
             | S::SettlingNew { trouble: None, .. }
             | S::Offline { error: None, trouble: None }
+            | S::NeedsApproval
                 if !self.command_runs && lasted >= TAILSCALEDS_PATIENCE =>
             {
                 None
@@ -678,12 +643,22 @@ impl Machine {
                 },
                 now,
             )),
-        };
-        match action {
-            Some(Action::Wait(..)) if awaits_others && matches!(self.key, Key::Ready(_)) => {
-                Some(Action::ReleaseKey)
+        }
+    }
+
+    /// Whether the key may be in use: others must not have it. While the control server is waited
+    /// for, it is not.
+    pub(super) fn needs_key(&self) -> bool {
+        let situation = self.situation.as_ref();
+        match &self.login {
+            Login::UnderWay { .. } => {
+                let error = situation.and_then(Situation::login_error);
+                !matches!(error, Some(LoginError::Unreachable(_)))
+                    // It has been reached since.
+                    || matches!(situation, Some(Situation::AsksForPerson { .. }))
             }
-            action => action,
+            Login::None | Login::Pausing { .. } | Login::Came => self.is_renewing(),
+            _ => true,
         }
     }
 
@@ -747,6 +722,7 @@ impl Machine {
 
     /// What is still to be done before the run ends without a connection.
     pub(super) fn wind_up(&self, stopping: &Stopping, now: Time) -> Action {
+        use Situation as S;
         let end = match &stopping.failure {
             None => Action::Stopped,
             Some(failure) => Action::Fail(failure.clone()),
@@ -764,62 +740,45 @@ impl Machine {
         if let Some(action) = self.wind_up_renewal(stopping.since, now) {
             return action;
         }
-        if self.history.is_none() || matches!(self.login, Login::Settled | Login::Found) {
+        // The next run finds the record.
+        let Some(history) = self.history.as_ref().filter(|_| self.login != Login::Found) else {
             return end;
+        };
+        let is_over = now >= stopping.since.saturating_add(END_PATIENCE);
+        let error = match &self.situation {
+            None => return Action::Look,
+            Some(S::NoDaemon | S::Denied(_) | S::Unintelligible(_)) => return end,
+            Some(_) if self.objection.is_some() && is_over => return end,
+            Some(situation) => situation.login_error(),
+        };
+        if let Some(wait) = self.wait_after_objection(now) {
+            return wait;
         }
-        match &self.situation {
-            None => Action::Look,
-            // The next run finds the record.
-            Some(Situation::NoDaemon | Situation::Denied(_) | Situation::Unintelligible(_)) => end,
-            Some(_)
-                if self.objection.is_some()
-                    && now >= stopping.since.saturating_add(END_PATIENCE) =>
-            {
-                end
-            }
-            Some(_) if let Some(wait) = self.wait_after_objection(now) => wait,
-            Some(_) => match &self.login {
-                Login::Failing { .. } => self.take_back(),
-                _ if self.known.is_none() => Action::ReadPrefs,
-                _ => match self.put_back() {
-                    Some(action) => action,
-                    None if matches!(self.login, Login::UnderWay { .. } | Login::Came) => self
-                        .wait_until(
-                            Waiting::LoggingIn,
-                            stopping.since.saturating_add(END_PATIENCE),
-                            now,
-                        ),
-                    None => end,
+        match &self.login {
+            // It has failed.
+            Login::Failing { .. } | Login::Doubted { .. } => self.take_back(),
+            Login::UnderWay { .. } | Login::Broke { .. } if error.is_some() => self.take_back(),
+            // It was to be tried again before anything would be taken back.
+            Login::Pausing { .. } if self.is_replaced() => self.take_back(),
+            _ if self.known.is_none() => Action::ReadPrefs,
+            login => match self.put_back() {
+                Some(action) => action,
+                None if matches!(login, Login::UnderWay { .. } | Login::Came) && !is_over => {
+                    let limit = stopping.since.saturating_add(END_PATIENCE);
+                    self.wait_until(Waiting::LoggingIn, limit, now)
+                }
+                None => match login {
+                    // Nothing has come of this one. One that was lost before it has changed something.
+                    Login::UnderWay { before, .. }
+                        if !self.has_come(before) && history.is_changed() =>
+                    {
+                        self.take_back()
+                    }
+                    // It may be on its way to the control server, and is left to end: to break it
+                    // off could burn its key.
+                    _ => end,
                 },
             },
-        }
-    }
-
-    /// What becomes of a login beside which the run ends. One that has failed is taken back. One that
-    /// may be on its way to the control server is left to end: to break it off could burn its key.
-    fn end_beside(&mut self, stopping: &Stopping, situation: &Situation, now: Time) {
-        let is_pausing = matches!(self.login, Login::Pausing { .. });
-        if is_pausing && self.is_replaced() && !situation.is_connected() {
-            // It was to be tried again before anything would be taken back.
-            self.login = Login::Failing { since: now, then: Then::End };
-        }
-        let (Login::UnderWay { before, .. }
-        | Login::Doubted { before, .. }
-        | Login::Broke { before, .. }) = &self.login
-        else {
-            return;
-        };
-        let is_doubted = matches!(self.login, Login::Doubted { .. });
-        if *situation == Situation::NeedsApproval {
-            self.login = Login::Settled;
-        } else if is_doubted || situation.login_error().is_some() {
-            self.login = Login::Failing { since: now, then: Then::End };
-        } else if now >= stopping.since.saturating_add(END_PATIENCE) {
-            if self.known.is_some() && !self.has_come(before) {
-                self.came_to_nothing(Then::End, now);
-            } else {
-                self.login = Login::Settled;
-            }
         }
     }
 }

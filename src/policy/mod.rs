@@ -241,7 +241,6 @@ enum Key {
 struct Known {
     prefs: Prefs,
     profile: Option<String>,
-    live: bool,
 }
 
 /// How a bring-up of a stopped node stands.
@@ -306,6 +305,8 @@ pub struct Machine {
     /// tailscaled has answered, whatever it said.
     answered: bool,
     known: Option<Known>,
+    /// Each change of them is told.
+    is_told: bool,
     /// The node's login server, as far as it is known.
     server: Option<String>,
     /// What earlier runs have left, and what this one leaves. None: unread.
@@ -323,6 +324,8 @@ pub struct Machine {
     command_runs: bool,
     /// Logins of this run.
     logins: u32,
+    /// One of them has succeeded.
+    has_logged_in: bool,
     failures: Backoff,
     /// The last complaint of the CLI that is not known, and how often it came.
     complaint: (String, u32),
@@ -361,6 +364,7 @@ impl Machine {
             status: None,
             answered: false,
             known: None,
+            is_told: false,
             server: None,
             record: None,
             stored: Record::default(),
@@ -372,6 +376,7 @@ impl Machine {
             profile: None,
             command_runs: false,
             logins: 0,
+            has_logged_in: false,
             failures: Backoff::default(),
             complaint: (String::new(), 0),
             unknown_flags: Vec::new(),
@@ -424,8 +429,7 @@ impl Machine {
     /// Whether a look has to include the preferences: the node's login server matters, or a login
     /// is followed and nothing tells its changes.
     pub fn wants_prefs(&self) -> bool {
-        let is_told = self.known.as_ref().is_some_and(|known| known.live);
-        (self.follows_login() && !is_told && !(self.is_let_in() && self.is_as_before()))
+        (self.follows_login() && !self.is_told && !(self.is_let_in() && self.is_as_before()))
             || (self.setup.server.is_some() && self.server.is_none())
     }
 
@@ -490,7 +494,7 @@ impl Machine {
     /// What was seen may no longer hold.
     fn stale(&mut self) {
         self.situation = None;
-        if self.known.as_ref().is_some_and(|known| !known.live) {
+        if !self.is_told {
             self.known = None;
         }
         // The file is looked at again, in case that it has changed.
@@ -515,6 +519,7 @@ impl Machine {
             // A tailscaled that goes away takes the key with it.
             Err(LocalApiError::Unreachable(_)) => {
                 self.known = None;
+                self.is_told = false;
                 self.server = None;
                 self.others_login = false;
                 self.lost_the_key("tailscaled was restarted", now);
@@ -581,7 +586,8 @@ impl Machine {
             // What was looked at before may be of another profile.
             self.situation = None;
         }
-        self.known = Some(Known { prefs, profile, live });
+        self.known = Some(Known { prefs, profile });
+        self.is_told = live;
         self.look_for_others_login();
         self.look_at_prefs(now);
     }
@@ -721,6 +727,9 @@ impl Machine {
             Ok(Some(not_taken)) => {
                 self.objection = None;
                 if let Some(history) = &mut self.history {
+                    if let Some(known) = &mut self.known {
+                        known.prefs.extend(history.owed());
+                    }
                     history.put_back();
                     history.give_up(&not_taken);
                 }
@@ -762,6 +771,10 @@ impl Machine {
             None => self.decide(now),
         };
         match action {
+            // Others may have the key meanwhile.
+            Action::Wait(..) if matches!(self.key, Key::Ready(_)) && !self.needs_key() => {
+                Action::ReleaseKey
+            }
             Action::Wait(waiting, until) => Action::Wait(waiting, until.max(now)),
             action => action,
         }
@@ -897,8 +910,7 @@ impl Machine {
     /// The node is connected, and nothing is left to do. (A login has been seen to before.)
     fn finish(&self) -> Action {
         let none = Status::default();
-        let made = self.logins > 0 && matches!(self.login, Login::Settled);
-        Action::Finish(Connected::of(self.status.as_ref().unwrap_or(&none), made))
+        Action::Finish(Connected::of(self.status.as_ref().unwrap_or(&none), self.has_logged_in))
     }
 
     /// Someone's login may be under way: a second one would burn a single-use key.

@@ -307,15 +307,6 @@ impl Machine {
             }
             (Keeping::Lost, _) => None,
             // Only where the node key has come to its end is it ours to log the node in.
-            (
-                _,
-                S::Stopped | S::NeedsLogin { .. } | S::AsksForPerson { .. } | S::SettlingNew { .. },
-            )
-            | (_, S::Connected | S::AddressPending(_))
-                if matches!(self.key, Key::Ready(_)) && !self.is_time(keeping, now) =>
-            {
-                Some(Action::ReleaseKey)
-            }
             (Keeping::LeftAlone, _) => Some(self.leave_alone(situation, now)),
             (
                 _,
@@ -388,7 +379,7 @@ impl Machine {
     /// The words for a node that is connected.
     pub(super) fn staying(&self) -> Waiting {
         let none = Status::default();
-        let connected = Connected::of(self.status.as_ref().unwrap_or(&none), self.logins > 0);
+        let connected = Connected::of(self.status.as_ref().unwrap_or(&none), self.has_logged_in);
         let obstacle = match self.stay {
             Stay::Begun(Keeping::Resting { obstacle, .. }) => obstacle,
             _ => None,
@@ -399,6 +390,11 @@ impl Machine {
     fn date_of_expiry(&self) -> Option<String> {
         let date = format_rfc3339_seconds(UNIX_EPOCH.checked_add(self.expiry()?)?).to_string();
         Some(date.split('T').next().unwrap_or_default().to_owned())
+    }
+
+    /// tailscaled has the auth key for a renewal.
+    pub(super) fn is_renewing(&self) -> bool {
+        matches!(self.stay, Stay::Begun(Keeping::Sent { .. } | Keeping::Failed { .. }))
     }
 
     // ---- what has come of it

@@ -124,6 +124,9 @@ impl Play {
                 self.trace.push(format!("{at:?} {action:?} -> {}", brief_event(&event)));
             }
             let now = self.time();
+            if let Some(notice) = self.world.told_before.take() {
+                self.machine.on(Event::Told(notice), now);
+            }
             self.machine.on(event, now);
             self.machine.notes();
         }
@@ -306,9 +309,7 @@ proptest! {
         play(seed, &steps, false)?;
     }
 
-    /// Not so yet where the bus tells late of what was before the preferences were read.
     #[test]
-    #[ignore = "late words of the bus are taken for those of the next login"]
     fn whatever_goes_wrong_a_node_connects_once_all_is_well(
         seed: u64,
         steps in vec(any::<u64>(), 0..16),

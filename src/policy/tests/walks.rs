@@ -656,6 +656,10 @@ fn a_tailscaled_that_goes_away_while_it_is_asked_is_looked_at_again_and_waited_f
             assert_eq!(machine.next(now), Action::Look);
         }
         machine.on(Event::Seen { status: Err(gone()), unbound: None, prefs: None }, now);
+        if second == 0 {
+            assert_eq!(machine.next(now), Action::ReleaseKey);
+            machine.on(Event::Released, now);
+        }
         assert!(matches!(machine.next(now), Action::Wait(..)));
         machine.on(Event::Woke, now);
     }

@@ -115,6 +115,8 @@ pub struct World {
     pub known: Option<Prefs>,
     pub was_disturbed: bool,
     pub seen: Option<Situation>,
+    /// What the bus has told before the preferences were read.
+    pub told_before: Option<Notice>,
     pub kills: bool,
 }
 
@@ -221,6 +223,7 @@ impl World {
             known: None,
             was_disturbed: false,
             seen: None,
+            told_before: None,
             kills: false,
             rng,
         }
@@ -698,6 +701,9 @@ impl World {
             Action::ReadPrefs => {
                 self.open_bus();
                 let prefs = self.mostly().map(|()| self.profile().prefs.clone());
+                // What the bus has told until then comes first.
+                self.told_before =
+                    (prefs.is_ok() && !self.bus.queue.is_empty()).then(|| self.notice());
                 self.known = prefs.clone().ok().or(self.known.take());
                 let profile = Some(self.profile().id.clone());
                 Event::Prefs { prefs, profile, live: self.bus.open }
@@ -782,18 +788,22 @@ impl World {
         }
         self.pass(until, happenings, true);
         if self.has_news() {
-            let prefs = std::mem::take(&mut self.bus.queue);
-            self.known = prefs.last().cloned().or(self.known.take());
-            let after_a_gap = !self.bus.has_told;
-            let running = std::mem::take(&mut self.bus.running);
-            self.bus.rings = false;
-            self.bus.has_told = self.bus.open;
-            return Event::Told(Notice { prefs, after_a_gap, running });
+            return Event::Told(self.notice());
         }
         match self.command_ended.take() {
             Some(ended) => Event::Ended(ended),
             None => Event::Woke,
         }
+    }
+
+    fn notice(&mut self) -> Notice {
+        let prefs = std::mem::take(&mut self.bus.queue);
+        self.known = prefs.last().cloned().or(self.known.take());
+        let after_a_gap = !self.bus.has_told;
+        let running = std::mem::take(&mut self.bus.running);
+        self.bus.rings = false;
+        self.bus.has_told = self.bus.open;
+        Notice { prefs, after_a_gap, running }
     }
 
     /// Whether tailscaled is at a login of ours, or will be, so that another would be one too many.
