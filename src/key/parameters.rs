@@ -4,6 +4,7 @@
 //! They are those of tailscale 1.66 to 1.102 (`feature/oauthkey` there), which refuses any other, but
 //! not before it is called, and then in words that nobody can tell from a passing failure.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use reqwest::Url;
@@ -20,17 +21,15 @@ const NAMES: [&str; 3] = ["ephemeral", "preauthorized", "baseURL"];
 pub const TRUTHS: [&str; 12] =
     ["true", "false", "1", "0", "t", "f", "T", "F", "TRUE", "FALSE", "True", "False"];
 
-/// Parameters that tailscale takes. Each is kept as it was written.
+/// Parameters that tailscale takes, by their places in [`NAMES`]. Each is kept as it was written.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Parameters {
-    given: [Option<String>; NAMES.len()],
-}
+pub struct Parameters(BTreeMap<usize, String>);
 
 impl Parameters {
     /// Reads `name=value&name=value`, also with a `?` before it. Of one that is there twice the
     /// first counts, and an empty one is none, as for tailscale.
     pub fn parse(text: &str) -> Result<Self, &'static str> {
-        let mut given = [None, None, None];
+        let mut given = BTreeMap::new();
         let parts = text.trim_start_matches('?').split('&');
         for part in parts.filter(|part| !part.is_empty()) {
             let (at, value) = meaning(part).ok_or(NO_OTHERS)?;
@@ -41,45 +40,35 @@ impl Parameters {
             };
             match (written, is_right) {
                 ("", _) => {}
-                (_, true) => {
-                    given[at].get_or_insert_with(|| written.to_owned());
-                }
                 (_, false) => return Err(NO_OTHERS),
+                (_, true) => {
+                    given.entry(at).or_insert_with(|| written.to_owned());
+                }
             }
         }
-        Ok(Self { given })
+        Ok(Self(given))
     }
 
     pub fn is_empty(&self) -> bool {
-        self.given.iter().all(Option::is_none)
+        self.0.is_empty()
     }
 
     /// Whether they name an API server.
     pub fn name_api(&self) -> bool {
-        self.given[2].is_some()
+        self.0.keys().any(|at| NAMES[*at] == "baseURL")
     }
 
     /// These, and of `others` those that are not among them.
-    pub fn or(&self, others: Self) -> Self {
-        let mut given = others.given;
-        for (of_others, own) in given.iter_mut().zip(&self.given) {
-            if own.is_some() {
-                of_others.clone_from(own);
-            }
-        }
-        Self { given }
+    pub fn or(&self, mut others: Self) -> Self {
+        others.0.extend(self.0.clone());
+        others
     }
 }
 
 impl fmt::Display for Parameters {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let given = NAMES.iter().zip(&self.given);
-        let given = given.filter_map(|(name, value)| Some((name, value.as_ref()?)));
-        for (nth, (name, value)) in given.enumerate() {
-            let before = if nth == 0 { "" } else { "&" };
-            write!(f, "{before}{name}={value}")?;
-        }
-        Ok(())
+        let given = self.0.iter().map(|(at, value)| format!("{}={value}", NAMES[*at]));
+        f.write_str(&given.collect::<Vec<_>>().join("&"))
     }
 }
 

@@ -1,14 +1,12 @@
 //! Messages to the systemd journal, with fields that can be asked for
 //! (<https://systemd.io/JOURNAL_NATIVE_PROTOCOL>).
-//!
-//! Written here and not taken from a library: all of our values are single short lines, for which
-//! the protocol is one datagram of `NAME=value` lines.
+//! For single short lines, it is one datagram of `NAME=value` lines, which needs no library.
 
 use std::fs;
 use std::io::{self, Write, stderr};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixDatagram;
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Mutex, MutexGuard, OnceLock};
 
 use log::Level;
 use rustix::fs::fstat;
@@ -17,15 +15,11 @@ use crate::redact::one_line;
 
 const SOCKET: &str = "/run/systemd/journal/socket";
 
-/// MESSAGE_ID of the message of a run that ended connected; documented.
+/// The MESSAGE_IDs of what may be waited for; documented.
 const CONNECTED: &str = "be2db91415754612a862183367c360c0";
-/// MESSAGE_ID of the message of a run that failed; documented.
 const FAILED: &str = "e14b1b2cb07e41cb99d1ab9566a7b892";
-/// MESSAGE_ID of the message of a node key that was renewed; documented.
 pub const RENEWED: &str = "fe176d9d2fe44359bcbc2ae085bacbb3";
-/// MESSAGE_ID of the message of a renewal that failed; documented.
 pub const RENEWAL_FAILED: &str = "a62014e5597745b2a6bb202912927905";
-/// MESSAGE_ID of the message of a node key that expires soon, since it's not renewed; documented.
 pub const EXPIRES_SOON: &str = "68e453efbc2f48b78735db503a9a4a47";
 
 /// The journal, which standard error leads to as well.
@@ -46,17 +40,12 @@ struct Context {
 impl Journal {
     /// What goes with the messages that come.
     pub fn context(&self, state: &str, action: &'static str, attempt: u32) {
-        let mut context = self.lock();
-        if context.state != state {
-            context.state = one_line(state);
-        }
-        context.action = action;
-        context.attempt = attempt;
+        *self.lock() = Context { state: one_line(state), action, attempt };
     }
 
     /// A message, with a MESSAGE_ID if it has one.
     pub fn message(&self, level: Level, text: &str, id: &str) {
-        self.send(level, &one_line(text), &[("MESSAGE_ID", id)]);
+        self.send(level, text, &[("MESSAGE_ID", id)]);
     }
 
     /// The message that ends a run, with the name of its outcome.
@@ -66,16 +55,12 @@ impl Journal {
             (_, "connected") => CONNECTED,
             _ => "",
         };
-        let fields = [("MESSAGE_ID", id), ("TAILSCALE_AUTOCONNECT_OUTCOME", outcome)];
-        self.send(level, &one_line(text), &fields);
+        self.send(level, text, &[("MESSAGE_ID", id), ("TAILSCALE_AUTOCONNECT_OUTCOME", outcome)]);
     }
 
     fn send(&self, level: Level, text: &str, more: &[(&str, &str)]) {
-        let (priority, unit) = (priority(level), unit());
-        let datagram = {
-            let context = self.lock();
-            encode(text, priority, unit, &context, more)
-        };
+        let (priority, text) = (priority(level), one_line(text));
+        let datagram = encode(&text, priority, unit(), &self.lock(), more);
         if !self.is_settled(datagram.as_bytes()) {
             // A closed standard error must not end a login.
             let _ = writeln!(stderr(), "<{priority}>{text}");
@@ -85,16 +70,13 @@ impl Journal {
     /// Sends a datagram. A journal that is stuck gets none, and nothing by standard error either:
     /// that leads to the same journal, and would block.
     fn is_settled(&self, datagram: &[u8]) -> bool {
-        let socket = self.socket.get_or_init(|| open().ok());
-        let sent = socket.as_ref().map(|socket| socket.send(datagram));
-        match sent {
+        match self.socket.get_or_init(|| open().ok()).as_ref().map(|socket| socket.send(datagram)) {
             Some(Err(error)) => error.kind() == io::ErrorKind::WouldBlock,
-            Some(Ok(_)) => true,
-            None => false,
+            sent => sent.is_some(),
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Context> {
+    fn lock(&self) -> MutexGuard<'_, Context> {
         self.context.lock().unwrap_or_else(|broken| broken.into_inner())
     }
 }
@@ -125,11 +107,8 @@ fn encode(
         ("TAILSCALE_AUTOCONNECT_ACTION", context.action),
         ("TAILSCALE_AUTOCONNECT_ATTEMPT", &attempt),
     ];
-    let fields = fields.iter().chain(more);
-    fields
-        .filter(|(_, value)| !value.is_empty())
-        .map(|(name, value)| format!("{name}={value}\n"))
-        .collect()
+    let fields = fields.iter().chain(more).filter(|(_, value)| !value.is_empty());
+    fields.map(|(name, value)| format!("{name}={value}\n")).collect()
 }
 
 /// The unit that we run in, empty if it's none. The journal finds it out by itself, but only as long

@@ -59,26 +59,22 @@ pub fn waiting(text: &str, since: Instant) {
 
 /// Keeps the live line moving, and erases it when dropped. Never returns.
 pub async fn live_line() -> Infallible {
-    if terminal().is_none() {
-        return pending().await;
+    struct Erase;
+    impl Drop for Erase {
+        fn drop(&mut self) {
+            if let Some(mut terminal) = terminal() {
+                terminal.clear();
+            }
+        }
     }
     let _erase = Erase;
-    loop {
+    while terminal().is_some() {
         sleep(REDRAW_EVERY).await;
         if let Some(mut terminal) = terminal() {
             terminal.draw();
         }
     }
-}
-
-struct Erase;
-
-impl Drop for Erase {
-    fn drop(&mut self) {
-        if let Some(mut terminal) = terminal() {
-            terminal.clear();
-        }
-    }
+    pending().await
 }
 
 /// Says a message that has a MESSAGE_ID in the journal.
@@ -101,10 +97,7 @@ pub fn result(outcome: &str, text: &str, is_success: bool) -> bool {
         }
         return false;
     };
-    let level = match is_success {
-        true => Level::Info,
-        false => Level::Error,
-    };
+    let level = if is_success { Level::Info } else { Level::Error };
     journal.result(level, text, outcome);
     is_journal(stdout())
 }

@@ -1,7 +1,5 @@
-//! Messages on a terminal, and below them a live line with what is being waited for.
-//!
-//! Written here and not taken from a library: one line, no cursor to hide and no thread is all that
-//! is needed, and indicatif would bring five crates for it.
+//! Messages on a terminal, and below them a live line with what is being waited for. A library
+//! (indicatif) would bring five crates and a thread for this one line.
 
 use std::env;
 use std::io::{IsTerminal, Write, stderr};
@@ -36,11 +34,9 @@ pub const BOLD: &str = "\x1b[1m";
 /// The end of each of them.
 pub const PLAIN: &str = "\x1b[0m";
 
-/// Whether to color what goes to `stream`.
+/// Whether to color what goes to `stream` (<https://no-color.org>).
 pub fn may_color(stream: &impl IsTerminal) -> bool {
-    // https://no-color.org
-    let unwanted = env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-    knows_escapes(stream) && !unwanted
+    knows_escapes(stream) && env::var_os("NO_COLOR").unwrap_or_default().is_empty()
 }
 
 /// Whether `stream` is a terminal that can more than print.
@@ -69,10 +65,7 @@ impl Terminal {
         knows_escapes(&stderr()).then(|| Self {
             colors: may_color(&stderr()),
             live,
-            frames: match is_console {
-                true => &FRAMES_OF_CONSOLE,
-                false => &FRAMES,
-            },
+            frames: if is_console { &FRAMES_OF_CONSOLE } else { &FRAMES },
             waiting: None,
             held: String::new(),
             drawn: false,
@@ -150,15 +143,12 @@ fn is_ours() -> bool {
 fn takes_output() -> bool {
     let stderr = stderr();
     let mut polled = [PollFd::new(&stderr, PollFlags::OUT)];
-    let at_once = Timespec::default();
-    poll(&mut polled, Some(&at_once)).is_ok_and(|ready| ready > 0)
+    poll(&mut polled, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
 }
 
 fn columns() -> u16 {
-    match tcgetwinsize(stderr()) {
-        Ok(size) if size.ws_col > 0 => size.ws_col,
-        _ => USUAL_COLUMNS,
-    }
+    let size = tcgetwinsize(stderr());
+    size.map(|size| size.ws_col).ok().filter(|columns| *columns > 0).unwrap_or(USUAL_COLUMNS)
 }
 
 /// In one piece, so that nothing half-drawn stays behind. A closed standard error must not end a
@@ -167,9 +157,8 @@ fn write(text: &str) {
     let _ = stderr().write_all(text.as_bytes());
 }
 
-/// The live line, cut so that it does not wrap.
+/// The live line, cut so that it does not wrap: a full last column wraps on some terminals.
 fn line(frame: &str, text: &str, waited: Duration, columns: u16) -> String {
-    // A line that fills the last column wraps on some terminals.
     let room = usize::from(columns).saturating_sub(1);
     let (start, end) = (format!("{frame} "), format!("… {}", time(waited)));
     let whole = format!("{start}{text} {end}");
@@ -177,17 +166,15 @@ fn line(frame: &str, text: &str, waited: Duration, columns: u16) -> String {
         return whole;
     }
     let for_text = room.saturating_sub(width(&start) + width(&end));
-    let narrow = format!("{start}{}{end}", cut(text, for_text));
-    cut(&narrow, room).to_owned()
+    cut(&format!("{start}{}{end}", cut(text, for_text)), room).to_owned()
 }
 
 fn time(waited: Duration) -> String {
     let seconds = waited.as_secs();
-    let (hours, minutes) = (seconds / 3600, seconds / 60 % 60);
-    match (hours, minutes) {
+    match (seconds / 3600, seconds / 60 % 60) {
         (0, 0) => format!("{seconds} s"),
-        (0, _) => format!("{minutes} min {} s", seconds % 60),
-        _ => format!("{hours} h {minutes} min"),
+        (0, minutes) => format!("{minutes} min {} s", seconds % 60),
+        (hours, minutes) => format!("{hours} h {minutes} min"),
     }
 }
 

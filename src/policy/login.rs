@@ -481,7 +481,7 @@ impl Machine {
                 Then::Pause(words.clone())
             }
             (None, ended) => {
-                let words = ended.words();
+                let words = ended.to_string();
                 self.notes.push(match ended {
                     Ended::Idle => Note::NothingCame,
                     _ => Note::LoginBroke(words.clone()),

@@ -199,65 +199,58 @@ fn refused(text: &str) -> Option<Refused> {
 }
 
 /// What the end of `tailscale up` says.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Ended {
     /// All is well.
+    #[error("it is done")]
     Done,
     /// The login has failed; tailscaled goes on trying with the key.
+    #[error("{}", .0.words())]
     LoginError(LoginError),
     /// The control server wants the next register to come later. tailscaled sees to that.
+    #[error("{0}")]
     RateLimited(String),
     /// The API that makes an auth key of an OAuth client secret refuses that.
+    #[error("{}", .0.words)]
     SecretRefused(Refusal),
     /// tailscaled lets this user change nothing.
+    #[error("{0}")]
     Denied(String),
     /// tailscaled takes no changes but by its config file.
+    #[error("the config file is locked")]
     Locked,
     /// A flag that this version of the CLI doesn't know, by its name, with what it said.
+    #[error("{1}")]
     UnknownFlag(String, String),
     /// The flags cannot be used.
+    #[error("{0}")]
     BadFlags(String),
-    /// The node is another login server's.
+    #[error("the node is another login server's")]
     OtherServer,
     /// A known mistake in the settings.
+    #[error("{0}")]
     BadSettings(String),
     /// tailscaled went away, and the key with it; or it took none.
+    #[error("{0}")]
     Lost(String),
     /// On the way to somewhere.
+    #[error("{0}")]
     Unreachable(String),
     /// It is no `tailscale`, it seems: it ended with this exit code and said nothing.
+    #[error("`tailscale up` ended with {0}")]
     Mute(i32),
     /// By a signal.
+    #[error("`tailscale up` was killed")]
     Killed,
     /// By us, since nothing came of it.
+    #[error("nothing came of `tailscale up`")]
     Idle,
     /// Words that are not known.
+    #[error("{0}")]
     Unknown(String),
 }
 
 impl Ended {
-    /// What it says, in words.
-    pub fn words(&self) -> String {
-        match self {
-            Self::Done => "it is done".to_owned(),
-            Self::LoginError(error) => error.words().to_owned(),
-            Self::SecretRefused(refusal) => refusal.words.clone(),
-            Self::Mute(code) => format!("`tailscale up` ended with {code}"),
-            Self::Killed => "`tailscale up` was killed".to_owned(),
-            Self::Idle => "nothing came of `tailscale up`".to_owned(),
-            Self::Locked => "the config file is locked".to_owned(),
-            Self::OtherServer => "the node is another login server's".to_owned(),
-            Self::RateLimited(words)
-            | Self::Denied(words)
-            | Self::UnknownFlag(_, words)
-            | Self::BadFlags(words)
-            | Self::BadSettings(words)
-            | Self::Lost(words)
-            | Self::Unreachable(words)
-            | Self::Unknown(words) => words.clone(),
-        }
-    }
-
     /// Whether it may be a mistake in the configuration that is not known.
     pub fn is_complaint(&self) -> bool {
         matches!(self, Self::Unknown(_) | Self::Mute(_))

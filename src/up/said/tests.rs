@@ -204,9 +204,9 @@ fn an_api_that_is_in_trouble_and_a_command_that_crashed_may_pass() {
 #[test]
 fn an_end_without_words_is_named() {
     assert_eq!(read(None, ""), Ended::Killed);
-    assert!(Ended::Killed.words().contains("killed"));
+    assert!(Ended::Killed.to_string().contains("killed"));
     assert_eq!(read(Some(127), "\n"), Ended::Mute(127));
-    assert!(Ended::Mute(127).words().contains("127"));
+    assert!(Ended::Mute(127).to_string().contains("127"));
 }
 
 proptest! {
@@ -223,7 +223,7 @@ proptest! {
     ) {
         let ended = read(code, &format!("{start}{text}"));
         prop_assert_eq!(ended == Ended::Done, code == Some(0));
-        let said = ended.words();
+        let said = ended.to_string();
         prop_assert!(said.chars().count() <= 201 && said.lines().count() <= 1, "{said}");
     }
 
