@@ -339,7 +339,7 @@ pub enum Waiting {
     )]
     LeftAlone,
     #[error("waiting for tailscaled to open its state: {0}")]
-    NoState(String),
+    StoreFailed(String),
     #[error("waiting: tailscaled is in the unknown state {0}")]
     Unknown(String),
 }

@@ -211,7 +211,7 @@ fn waits(seen: &Seen, situation: &Situation, waiting: &Waiting) -> Verdict {
     }
     match waiting {
         Waiting::Answer(why) => (Kind::NotUnderstood, why.clone()),
-        Waiting::NoState(why) => (Kind::NoState, why.clone()),
+        Waiting::StoreFailed(why) => (Kind::NoState, why.clone()),
         Waiting::Settling => plain(Kind::Settling),
         Waiting::ControlServer(Some(why)) => control_server(why),
         Waiting::ControlServer(None) => plain(Kind::Offline),

@@ -293,7 +293,7 @@ waits! {
     StoppedByOther;
     Answer("REASON".into());
     LeftAlone;
-    NoState("REASON".into());
+    StoreFailed("REASON".into());
     Unknown("STATE".into());
     Staying(connected(), None, None);
     Staying(connected(), Some("DATE".into()), None);

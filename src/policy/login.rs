@@ -3,34 +3,21 @@
 
 use std::time::Duration;
 
-use crate::failure::{Failure, Mistake, Note, Waiting};
+use crate::failure::{Failure, Mistake, Note};
 use crate::flags;
 use crate::policy::put_back::History;
-use crate::policy::{
-    Action, CHANGE_PATIENCE, Key, Machine, RETRY_FIRST, Situation, Stopping, Time, is_same_server,
-};
+use crate::policy::{CHANGE_PATIENCE, Key, Machine, RETRY_FIRST, Situation, Time, is_same_server};
 use crate::prefs::{self, Prefs};
 use crate::record::{BegunLogin, Record, RefusedKey};
 use crate::tailscaled::LocalApiError;
 use crate::up::{Ended, LoginError, NotStarted, Refusal, Refused};
 
 /// How long a refusal is looked at before it's believed: it may be an older login's.
-const DOUBT: Duration = Duration::from_secs(2);
+pub(super) const DOUBT: Duration = Duration::from_secs(2);
 /// The same, where tailscaled shows the very words that it showed before the login.
 const STALE_DOUBT: Duration = Duration::from_secs(30);
 /// How long a node may take to come up on its node key after a refused auth key.
-const RECOVERY_PATIENCE: Duration = Duration::from_secs(10);
-/// How long the CLI may run without anything of it coming to tailscaled.
-const COMMAND_PATIENCE: Duration = Duration::from_secs(30);
-/// The same where it first has to exchange an OAuth client secret for an auth key.
-const EXCHANGE_PATIENCE: Duration = Duration::from_secs(150);
-/// How long the CLI may run without a word of the control server. A node that is deleted before its first
-/// network map hears none.
-const ANSWER_PATIENCE: Duration = Duration::from_secs(90);
-/// How long a login may take that tailscaled has to itself, without any sign of it.
-const TAILSCALEDS_PATIENCE: Duration = Duration::from_secs(30);
-/// How long a login of which nothing is known is looked at before a run ends beside it.
-pub(super) const END_PATIENCE: Duration = Duration::from_millis(400);
+pub(super) const RECOVERY_PATIENCE: Duration = Duration::from_secs(10);
 /// How often the CLI may complain in the same words before they are believed.
 const COMPLAINTS: u32 = 3;
 
@@ -259,14 +246,6 @@ impl Machine {
         }
     }
 
-    /// Whether anything of the login has come to tailscaled.
-    fn has_come(&self, before: &Situation) -> bool {
-        // An expired node comes to ask for a person by itself.
-        let asks = matches!(self.situation, Some(Situation::AsksForPerson { .. }));
-        let seen = !asks && self.situation.as_ref().is_some_and(|situation| situation != before);
-        seen || self.is_replaced()
-    }
-
     // ---- what is seen of it
 
     pub(super) fn look_at_login(&mut self, situation: &Situation, now: Time) {
@@ -363,17 +342,6 @@ impl Machine {
             record.login = None;
             record.last.login = self.clock.as_secs();
         }
-    }
-
-    /// The control server has let the node in, and what came of that was told as it came: what
-    /// changes from then on is not the doing of the login.
-    pub(super) fn is_let_in(&self) -> bool {
-        self.history.as_ref().is_some_and(|history| history.has_succeeded(history.last()))
-    }
-
-    /// None of the settings has to be put back.
-    pub(super) fn is_as_before(&self) -> bool {
-        self.history.as_ref().is_none_or(|history| history.owed().is_empty())
     }
 
     pub(super) fn look_at_prefs(&mut self, now: Time) {
@@ -522,263 +490,5 @@ impl Machine {
         }
         *count += 1;
         *count
-    }
-
-    // ---- what to do about it
-
-    /// What the login asks for in this situation, if anything.
-    pub(super) fn for_login(&self, situation: &Situation, now: Time) -> Option<Action> {
-        use Situation as S;
-        if let Some(action) = self.put_back() {
-            return Some(action);
-        }
-        match &self.login {
-            Login::None => None,
-            Login::Found if self.history.is_none() => Some(Action::ReadPrefs),
-            Login::Found => Some(self.with_key(now, |_| Action::Look)),
-            // The node came up without it. It may still be on its way to the preferences.
-            Login::Came if self.command_runs && !self.is_replaced() => Some(Action::StopCommand),
-            Login::Came => Some(Action::ReadPrefs),
-            Login::Broke { .. } => Some(Action::ReadPrefs),
-            Login::Failing { .. } => Some(self.take_back()),
-            _ if situation.is_connected() => None,
-            Login::Impossible(failure) => Some(Action::Fail(failure.clone())),
-
-            Login::UnderWay { since, before } => self.under_way(situation, *since, before, now),
-            Login::Doubted { since, error, .. } => {
-                let doubted = Waiting::Verdict(error.words().to_owned());
-                Some(self.wait_until(doubted, since.saturating_add(DOUBT), now))
-            }
-            Login::Refused { since, refusal } => {
-                self.after_refusal(situation, *since, refusal, now)
-            }
-            Login::Pausing { words, until, .. } => match situation {
-                S::Settling { error: None, .. }
-                | S::SettlingNew { error: None, .. }
-                | S::NeedsLogin { .. }
-                | S::AsksForPerson { .. }
-                    if now < *until =>
-                {
-                    Some(self.wait_for_retry(words, *until, now))
-                }
-                _ => None,
-            },
-        }
-    }
-
-    fn put_back(&self) -> Option<Action> {
-        let may = !matches!(self.login, Login::Failing { .. } | Login::Found);
-        let history = self.history.as_ref().filter(|_| may)?;
-        let prefs = history.owed();
-        (!prefs.is_empty()).then(|| match self.known {
-            Some(_) => Action::PutBack { prefs, profile: self.profile.clone() },
-            // They may be another profile's by now.
-            None => Action::ReadPrefs,
-        })
-    }
-
-    fn take_back(&self) -> Action {
-        match &self.history {
-            _ if self.command_runs => Action::StopCommand,
-            Some(history) => {
-                let (prefs, profile) = (history.without_the_login(), self.profile.clone());
-                Action::TakeBack { prefs, profile }
-            }
-            None => Action::ReadPrefs,
-        }
-    }
-
-    /// The CLI runs, or has ended and left the key with tailscaled, which tries by itself. A second
-    /// login now could burn a single-use key.
-    fn under_way(
-        &self,
-        situation: &Situation,
-        since: Time,
-        before: &Situation,
-        now: Time,
-    ) -> Option<Action> {
-        use Situation as S;
-        let has_come = self.has_come(before);
-        let lasted = now.saturating_sub(since.max(self.since));
-        let patience = match self.is_replaced() {
-            false => Some(self.command_patience()),
-            true if *situation == (S::NeedsLogin { error: None }) => Some(ANSWER_PATIENCE),
-            true => None,
-        };
-        let is_idle = self.command_runs && self.needs_key();
-        if is_idle && patience.is_some_and(|patience| lasted >= patience) {
-            return Some(Action::StopCommand);
-        }
-        match situation {
-            S::Stopped if has_come => Some(self.wait(Waiting::StoppedByOther, now)),
-            // Another profile is in use, and the CLI would wait for ever.
-            S::NeedsLogin { error: None }
-                if self.command_runs
-                    && has_come
-                    && self.is_nobodys()
-                    && lasted >= self.switch_patience() =>
-            {
-                Some(Action::StopCommand)
-            }
-            // It has the key and does nothing with it: the CLI was ended before it had said so.
-            // Or it has let the node in, which stays offline.
-            S::NeedsLogin { error: None }
-            | S::SettlingNew { trouble: None, .. }
-            | S::Offline { error: None, trouble: None }
-            | S::NeedsApproval
-                if !self.command_runs && lasted >= TAILSCALEDS_PATIENCE =>
-            {
-                None
-            }
-            S::Settling { trouble: Some(why), .. }
-            | S::SettlingNew { trouble: Some(why), .. }
-            | S::Offline { trouble: Some(why), .. } => {
-                Some(self.wait(Waiting::ControlServer(Some(why.clone())), now))
-            }
-            S::Unknown(_) | S::NoState(_) => None,
-            _ => Some(self.wait(
-                match situation.login_error() {
-                    Some(error) => Waiting::ControlServer(Some(error.words().to_owned())),
-                    None => Waiting::LoggingIn,
-                },
-                now,
-            )),
-        }
-    }
-
-    /// Whether the key may be in use: others must not have it. While the control server is waited
-    /// for, it is not.
-    pub(super) fn needs_key(&self) -> bool {
-        let situation = self.situation.as_ref();
-        match &self.login {
-            Login::UnderWay { .. } => {
-                let error = situation.and_then(Situation::login_error);
-                !matches!(error, Some(LoginError::Unreachable(_)))
-                    // It has been reached since.
-                    || matches!(situation, Some(Situation::AsksForPerson { .. }))
-            }
-            Login::None | Login::Pausing { .. } | Login::Came => self.is_renewing(),
-            _ => true,
-        }
-    }
-
-    fn is_replaced(&self) -> bool {
-        self.history.as_ref().is_some_and(History::is_replaced)
-    }
-
-    /// Going by the preferences, nobody is logged in or about to be.
-    fn is_nobodys(&self) -> bool {
-        self.history.as_ref().is_some_and(|history| !prefs::login_under_way(history.last()))
-    }
-
-    /// A command that has not come to the preferences may still be on its way there.
-    fn switch_patience(&self) -> Duration {
-        match self.is_replaced() {
-            true => DOUBT,
-            false => self.command_patience(),
-        }
-    }
-
-    fn command_patience(&self) -> Duration {
-        match &self.key {
-            Key::Ready(facts) if facts.kind.is_oauth_secret() => EXCHANGE_PATIENCE,
-            _ => COMMAND_PATIENCE,
-        }
-    }
-
-    /// The control server refused our key, and tailscaled has forgotten it.
-    fn after_refusal(
-        &self,
-        situation: &Situation,
-        since: Time,
-        refusal: &Refusal,
-        now: Time,
-    ) -> Option<Action> {
-        use Situation as S;
-        let has_node_key = self.status.as_ref().is_some_and(|status| status.have_node_key);
-        let may_recover = match situation {
-            // The last refusal is shown until the answer to the node key is there.
-            S::Settling { .. } | S::Offline { .. } => true,
-            // Either that lets it in, or it asks for a person.
-            S::NeedsLogin { .. } => has_node_key,
-            _ => false,
-        };
-        let is_other = |digest: &str| {
-            let refused = self.stored.refused.as_ref();
-            refused.is_some_and(|refused| refused.digest != digest)
-        };
-        match &self.key {
-            Key::Unread => Some(Action::ReadKey),
-            _ if may_recover && now < since.saturating_add(RECOVERY_PATIENCE) => Some(
-                self.wait_until(Waiting::Settling, since.saturating_add(RECOVERY_PATIENCE), now),
-            ),
-            // The secret was replaced in the meantime.
-            Key::Ready(facts) if refusal.what == Refused::Key && is_other(&facts.digest) => None,
-            _ => Some(Action::Fail(Failure::Refused(refusal.clone()))),
-        }
-    }
-
-    // ---- the end of a run beside it
-
-    /// What is still to be done before the run ends without a connection.
-    pub(super) fn wind_up(&self, stopping: &Stopping, now: Time) -> Action {
-        use Situation as S;
-        let end = match &stopping.failure {
-            None => Action::Stopped,
-            Some(failure) => Action::Fail(failure.clone()),
-        };
-        let Some(record) = &self.record else {
-            return end;
-        };
-        if self.command_runs {
-            return Action::StopCommand;
-        }
-        let was_unsaved = self.unsaved.is_some_and(|unsaved| unsaved < stopping.since);
-        if *record != self.stored || was_unsaved {
-            return Action::Write(record.clone());
-        }
-        if let Some(action) = self.wind_up_renewal(stopping.since, now) {
-            return action;
-        }
-        // The next run finds the record.
-        let Some(history) = self.history.as_ref().filter(|_| self.login != Login::Found) else {
-            return end;
-        };
-        let is_over = now >= stopping.since.saturating_add(END_PATIENCE);
-        let error = match &self.situation {
-            None => return Action::Look,
-            Some(S::NoDaemon | S::Denied(_) | S::Unintelligible(_)) => return end,
-            Some(_) if self.objection.is_some() && is_over => return end,
-            Some(situation) => situation.login_error(),
-        };
-        if let Some(wait) = self.wait_after_objection(now) {
-            return wait;
-        }
-        match &self.login {
-            // It has failed.
-            Login::Failing { .. } | Login::Doubted { .. } => self.take_back(),
-            Login::UnderWay { .. } | Login::Broke { .. } if error.is_some() => self.take_back(),
-            // It was to be tried again before anything would be taken back.
-            Login::Pausing { .. } if self.is_replaced() => self.take_back(),
-            _ if self.known.is_none() => Action::ReadPrefs,
-            login => match self.put_back() {
-                Some(action) => action,
-                None if matches!(login, Login::UnderWay { .. } | Login::Came) && !is_over => {
-                    let limit = stopping.since.saturating_add(END_PATIENCE);
-                    self.wait_until(Waiting::LoggingIn, limit, now)
-                }
-                None => match login {
-                    // Nothing has come of this one. One that was lost before it has changed something.
-                    Login::UnderWay { before, .. }
-                        if !self.has_come(before) && history.is_changed() =>
-                    {
-                        self.take_back()
-                    }
-                    // It may be on its way to the control server, and is left to end: to break it
-                    // off could burn its key.
-                    _ => end,
-                },
-            },
-        }
     }
 }

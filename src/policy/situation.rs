@@ -49,7 +49,7 @@ pub enum Situation {
     },
     NeedsApproval,
     /// tailscaled cannot open its state, in its words: no login can work.
-    NoState(String),
+    StoreFailed(String),
     /// A state that this program does not know.
     Unknown(String),
 }
@@ -62,7 +62,7 @@ impl Situation {
         let asks = !status.auth_url.is_empty();
         match status.backend_state.as_str() {
             "NoState" if let Some(words) = health_with(status, "State store failed") => {
-                Self::NoState(words)
+                Self::StoreFailed(words)
             }
             "NoState" | "Starting" => match tells_of_node_key(status) && !status.have_node_key {
                 true => Self::SettlingNew { error, trouble: trouble() },

@@ -11,7 +11,8 @@ use serde_json::Value;
 
 use crate::failure::{Connected, Note, Obstacle, Waiting};
 use crate::key::{KeyFacts, belongs_to};
-use crate::policy::login::{END_PATIENCE, Login};
+use crate::policy::login::Login;
+use crate::policy::steps::END_PATIENCE;
 use crate::policy::{
     Action, Backoff, Key, Machine, OFFLINE_PATIENCE, Situation, Time, Why, is_refused,
     is_same_server, locked_out,

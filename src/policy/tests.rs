@@ -2,6 +2,7 @@
 //! ([`arbitrary`]), and whole runs in a small [`world`] of faults.
 
 mod arbitrary;
+mod attacks;
 mod chance;
 mod keeping;
 mod runs;
