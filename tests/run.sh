@@ -61,6 +61,7 @@ declare -A about=(
     [manual]="tests/manual.sh: the manual page and the completions, in what reads them"
     [demo]="tests/demo.sh"
     [measure]="tests/measure.sh: the numbers that must be kept"
+    [arm]="tests/arm.sh: the Debian package for arm64, and its program under qemu (only by name)"
 )
 for version in "${versions[@]}"; do
     about[$version]="all scenarios on tailscale $version (only with --versions, or by name)"
@@ -169,11 +170,13 @@ step_demo() { tests/demo.sh; }
 
 step_measure() { tests/measure.sh; }
 
+step_arm() { tests/arm.sh; }
+
 main() {
     local step
     case ${1-} in
         --list)
-            for step in "${steps[@]}" "${versions[@]}"; do printf '%-12s%s\n' "$step" "${about[$step]}"; done
+            for step in "${steps[@]}" arm "${versions[@]}"; do printf '%-12s%s\n' "$step" "${about[$step]}"; done
             return ;;
         --versions)
             shift
