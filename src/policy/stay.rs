@@ -37,7 +37,7 @@ const RENEWAL_PART: u32 = 10;
 /// A part of a life is no shorter than that.
 const LEAST_PART: Duration = Duration::from_millis(100);
 /// How long nothing is looked at while nothing is told.
-const QUIET: Duration = Duration::from_secs(180);
+const QUIET: Duration = Duration::from_secs(120);
 /// How long a node may need a login for before that is taken for somebody's will.
 const DOUBT: Duration = Duration::from_secs(2);
 /// How long a person may take at the login page before it is taken from them.

@@ -630,7 +630,8 @@ fn a_node_that_was_deleted_joins_anew_where_that_is_asked_for() {
     let kept = Kept::with(LIFE * 100, Tailnet::reusable_key, &["--rejoin"]);
     kept.tailnet.delete(kept.device.id);
     kept.tailnet.wait_until_for(
-        Duration::from_secs(120),
+        // The bus does not tell it in each case; it's looked at every two minutes.
+        Duration::from_secs(200),
         |state| state.online() == 1,
         "the node to join anew",
     );
