@@ -164,8 +164,8 @@ fn fresh_join(program: &Path) -> Vec<Row> {
     vec![
         Row::of("fresh join", each(|pair| pair.0), None, "ms"),
         Row::of("  the same by `tailscale up`", each(|pair| pair.1), None, "ms"),
-        // To be brought down to 1.05; measured: 1.07 to 1.14. What is left is mostly time before the
-        // command starts, which could start meanwhile and wait for its key.
+        // To be brought down to 1.05. Up to 1.98 the network map comes with the bus that we listen to
+        // until the node is let in; and the command could start before all is known that it needs.
         Row::of("  ratio", each(|pair| pair.0 / pair.1), 1.20, "×"),
         Row::of("  difference", each(|pair| pair.0 - pair.1), 60.0, "ms"),
     ]
