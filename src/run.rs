@@ -1,9 +1,11 @@
 //! The shell around the policy: does one action at a time, and tells what came of it.
 
+mod changes;
+mod telling;
+
 use std::cell::Cell;
 use std::future::pending;
 use std::io;
-use std::mem::discriminant;
 use std::net::{IpAddr, Ipv6Addr, UdpSocket};
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -12,13 +14,12 @@ use log::Level;
 use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 
-use crate::failure::{self, Connected, Failure, Note, Waiting};
+use crate::failure::{self, Connected, Failure, Waiting};
 use crate::file_system::{SILENT, in_time};
 use crate::key::{AuthKey, KeyFacts, KeySource, NoKey, Problem};
 use crate::output;
-use crate::output::journal::{EXPIRES_SOON, RENEWAL_FAILED, RENEWED};
 use crate::output::notify::Notify;
-use crate::policy::{Action, Event, Machine, Setup, Situation, Time, Why};
+use crate::policy::{Action, Event, Machine, Setup, Situation, Time};
 use crate::prefs::{Prefs, want_running};
 use crate::record::{Lock, Record, Store, machine_id};
 use crate::tailscaled::{Bus, LocalApi, LocalApiError, Status};
@@ -32,11 +33,6 @@ const END_LIMIT: Duration = Duration::from_secs(3);
 
 /// How long a bus may take to tell what was there to be read.
 const CATCH_UP_LIMIT: Duration = Duration::from_secs(2);
-
-/// How often an exit node is looked for, with which pause, and how long each may take.
-const EXIT_NODE_TRIES: u32 = 4;
-const EXIT_NODE_PAUSE: Duration = Duration::from_millis(500);
-const EXIT_NODE_LIMIT: Duration = Duration::from_secs(5);
 
 /// For how long a refused or ended bus is not asked for again.
 const BUS_REST: Duration = Duration::from_secs(1);
@@ -395,104 +391,6 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    async fn renew(&self) -> Result<(), LocalApiError> {
-        let Some((key, _)) = &self.key else {
-            return Err(LocalApiError::NoAnswer);
-        };
-        let trusted = self.config.cli.trust_socket().await;
-        if let Err(NotStarted::Untrusted(why) | NotStarted::ForNow(why)) = trusted {
-            return Err(LocalApiError::Denied(why));
-        }
-        log::info!(
-            "renewing the node key with the auth key from {}",
-            self.config.key.path.display()
-        );
-        self.api.renew(key.start_request()).await
-    }
-
-    /// Whether the profile in use is still this one, which may have been given its ID since. An old
-    /// tailscaled, which has no answer, has but one.
-    async fn is_profile(
-        &self,
-        profile: Option<String>,
-        or_new: bool,
-    ) -> Result<bool, LocalApiError> {
-        let Some(profile) = profile.filter(|profile| !(or_new && profile.is_empty())) else {
-            return Ok(true);
-        };
-        match self.api.profile().await {
-            Ok(now) => Ok(now == profile),
-            Err(error) if error.is_silence() => Err(error),
-            Err(_) => Ok(true),
-        }
-    }
-
-    async fn put_back(
-        &self,
-        prefs: Prefs,
-        profile: Option<String>,
-    ) -> Result<Option<Vec<String>>, LocalApiError> {
-        if !self.is_profile(profile, true).await? {
-            return Ok(None);
-        }
-        let names: Vec<&str> = prefs.keys().map(String::as_str).collect();
-        log::info!("putting back settings that the login changed: {}", names.join(", "));
-        match self.api.edit_prefs(&prefs).await {
-            Err(error) if !error.is_silence() => {}
-            done => return done.map(|()| Some(Vec::new())),
-        }
-        // One that tailscaled doesn't take must not cost the others.
-        let mut not_taken = Vec::new();
-        for (name, old) in prefs {
-            match self.api.edit_prefs(&Prefs::from_iter([(name.clone(), old)])).await {
-                Ok(()) => {}
-                Err(error) if error.is_silence() => return Err(error),
-                Err(error) => not_taken.push(format!("{name} ({error})")),
-            }
-        }
-        Ok(Some(not_taken))
-    }
-
-    /// Also tells the preferences afterwards, which show whether it was too late. A profile that has an
-    /// ID by now was logged in, or is another.
-    async fn take_back(
-        &self,
-        prefs: &Prefs,
-        profile: Option<String>,
-    ) -> Result<Option<Prefs>, LocalApiError> {
-        if !self.is_profile(profile, false).await? {
-            return Ok(None);
-        }
-        self.api.start(Some(prefs)).await?;
-        self.api.prefs().await.map(Some)
-    }
-
-    /// Sets the exit node that is asked for by its name, once this run has logged the node in. It may be
-    /// a moment before the node knows its peers.
-    async fn set_exit_node(&self, connected: &Connected) {
-        let flags = &self.config.exit_node;
-        if flags.is_empty() || !connected.logged_in {
-            return;
-        }
-        let set = flags.join(" ");
-        let mut result = self.config.cli.set(flags, EXIT_NODE_LIMIT).await;
-        for _ in 1..EXIT_NODE_TRIES {
-            if result.is_ok() {
-                break;
-            }
-            sleep(EXIT_NODE_PAUSE).await;
-            result = self.config.cli.set(flags, EXIT_NODE_LIMIT).await;
-        }
-        match result {
-            Ok(()) => log::info!("set {set}"),
-            Err(why) => log::warn!(
-                "connected, but without the exit node ({why}); correct its name, and run: tailscale set {set}"
-            ),
-        }
-    }
-
-    // ---- waiting
-
     /// Waits for the bus, the end of the CLI or the time, whichever comes first.
     async fn wait(&mut self, what: Waiting, until: Time) -> Event {
         if let Waiting::Staying(connected, ..) = &what
@@ -519,95 +417,6 @@ impl<'a> Run<'a> {
             () = sleep(timer) => Event::Woke,
         }
     }
-
-    /// Says what is being waited for, where it's news.
-    fn say(&mut self, what: Waiting) {
-        let text = what.to_string();
-        self.notify.status(&text);
-        if let Waiting::Staying(..) = &what {
-            self.notify.ready();
-            if !self.is_staying.replace(true) {
-                let text = format!("{text}; staying");
-                if !output::result("connected", &text, true) {
-                    log::info!("{text}");
-                }
-                self.waiting = Some(Wait {
-                    what: what.clone(),
-                    since: Instant::now(),
-                    logged: Some(what.clone()),
-                });
-            }
-        }
-        let (since, mut logged) = match self.waiting.take() {
-            Some(wait) if discriminant(&wait.what) == discriminant(&what) => {
-                (wait.since, wait.logged)
-            }
-            _ => {
-                log::debug!("{text}");
-                (Instant::now(), None)
-            }
-        };
-        output::waiting(&text, since);
-        if since.elapsed() >= WORTH_A_LINE && is_news(logged.as_ref(), &what) {
-            log::info!("{text}");
-            logged = Some(what.clone());
-        }
-        self.waiting = Some(Wait { what, since, logged });
-    }
-
-    fn say_restart(&mut self, why: &Why) {
-        let (level, what) = match why {
-            Why::Stranded(words) => (
-                Level::Warn,
-                format!(
-                    "an auth key that was sent earlier keeps this node off its tailnet \
-                     ({words}); restarting the login without it"
-                ),
-            ),
-            Why::DeadKey(words) => (
-                Level::Warn,
-                format!(
-                    "tailscaled goes on sending an auth key that was refused ({words}); \
-                     restarting the login without it"
-                ),
-            ),
-            Why::Renewal => (
-                Level::Info,
-                "restarting the login on the old node key, without the auth key".to_owned(),
-            ),
-            Why::Offline => (
-                Level::Info,
-                "still not online; restarting the login, without an auth key".to_owned(),
-            ),
-            Why::BringUp => (
-                Level::Info,
-                "tailscale is stopped; bringing it up, without an auth key".to_owned(),
-            ),
-        };
-        self.say_trying(level, what);
-    }
-
-    /// Says that a change is being tried: once, however often it is.
-    fn say_trying(&mut self, level: Level, what: String) {
-        if self.trying != what {
-            log::log!(level, "{what}");
-            self.trying = what;
-        }
-    }
-
-    fn say_note(&mut self, note: Note) {
-        let text = note.to_string();
-        match note {
-            Note::Renewed(_) => output::event(Level::Info, &text, RENEWED),
-            Note::RenewalFailed { .. } => output::event(Level::Warn, &text, RENEWAL_FAILED),
-            Note::NotRenewed { .. } if self.trying != text => {
-                output::event(Level::Warn, &text, EXPIRES_SOON);
-                self.trying = text;
-            }
-            Note::NotRenewed { .. } => {}
-            _ => self.say_trying(Level::Warn, text),
-        }
-    }
 }
 
 /// The end of the CLI, if it runs.
@@ -615,18 +424,6 @@ async fn ended(up: &mut Option<Up>) {
     match up {
         Some(up) => up.ended().await,
         None => pending().await,
-    }
-}
-
-/// Whether the journal, which has this of a wait, has not heard what is in the way. Other words for
-/// it are no news.
-fn is_news(logged: Option<&Waiting>, now: &Waiting) -> bool {
-    match (logged, now) {
-        (None, _) | (Some(Waiting::ControlServer(None)), Waiting::ControlServer(Some(_))) => true,
-        (Some(Waiting::KeyFile(before)), Waiting::KeyFile(now)) => {
-            discriminant(&before.problem) != discriminant(&now.problem)
-        }
-        _ => false,
     }
 }
 
@@ -648,30 +445,4 @@ pub fn first_unbound(status: &Status) -> Option<IpAddr> {
         .filter_map(|address| address.parse::<IpAddr>().ok())
         .filter(|address| address.is_ipv4() || has_ipv6)
         .find(|address| !bindable(*address))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_wait_is_news_again_when_its_reason_becomes_known_or_another_kind() {
-        let server = |why: Option<&str>| Waiting::ControlServer(why.map(str::to_owned));
-        let file = |problem: Problem| Waiting::KeyFile(problem.at("/k".as_ref()));
-        let missing = || file(Problem::Missing);
-        let unreadable =
-            |reason: &str| file(Problem::Unreadable { reason: reason.to_owned(), remedy: "" });
-        for (logged, now, news) in [
-            (None, server(None), true),
-            (Some(server(None)), server(Some("no route")), true),
-            (Some(server(Some("no route"))), server(Some("EOF")), false),
-            (Some(server(Some("no route"))), server(None), false),
-            (Some(missing()), unreadable("permission denied"), true),
-            (Some(unreadable("permission denied")), unreadable("EIO"), false),
-            (Some(missing()), missing(), false),
-            (Some(Waiting::Settling), Waiting::Settling, false),
-        ] {
-            assert_eq!(is_news(logged.as_ref(), &now), news, "{logged:?}, {now:?}");
-        }
-    }
 }

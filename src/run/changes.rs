@@ -1,0 +1,116 @@
+//! What a run changes at tailscaled beside the login itself.
+
+use std::time::Duration;
+
+use tokio::time::sleep;
+
+use super::Run;
+use crate::failure::Connected;
+use crate::prefs::Prefs;
+use crate::tailscaled::LocalApiError;
+use crate::up::NotStarted;
+
+/// How often an exit node is looked for, with which pause, and how long each may take.
+const EXIT_NODE_TRIES: u32 = 4;
+const EXIT_NODE_PAUSE: Duration = Duration::from_millis(500);
+const EXIT_NODE_LIMIT: Duration = Duration::from_secs(5);
+
+impl Run<'_> {
+    pub(super) async fn renew(&self) -> Result<(), LocalApiError> {
+        let Some((key, _)) = &self.key else {
+            return Err(LocalApiError::NoAnswer);
+        };
+        let trusted = self.config.cli.trust_socket().await;
+        if let Err(NotStarted::Untrusted(why) | NotStarted::ForNow(why)) = trusted {
+            return Err(LocalApiError::Denied(why));
+        }
+        log::info!(
+            "renewing the node key with the auth key from {}",
+            self.config.key.path.display()
+        );
+        self.api.renew(key.start_request()).await
+    }
+
+    /// Whether the profile in use is still this one, which may have been given its ID since. An old
+    /// tailscaled, which has no answer, has but one.
+    async fn is_profile(
+        &self,
+        profile: Option<String>,
+        or_new: bool,
+    ) -> Result<bool, LocalApiError> {
+        let Some(profile) = profile.filter(|profile| !(or_new && profile.is_empty())) else {
+            return Ok(true);
+        };
+        match self.api.profile().await {
+            Ok(now) => Ok(now == profile),
+            Err(error) if error.is_silence() => Err(error),
+            Err(_) => Ok(true),
+        }
+    }
+
+    pub(super) async fn put_back(
+        &self,
+        prefs: Prefs,
+        profile: Option<String>,
+    ) -> Result<Option<Vec<String>>, LocalApiError> {
+        if !self.is_profile(profile, true).await? {
+            return Ok(None);
+        }
+        let names: Vec<&str> = prefs.keys().map(String::as_str).collect();
+        log::info!("putting back settings that the login changed: {}", names.join(", "));
+        match self.api.edit_prefs(&prefs).await {
+            Err(error) if !error.is_silence() => {}
+            done => return done.map(|()| Some(Vec::new())),
+        }
+        // One that tailscaled doesn't take must not cost the others.
+        let mut not_taken = Vec::new();
+        for (name, old) in prefs {
+            match self.api.edit_prefs(&Prefs::from_iter([(name.clone(), old)])).await {
+                Ok(()) => {}
+                Err(error) if error.is_silence() => return Err(error),
+                Err(error) => not_taken.push(format!("{name} ({error})")),
+            }
+        }
+        Ok(Some(not_taken))
+    }
+
+    /// Also tells the preferences afterwards, which show whether it was too late. A profile that has an
+    /// ID by now was logged in, or is another.
+    pub(super) async fn take_back(
+        &self,
+        prefs: &Prefs,
+        profile: Option<String>,
+    ) -> Result<Option<Prefs>, LocalApiError> {
+        if !self.is_profile(profile, false).await? {
+            return Ok(None);
+        }
+        self.api.start(Some(prefs)).await?;
+        self.api.prefs().await.map(Some)
+    }
+
+    /// Sets the exit node that is asked for by its name, once this run has logged the node in. It may be
+    /// a moment before the node knows its peers.
+    pub(super) async fn set_exit_node(&self, connected: &Connected) {
+        let flags = &self.config.exit_node;
+        if flags.is_empty() || !connected.logged_in {
+            return;
+        }
+        let set = flags.join(" ");
+        let mut result = self.config.cli.set(flags, EXIT_NODE_LIMIT).await;
+        for _ in 1..EXIT_NODE_TRIES {
+            if result.is_ok() {
+                break;
+            }
+            sleep(EXIT_NODE_PAUSE).await;
+            result = self.config.cli.set(flags, EXIT_NODE_LIMIT).await;
+        }
+        match result {
+            Ok(()) => log::info!("set {set}"),
+            Err(why) => log::warn!(
+                "connected, but without the exit node ({why}); correct its name, and run: tailscale set {set}"
+            ),
+        }
+    }
+
+    // ---- waiting
+}
