@@ -66,6 +66,7 @@ struct Open {
     has_told: bool,
     last_prefs: Option<Prefs>,
     ended: bool,
+    has_told_end: bool,
     /// What is to be told next, as far as it has come.
     notice: Option<Notice>,
 }
@@ -84,7 +85,7 @@ impl Bus {
     /// time to do without one where it's refused or has ended.
     pub fn open(&mut self, api: &LocalApi, rest: Duration) {
         let now = Instant::now();
-        if self.open.as_ref().is_some_and(|open| open.ended) {
+        if self.open.as_ref().is_some_and(Open::is_over) {
             self.open = None;
             self.reopen_at = Some(now + rest);
         }
@@ -170,19 +171,25 @@ impl Open {
             has_told: false,
             last_prefs: None,
             ended: false,
+            has_told_end: false,
             notice: None,
         }
     }
 
+    /// It has nothing more to tell. The end of one that never told anything is no news.
+    fn is_over(&self) -> bool {
+        self.ended && (self.has_told_end || !self.has_told)
+    }
+
     /// Waits until something arrives, or until a bus that has told something ends: tailscaled may be
-    /// restarting then. The end of one that never did is no news, and waits for ever.
+    /// restarting then. One that is over waits for ever.
     async fn told(&mut self) -> Notice {
         if self.notice.is_none() {
             if !self.ended {
                 let chunk = self.response.chunk().await;
                 self.take(chunk);
             }
-            if self.ended && !self.has_told {
+            if self.is_over() {
                 return pending().await;
             }
         }
@@ -190,6 +197,7 @@ impl Open {
         self.take_what_is_there().await;
         let notice = self.notice.take().unwrap_or_default();
         self.has_told = true;
+        self.has_told_end = self.ended;
         self.noticed(notice)
     }
 

@@ -182,6 +182,33 @@ fn nothing_that_the_bus_tells_is_lost_with_a_wait_that_is_broken_off() {
 }
 
 #[test]
+fn the_end_of_a_bus_is_told_also_if_a_look_at_its_preferences_met_it() {
+    let line = "{\"Prefs\":{\"Hostname\":\"a\"}}\n";
+    let answer = format!(
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\n{line}\r\n0\r\n\r\n",
+        line.len()
+    );
+    let fake = FakeTailscaled::start(move |_| Response::raw(answer.as_bytes()));
+    let api = LocalApi::new(fake.socket()).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let mut bus = Bus::default();
+        bus.open(&api, Duration::ZERO);
+        assert!(bus.first_prefs().await.is_some());
+        while bus.is_open() {
+            assert_eq!(bus.prefs_by_now().await, None);
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        // A run asks for a bus before each wait.
+        bus.open(&api, Duration::from_secs(60));
+        let end = timeout(Duration::from_secs(1), bus.told()).await;
+        assert_eq!(end.expect("the end of the bus"), Notice::default());
+        bus.open(&api, Duration::from_secs(60));
+        assert!(timeout(Duration::from_millis(50), bus.told()).await.is_err(), "told twice");
+    });
+}
+
+#[test]
 fn a_line_of_the_bus_that_is_too_long_is_passed_over() {
     let long = format!("{{\"Prefs\":{{\"Hostname\":\"{}\"}}}}\n", "x".repeat(MAX_BODY));
     let notices = told(&["{}\n", &long, "{\"Prefs\":{\"Hostname\":\"b\"}}\n"]);
