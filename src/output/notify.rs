@@ -3,7 +3,6 @@
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
 use std::env;
-use std::ffi::OsStr;
 use std::future::pending;
 use std::io;
 use std::os::linux::net::SocketAddrExt;
@@ -11,6 +10,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::{Duration, Instant};
 
+use sd_notify::NotifyState;
 use tokio::time::sleep;
 
 use crate::redact::one_line;
@@ -32,21 +32,21 @@ impl Notify {
     /// READY=1, once: whoever is ordered after us may start.
     pub fn ready(&self) {
         if !self.ready.replace(true) {
-            send("READY=1");
+            send(NotifyState::Ready);
         }
     }
 
     /// STATUS=, if it is news.
     pub fn status(&self, text: &str) {
         if *self.status.borrow() != text {
-            send(&format!("STATUS={}", one_line(text)));
+            send(NotifyState::Status(&one_line(text)));
             self.status.replace(text.to_owned());
         }
     }
 
     /// STOPPING=1: we were told to end.
     pub fn stopping(&self) {
-        send("STOPPING=1");
+        send(NotifyState::Stopping);
     }
 
     /// Says READY after `time` while the work goes on, and until then sees to it that the start
@@ -59,27 +59,26 @@ impl Notify {
                 self.ready();
                 return pending().await;
             }
-            send(&format!("EXTEND_TIMEOUT_USEC={}", EXTENSION.as_micros()));
+            send(NotifyState::ExtendTimeoutUsec(EXTENSION.as_micros() as u32));
             sleep(left.min(EXTEND_EVERY)).await;
         }
     }
 }
 
-fn send(message: &str) {
+/// sd-notify knows sockets with a path only; an abstract one is named by `@` and its name.
+fn send(state: NotifyState<'_>) {
     let socket = env::var_os("NOTIFY_SOCKET").unwrap_or_default();
-    if !socket.is_empty()
-        && let Err(error) = send_to(&socket, message)
-    {
+    let sent = match socket.as_bytes().strip_prefix(b"@") {
+        Some(name) => send_to_abstract(name, &state.to_string()),
+        None => sd_notify::notify(&[state]),
+    };
+    if let Err(error) = sent {
         log::debug!("cannot notify the service manager: {error}");
     }
 }
 
-/// An abstract socket is named by `@` and its name.
-fn send_to(socket: &OsStr, message: &str) -> io::Result<()> {
-    let address = match socket.as_bytes().strip_prefix(b"@") {
-        Some(name) => SocketAddr::from_abstract_name(name)?,
-        None => SocketAddr::from_pathname(socket)?,
-    };
+fn send_to_abstract(name: &[u8], message: &str) -> io::Result<()> {
+    let address = SocketAddr::from_abstract_name(name)?;
     UnixDatagram::unbound()?.send_to_addr(message.as_bytes(), &address)?;
     Ok(())
 }
@@ -90,13 +89,13 @@ mod tests {
 
     #[test]
     fn a_socket_may_be_named_by_an_abstract_name() {
-        let name = format!("@tailscale-autoconnect-notify-{}", std::process::id());
-        let address = SocketAddr::from_abstract_name(&name[1..]).unwrap();
+        let name = format!("tailscale-autoconnect-notify-{}", std::process::id());
+        let address = SocketAddr::from_abstract_name(&name).unwrap();
         let socket = UnixDatagram::bind_addr(&address).unwrap();
-        send_to(OsStr::new(&name), "READY=1").unwrap();
+        send_to_abstract(name.as_bytes(), &NotifyState::Ready.to_string()).unwrap();
         let mut got = [0; 16];
         let length = socket.recv(&mut got).unwrap();
         assert_eq!(&got[..length], b"READY=1");
-        assert!(send_to(OsStr::new("@nobody-listens-there"), "READY=1").is_err());
+        assert!(send_to_abstract(b"nobody-listens-there", "READY=1").is_err());
     }
 }
