@@ -338,16 +338,17 @@ impl Machine {
         Action::Wait(what, look)
     }
 
-    pub(super) fn wait_for_retry(&self, words: &str, until: Time, now: Time) -> Action {
-        let left = Duration::from_secs(until.saturating_sub(now).as_secs() + 1);
-        self.wait_until(Waiting::Retry(words.to_owned(), left), until, now)
-    }
-
     /// The same, but no longer than until `limit`, when there is something else to do.
     pub(super) fn wait_until(&self, what: Waiting, limit: Time, now: Time) -> Action {
         match self.wait(what, now) {
             Action::Wait(what, until) if limit > now => Action::Wait(what, until.min(limit)),
             wait => wait,
         }
+    }
+
+    /// Waits for the next login.
+    pub(super) fn wait_for_retry(&self, words: &str, until: Time, now: Time) -> Action {
+        let left = Duration::from_secs(until.saturating_sub(now).as_secs() + 1);
+        self.wait_until(Waiting::Retry(words.to_owned(), left), until, now)
     }
 }

@@ -310,14 +310,13 @@ impl Machine {
 
     /// The login has failed.
     fn believe(&mut self, error: LoginError, told: bool, now: Time) {
-        let history = self.history.as_ref();
         if self.is_let_in() {
             // It was somebody else's login that failed, after ours.
             self.login = Login::None;
             return;
         }
         // The CLI tells whatever login fails.
-        let is_touched = history.is_some_and(History::is_touched);
+        let is_touched = self.history.as_ref().is_some_and(History::is_touched);
         let then = match error {
             // It may be of a key that somebody else has sent meanwhile. Ours is sent once more.
             LoginError::Refused(_) if (!told || is_touched) && self.secondhand == 0 => {

@@ -6,6 +6,7 @@ use serde_json::json;
 use super::*;
 use crate::key::KeyKind;
 use crate::record::BegunLogin;
+use crate::samples::{self, keyed, status, with_error};
 
 const OWN: &str = "https://hs.example.org";
 const OTHER: &str = "https://hs.example.com";
@@ -46,23 +47,12 @@ fn with(prefs: &Prefs, changes: serde_json::Value) -> Prefs {
     prefs
 }
 
-fn status(state: &str) -> Status {
-    Status { version: "1.98.10".into(), backend_state: state.into(), ..Status::default() }
-}
-
 fn known_node(state: &str) -> Status {
-    Status { have_node_key: true, ..status(state) }
+    keyed(status(state))
 }
 
 fn online() -> Status {
-    let mut status = known_node("Running");
-    status.node.online = true;
-    status
-}
-
-fn with_error(mut status: Status, words: &str) -> Status {
-    status.health.push(format!("You are logged out. The last login error was: {words}"));
-    status
+    samples::online(known_node("Running"))
 }
 
 /// A machine and what it sees: the world stands still but for what a test changes.
