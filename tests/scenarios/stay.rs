@@ -592,7 +592,8 @@ fn a_node_that_was_stopped_is_left_alone_and_followed_when_it_is_up_again() {
     let kept = Kept::new(LIFE * 100);
     kept.node.tailscale_ok(["down"]);
     assert_left_alone(&kept, "Stopped");
-    kept.node.tailscale_ok(["up"]);
+    // It fails if tailscaled sends the used key again and is refused before it says Running.
+    let _ = kept.node.tailscale(["up"]);
     kept.wait_status("connected as ");
 }
 
