@@ -7,6 +7,7 @@ mod attack;
 mod check;
 mod control_server;
 mod daemon;
+mod deleted;
 mod failed_login;
 mod join;
 mod joined;

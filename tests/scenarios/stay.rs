@@ -18,31 +18,31 @@ use crate::joined::deleted_key;
 use crate::program;
 use crate::renewal::KEEPS_ITS_MAP;
 
-const LIFE: Duration = Duration::from_secs(20);
+pub const LIFE: Duration = Duration::from_secs(20);
 /// For what is to happen in the last part of a life, and to have time there.
 const LONG_LIFE: Duration = Duration::from_secs(1000);
 /// How long it is looked at that nothing happens.
 const QUIET: Duration = Duration::from_secs(4);
 
-const LEFT_ALONE: &str = "the node was taken off its tailnet by somebody";
+pub const LEFT_ALONE: &str = "the node was taken off its tailnet by somebody";
 const SENT: &str = "renewing the node key with";
 
 /// A node that was joined by a run that stays.
-struct Kept {
+pub struct Kept {
     run: Running,
     file: KeyFile,
-    key: String,
+    pub key: String,
     node: Node,
-    tailnet: Tailnet,
-    device: Device,
+    pub tailnet: Tailnet,
+    pub device: Device,
 }
 
 impl Kept {
-    fn new(life: Duration) -> Self {
+    pub fn new(life: Duration) -> Self {
         Self::with(life, |tailnet| tailnet.reusable_key(), &[])
     }
 
-    fn with(life: Duration, key: impl FnOnce(&Tailnet) -> String, options: &[&str]) -> Self {
+    pub fn with(life: Duration, key: impl FnOnce(&Tailnet) -> String, options: &[&str]) -> Self {
         let tailnet = Tailnet::start();
         tailnet.node_keys_live(life);
         let key = key(&tailnet);
@@ -67,7 +67,7 @@ impl Kept {
         Self { run, file, key, node, tailnet, device }
     }
 
-    fn state(&self) -> State {
+    pub fn state(&self) -> State {
         self.tailnet.state()
     }
 
@@ -80,11 +80,11 @@ impl Kept {
         self.tailnet.expires_in(self.device.id, Some(LONG_LIFE / 11));
     }
 
-    fn wait_status(&self, text: &str) {
+    pub fn wait_status(&self, text: &str) {
         self.wait_status_for(Duration::from_secs(20), text);
     }
 
-    fn wait_status_for(&self, limit: Duration, text: &str) {
+    pub fn wait_status_for(&self, limit: Duration, text: &str) {
         let is_so = || status(&self.run).contains(text);
         wait_for(limit, is_so, || {
             format!("the status {text:?}; it is {:?}; {}", status(&self.run), self.run.stderr())
@@ -93,7 +93,7 @@ impl Kept {
     }
 
     /// No register with an auth key comes for a while.
-    fn assert_no_key_is_sent(&self) {
+    pub fn assert_no_key_is_sent(&self) {
         let sent = self.registers_with_key();
         self.tailnet.holds_for(
             QUIET,
@@ -201,7 +201,7 @@ fn wait_for(limit: Duration, mut seen: impl FnMut() -> bool, what: impl Fn() -> 
 
 /// Whether the daemon is one whose node key is renewed.
 #[track_caller]
-fn renews() -> bool {
+pub fn renews() -> bool {
     needs_version(KEEPS_ITS_MAP, "an older tailscaled is off its network while it renews")
 }
 
@@ -533,7 +533,7 @@ fn a_control_server_whose_answers_are_lost_when_it_is_time_costs_nothing() {
 // ---- what is left alone
 
 /// Something has been done to the node: no key is sent, it's said, and nothing is changed.
-fn assert_left_alone(kept: &Kept, state: &str) {
+pub fn assert_left_alone(kept: &Kept, state: &str) {
     kept.wait_status(LEFT_ALONE);
     kept.assert_no_key_is_sent();
     assert_eq!(kept.node.backend_state(), state);
@@ -605,40 +605,6 @@ fn a_stopped_node_whose_node_key_comes_to_its_end_is_left_alone() {
     kept.tailnet.expires_in(kept.device.id, Some(Duration::from_secs(1)));
     thread::sleep(Duration::from_secs(12));
     assert_left_alone(&kept, "Stopped");
-}
-
-/// Slow: it's found out after half a minute.
-#[test]
-fn a_node_that_was_deleted_is_left_alone() {
-    if !renews() {
-        return;
-    }
-    let kept = Kept::new(LIFE * 100);
-    kept.tailnet.delete(kept.device.id);
-    // tailscaled may keep it to itself, and it's looked at every minute.
-    kept.wait_status_for(Duration::from_secs(70), "waiting for the control server");
-    kept.assert_no_key_is_sent();
-    kept.wait_status_for(Duration::from_secs(60), LEFT_ALONE);
-    assert_left_alone(&kept, "Running");
-    assert!(kept.state().nodes.is_empty());
-}
-
-#[test]
-fn a_node_that_was_deleted_joins_anew_where_that_is_asked_for() {
-    if !renews() {
-        return;
-    }
-    let kept = Kept::with(LIFE * 100, Tailnet::reusable_key, &["--rejoin"]);
-    kept.tailnet.delete(kept.device.id);
-    kept.tailnet.wait_until_for(
-        // The bus does not tell it in each case; it's looked at every two minutes.
-        Duration::from_secs(200),
-        |state| state.online() == 1,
-        "the node to join anew",
-    );
-    kept.wait_status("connected as ");
-    assert_eq!(kept.state().key(&kept.key).uses, 2);
-    assert_ne!(kept.state().nodes[0].id, kept.device.id);
 }
 
 #[test]
