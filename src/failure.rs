@@ -84,7 +84,9 @@ pub enum Failure {
 impl Refused {
     fn advice(self) -> &'static str {
         match self {
-            Self::Key => "make a new key, put it into the key file and start again",
+            Self::Key | Self::UnknownKey => {
+                "make a new key, put it into the key file and start again"
+            }
             Self::Owner => {
                 "let the owner of the key in again, or make a key of another, and start again"
             }

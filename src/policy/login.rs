@@ -50,9 +50,8 @@ pub enum Login {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Then {
     Refused(Refusal),
-    Pause(String),
-    /// A longer pause: the control server was reached, and each try costs it some registers.
-    Wait(String),
+    /// Another login, after this time at most at first, and later each time.
+    Pause(String, Duration),
     Impossible(Failure),
     /// Another login.
     Anew,
@@ -113,7 +112,7 @@ impl Machine {
             Err(why) => self.came_to_nothing(
                 match Failure::not_started(&why, &self.setup.program) {
                     Some(failure) => Then::Impossible(failure),
-                    None => Then::Pause(why.words().to_owned()),
+                    None => Then::Pause(why.words().to_owned(), RETRY_FIRST),
                 },
                 now,
             ),
@@ -203,8 +202,7 @@ impl Machine {
     fn go_on_with(&mut self, then: Then, begun: Option<BegunLogin>, now: Time) {
         match then {
             Then::Refused(refusal) => self.refused(refusal, begun, now),
-            Then::Pause(words) => self.pause(words, RETRY_FIRST, now),
-            Then::Wait(words) => self.pause(words, 4 * RETRY_FIRST, now),
+            Then::Pause(words, first) => self.pause(words, first, now),
             Then::Impossible(failure) => self.login = Login::Impossible(failure),
             Then::Anew | Then::End => self.login = Login::None,
         }
@@ -213,9 +211,23 @@ impl Machine {
     /// A refused key is not sent again before the file holds another. The secret may have been
     /// replaced since it was read, and the file let go: the record of the login tells which it was.
     fn refused(&mut self, refusal: Refusal, begun: Option<BegunLogin>, now: Time) {
-        if let (Refused::Key, Some(begun), Some(record)) = (refusal.what, begun, &mut self.record) {
-            let (digest, server, words) = (begun.key, begun.server, refusal.words.clone());
-            record.refused = Some(RefusedKey { at: 0, digest, server, words });
+        let has_node_key = self.status.as_ref().is_some_and(|status| status.have_node_key);
+        match (begun.filter(|_| refusal.what.is_key()), &mut self.record) {
+            // It may have been made for this node a moment ago.
+            (Some(BegunLogin { key, .. }), Some(record))
+                if refusal.what == Refused::UnknownKey
+                    && !has_node_key
+                    && self.early_key.as_ref() != Some(&key) =>
+            {
+                self.early_key = Some(key);
+                // By another server.
+                record.refused = None;
+            }
+            (Some(BegunLogin { key, server, .. }), Some(record)) => {
+                let words = refusal.words.clone();
+                record.refused = Some(RefusedKey { at: 0, digest: key, server, words });
+            }
+            _ => {}
         }
         self.key = Key::Unread;
         self.login = Login::Refused { since: now, refusal };
@@ -280,7 +292,7 @@ impl Machine {
                     && now >= self.since.max(*since).saturating_add(DOUBT) =>
                 {
                     let why = "the control server asks for a person".to_owned();
-                    self.login = Login::Failing { since: now, then: Then::Pause(why) };
+                    self.login = Login::Failing { since: now, then: Then::Pause(why, RETRY_FIRST) };
                 }
                 None if matches!(situation, Situation::NeedsLogin { .. })
                     && self.is_replaced()
@@ -324,7 +336,8 @@ impl Machine {
                 Then::Anew
             }
             LoginError::Refused(refusal) => Then::Refused(refusal),
-            error => Then::Wait(error.words().to_owned()),
+            // Each try costs the control server some registers.
+            error => Then::Pause(error.words().to_owned(), 4 * RETRY_FIRST),
         };
         self.login = Login::Failing { since: now, then };
     }
@@ -445,7 +458,7 @@ impl Machine {
                 if has_come {
                     return self.pause(words.clone(), RETRY_FIRST, now);
                 }
-                Then::Pause(words.clone())
+                Then::Pause(words.clone(), RETRY_FIRST)
             }
             (None, ended) => {
                 let words = ended.to_string();
@@ -460,7 +473,7 @@ impl Machine {
                 }
                 match ended.is_complaint() && self.complains(&words) >= COMPLAINTS {
                     true => Then::Impossible(Mistake::Complaint(words).into()),
-                    false => Then::Pause(words),
+                    false => Then::Pause(words, RETRY_FIRST),
                 }
             }
         };

@@ -335,6 +335,8 @@ pub struct Machine {
     unknown_flags: Vec<String>,
     /// Refusals that were tailscaled's to tell, not our own CLI's.
     secondhand: u32,
+    /// The digest of a key that the control server did not know: it is sent once more.
+    early_key: Option<String>,
     /// A login of somebody else's was seen under way.
     others_login: bool,
     stranded: Backoff,
@@ -383,6 +385,7 @@ impl Machine {
             complaint: (String::new(), 0),
             unknown_flags: Vec::new(),
             secondhand: 0,
+            early_key: None,
             others_login: false,
             stranded: Backoff::default(),
             offline: Backoff::default(),

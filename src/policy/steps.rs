@@ -3,7 +3,7 @@
 
 use super::login::{DOUBT, Login, RECOVERY_PATIENCE};
 use super::*;
-use crate::up::{Refusal, Refused};
+use crate::up::Refusal;
 
 /// How long the CLI may run without anything of it coming to tailscaled.
 const COMMAND_PATIENCE: Duration = Duration::from_secs(30);
@@ -14,6 +14,8 @@ const EXCHANGE_PATIENCE: Duration = Duration::from_secs(150);
 const ANSWER_PATIENCE: Duration = Duration::from_secs(90);
 /// How long a login may take that tailscaled has to itself, without any sign of it.
 const TAILSCALEDS_PATIENCE: Duration = Duration::from_secs(30);
+/// How long a key that the control server does not know is given to come to it.
+const EARLY_PAUSE: Duration = Duration::from_secs(30);
 /// How long a login of which nothing is known is looked at before a run ends beside it.
 pub(super) const END_PATIENCE: Duration = Duration::from_millis(400);
 
@@ -214,19 +216,29 @@ impl Machine {
             S::NeedsLogin { .. } => has_node_key,
             _ => false,
         };
-        let is_other = |digest: &str| {
-            let refused = self.stored.refused.as_ref();
-            refused.is_some_and(|refused| refused.digest != digest)
-        };
+        let refused = self.stored.refused.iter().map(|refused| &refused.digest);
+        let tried: Vec<&String> = refused.chain(&self.early_key).collect();
+        let is_other = |facts: &KeyFacts| !tried.is_empty() && !tried.contains(&&facts.digest);
         match &self.key {
             Key::Unread => Some(Action::ReadKey),
             _ if may_recover && now < since.saturating_add(RECOVERY_PATIENCE) => Some(
                 self.wait_until(Waiting::Settling, since.saturating_add(RECOVERY_PATIENCE), now),
             ),
+            Key::Ready(facts) if self.is_early(facts) => {
+                let until = since.saturating_add(EARLY_PAUSE);
+                (now < until).then(|| self.wait_for_retry(&refusal.words, until, now))
+            }
             // The secret was replaced in the meantime.
-            Key::Ready(facts) if refusal.what == Refused::Key && is_other(&facts.digest) => None,
+            Key::Ready(facts) if refusal.what.is_key() && is_other(facts) => None,
             _ => Some(Action::Fail(Failure::Refused(refusal.clone()))),
         }
+    }
+
+    /// Whether the control server may come to know this key, which it did not know.
+    fn is_early(&self, facts: &KeyFacts) -> bool {
+        let refused = self.stored.refused.as_ref();
+        self.early_key.as_ref() == Some(&facts.digest)
+            && refused.is_none_or(|refused| refused.digest != facts.digest)
     }
 
     // ---- the end of a run beside it

@@ -31,10 +31,20 @@ pub struct Refusal {
 pub enum Refused {
     /// The auth key or OAuth client secret.
     Key,
+    /// An auth key that the control server does not know. One that was made a moment ago may not have
+    /// come to it yet.
+    UnknownKey,
     /// The key's owner, who may be let in again.
     Owner,
     /// The tags that are asked for.
     Tags,
+}
+
+impl Refused {
+    /// Whether it's the key itself that was refused.
+    pub fn is_key(self) -> bool {
+        matches!(self, Self::Key | Self::UnknownKey)
+    }
 }
 
 impl LoginError {
@@ -176,6 +186,7 @@ fn refused(text: &str) -> Option<Refused> {
         "auth key expired",
         "auth key not found",
     ];
+    const UNKNOWN: [&str; 4] = ["does not exist", "not found", "no such key", "unable to validate"];
     const OWNER: [&str; 2] = ["user is suspended", "user not found"];
     if text.starts_with("register request") {
         return Some(Refused::Key);
@@ -192,7 +203,10 @@ fn refused(text: &str) -> Option<Refused> {
     } else if OWNER.iter().any(|word| words.contains(word)) {
         Some(Refused::Owner)
     } else if KEY.iter().any(|word| words.contains(word)) {
-        Some(Refused::Key)
+        Some(match UNKNOWN.iter().any(|word| words.contains(word)) {
+            true => Refused::UnknownKey,
+            false => Refused::Key,
+        })
     } else {
         None
     }

@@ -117,7 +117,7 @@ fn a_tailscaled_that_does_not_forget_a_refused_key_at_once_is_asked_again() {
             _ => Response::status(204, ""),
         }
     });
-    let refusal = "backend error: invalid key: API key does not exist\n";
+    let refusal = "backend error: authkey expired\n";
     let (cli, key) = (FakeCli::printing("", refusal, 1), KeyFile::new(KEY));
     let run = program_with_key(&fake, key.path()).tailscale(cli.path()).run();
     run.assert_code(77);

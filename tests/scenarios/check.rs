@@ -14,9 +14,7 @@ use tailnet_harness::{
 };
 
 use crate::control_server::connection_refused;
-use crate::joined::{
-    Joined, assert_connected, assert_no_key_is_sent, deleted_key, has_map_on_disk,
-};
+use crate::joined::{Joined, assert_connected, assert_no_key_is_sent, dead_key, has_map_on_disk};
 use crate::renewal::KEEPS_ITS_MAP;
 use crate::settings::without_a_flag;
 use crate::{program, program_without_server};
@@ -708,14 +706,14 @@ fn a_node_that_was_logged_out_needs_a_login() {
 
 /// Someone runs `up` with a key that was deleted.
 fn someone_sends_a_dead_key(tailnet: &Tailnet, node: &Node) -> String {
-    let dead = deleted_key(tailnet);
+    let dead = dead_key(tailnet);
     node.tailscale([
         "up".to_owned(),
         format!("--login-server={}", tailnet.url()),
         format!("--auth-key={dead}"),
     ]);
     node.wait_status(
-        |status| status["Health"].to_string().contains("API key does not exist"),
+        |status| status["Health"].to_string().contains("authkey expired"),
         "the refusal to be seen",
     );
     dead
@@ -729,13 +727,9 @@ fn a_node_kept_off_by_a_dead_key_is_to_be_rescued() {
     let prefs = joined.node.prefs();
     let file = KeyFile::absent();
     check(&joined.program(&file))
-        .is(
-            75,
-            "stranded",
-            "an auth key that was sent earlier was refused (invalid key: API key does not exist)",
-        )
+        .is(75, "stranded", "an auth key that was sent earlier was refused (authkey expired)")
         .advises("restarts the login without a key: systemctl restart tailscale-autoconnect")
-        .line("health", "problem", "API key does not exist");
+        .line("health", "problem", "authkey expired");
     assert_eq!(joined.node.prefs(), prefs);
     assert_connected(&joined.program(&file).run());
     check_joined(&joined, &joined.program(&file)).is(0, "connected", "connected as ");
@@ -747,21 +741,28 @@ fn a_refused_key_of_a_fresh_node_is_named_with_the_file_for_the_next_one() {
     someone_sends_a_dead_key(&fresh.tailnet, &fresh.node);
     let prefs = fresh.node.prefs();
     check(&fresh.program())
-        .is(77, "refused", "the control server refused the auth key that was sent last (invalid key: API key does not exist)")
-        .advises(&format!("put a new key into {} if it still holds that one, and start a run", fresh.file.path().display()))
-        .line("health", "problem", "API key does not exist")
+        .is(
+            77,
+            "refused",
+            "the control server refused the auth key that was sent last (authkey expired)",
+        )
+        .advises(&format!(
+            "put a new key into {} if it still holds that one, and start a run",
+            fresh.file.path().display()
+        ))
+        .line("health", "problem", "authkey expired")
         .would(&["restart the login without a key", "log in with the auth key"]);
     assert_eq!(fresh.node.prefs(), prefs);
     assert_eq!(fresh.tailnet.state().key(&fresh.key).attempts, 0);
 
     // After a run of ours tailscaled is quiet, and knows of no refusal; but we do.
     let fresh = Fresh::new();
-    fresh.file.swap(deleted_key(&fresh.tailnet));
+    fresh.file.swap(dead_key(&fresh.tailnet));
     fresh.program().run().assert_code(77);
     fresh
         .check(&fresh.program())
         .is(77, "failure", "the auth key in ")
-        .advises("was refused in a run before, and is not sent again: invalid key");
+        .advises("was refused in a run before, and is not sent again: authkey expired");
     fresh.file.swap(&fresh.key);
     fresh.check(&fresh.program()).is(75, "needs-login", "this node needs a login");
     assert_no_key_is_sent(&fresh.tailnet);

@@ -89,10 +89,14 @@ pub fn assert_connected(run: &Finished) {
     assert_eq!(run.left_behind, Vec::<u32>::new());
 }
 
-/// A key that the control server has deleted.
-pub fn deleted_key(tailnet: &Tailnet) -> String {
+/// What the control server says of a [`dead_key`].
+pub const DEAD: &str = "authkey expired";
+
+/// A key that has expired. (One that the control server does not know is sent twice, half a minute
+/// apart.)
+pub fn dead_key(tailnet: &Tailnet) -> String {
     let key = tailnet.reusable_key();
-    tailnet.delete_key(&key);
+    tailnet.expire_key(&key);
     key
 }
 

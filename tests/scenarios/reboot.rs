@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use tailnet_harness::{KeyFile, Node, Tailnet};
 
 use crate::control_server::connection_refused;
-use crate::joined::{Joined, assert_connected, deleted_key, has_map_on_disk};
+use crate::joined::{Joined, assert_connected, dead_key, has_map_on_disk};
 use crate::program;
 use crate::settings::without_a_flag;
 
@@ -58,7 +58,7 @@ fn a_rebooted_node_comes_back_with_the_used_key_that_it_joined_with() {
 
 #[test]
 fn a_rebooted_node_comes_back_with_a_key_that_was_deleted() {
-    comes_back_without(|tailnet| KeyFile::new(deleted_key(tailnet)));
+    comes_back_without(|tailnet| KeyFile::new(dead_key(tailnet)));
 }
 
 #[test]
@@ -82,7 +82,7 @@ fn a_stopped_node_is_brought_up(after_a_reboot: bool) {
     let joined = Joined::new();
     let Joined { tailnet, node, .. } = &joined;
     node.tailscale_ok(["set", "--accept-routes", "--hostname=kept", without_a_flag()]);
-    let key = deleted_key(tailnet);
+    let key = dead_key(tailnet);
     let prefs = but_for_want_running(node.prefs());
     node.tailscale_ok(["down"]);
     if after_a_reboot {

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use tailnet_harness::{KeyFile, Node, Run, Tailnet};
 
-use crate::joined::deleted_key;
+use crate::joined::dead_key;
 use crate::put_back::killed_after_the_replacement;
 use crate::settings::set;
 use crate::{assert_joined, program};
@@ -15,7 +15,7 @@ use crate::{assert_joined, program};
 /// A new node from which a key was refused, and a file with that key.
 fn refused() -> (Tailnet, Node, KeyFile, String) {
     let (tailnet, node) = (Tailnet::start(), Node::start());
-    let key = deleted_key(&tailnet);
+    let key = dead_key(&tailnet);
     let file = KeyFile::new(&key);
     program(&tailnet, &node, &file).run().assert_code(77);
     (tailnet, node, file, key)
@@ -128,7 +128,7 @@ fn a_state_directory_that_cannot_be_written_is_said_and_done_without() {
 #[test]
 fn the_first_of_several_state_directories_is_used() {
     let (tailnet, node) = (Tailnet::start(), Node::start());
-    let file = KeyFile::new(deleted_key(&tailnet));
+    let file = KeyFile::new(dead_key(&tailnet));
     let folders = ["first", "second"].map(|name| node.dir().join(name));
     for folder in &folders {
         fs::create_dir(folder).unwrap();

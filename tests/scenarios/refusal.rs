@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde_json::json;
 use tailnet_harness::{Finished, KeyFile, KeySpec, Node, Running, Tailnet};
 
+use crate::joined::{DEAD, dead_key};
 use crate::{assert_joined, program};
 
 /// No Tailscale server has made this one.
@@ -17,6 +18,8 @@ const RACES: usize = 8;
 
 /// A dead key is sent anew within a second as long as it is sent at all, and later every 30 s.
 pub const QUIET: Duration = Duration::from_secs(3);
+/// A key that the control server does not know is sent once more after half a minute.
+const LIMIT: Duration = Duration::from_secs(90);
 const LONG_QUIET: Duration = Duration::from_secs(10);
 
 pub fn assert_refused(run: &Finished, words: &str) {
@@ -25,7 +28,9 @@ pub fn assert_refused(run: &Finished, words: &str) {
     assert!(run.stderr.contains(&sentence), "no {sentence:?}");
     assert!(run.stderr.contains("make a new key"), "no advice");
     assert!(run.statuses().last().unwrap().contains(&sentence));
-    assert_eq!(run.ready_at(), None, "there was nothing to be ready with");
+    // A key that may come to be known is waited for longer than a boot waits.
+    let is_early = words.contains("does not exist");
+    assert_eq!(run.ready_at().is_some(), is_early, "READY=1");
     assert_eq!((run.stdout.as_str(), run.left_behind.len()), ("", 0));
 }
 
@@ -45,7 +50,7 @@ fn refused_on_a_fresh_node(tailnet: &Tailnet, key: &str, words: &str, quiet: Dur
     let node = Node::start();
     let uses = tailnet.state().key(key).uses;
 
-    let run = program(tailnet, &node, &KeyFile::new(key)).run();
+    let run = program(tailnet, &node, &KeyFile::new(key)).limit(LIMIT).run();
 
     assert_refused(&run, words);
     let state = tailnet.state();
@@ -54,15 +59,9 @@ fn refused_on_a_fresh_node(tailnet: &Tailnet, key: &str, words: &str, quiet: Dur
     assert_quiet(tailnet, &node, quiet);
 }
 
-fn deleted_key(tailnet: &Tailnet) -> String {
-    let key = tailnet.single_use_key();
-    tailnet.delete_key(&key);
-    key
-}
-
 /// Leaves a daemon behind that goes on sending a dead key of somebody else's.
 fn with_a_dead_key_in_flight(tailnet: &Tailnet, node: &Node) {
-    let dead = deleted_key(tailnet);
+    let dead = dead_key(tailnet);
     let up = node.tailscale([
         "up".to_owned(),
         format!("--login-server={}", tailnet.url()),
@@ -93,7 +92,26 @@ fn an_unknown_key_is_refused_and_not_sent_again() {
 fn a_deleted_key_is_refused_and_not_sent_again() {
     let tailnet = Tailnet::start();
     let words = "invalid key: API key does not exist";
-    refused_on_a_fresh_node(&tailnet, &deleted_key(&tailnet), words, QUIET);
+    let key = tailnet.single_use_key();
+    tailnet.delete_key(&key);
+    refused_on_a_fresh_node(&tailnet, &key, words, QUIET);
+}
+
+#[test]
+fn a_key_that_the_control_server_comes_to_know_is_sent_once_more() {
+    let tailnet = Tailnet::start();
+    let node = Node::start();
+    let key = tailnet.single_use_key();
+    let unknown = "invalid key: API key does not exist";
+    tailnet.policy(json!({ "refuse_all": unknown }));
+
+    let file = KeyFile::new(&key);
+    let run = program(&tailnet, &node, &file).limit(LIMIT).spawn();
+    run.wait_status_text(&format!("tried again in 30 s: {unknown}"));
+    assert_quiet(&tailnet, &node, QUIET);
+    tailnet.policy(json!({ "refuse_all": "" }));
+
+    assert_joined(&run.wait(), &tailnet, &node, &key);
 }
 
 #[test]
@@ -155,9 +173,9 @@ fn tags_that_the_key_does_not_carry_are_refused_and_the_key_is_not_used_up() {
 #[test]
 fn a_good_key_joins_right_after_a_run_with_a_dead_one() {
     many_times(|tailnet, node| {
-        let file = KeyFile::new(deleted_key(tailnet));
+        let file = KeyFile::new(dead_key(tailnet));
         let run = program(tailnet, node, &file).run();
-        assert_refused(&run, "invalid key: API key does not exist");
+        assert_refused(&run, DEAD);
 
         let key = tailnet.single_use_key();
         file.swap(&key);
@@ -202,11 +220,11 @@ fn a_dead_key_on_a_node_whose_node_key_has_expired_is_refused_and_a_good_one_ren
     node.join(&tailnet);
     tailnet.expire(tailnet.device_id(&node));
     node.wait_state("NeedsLogin");
-    let file = KeyFile::new(deleted_key(&tailnet));
+    let file = KeyFile::new(dead_key(&tailnet));
 
     let run = program(&tailnet, &node, &file).run();
 
-    assert_refused(&run, "invalid key: API key does not exist");
+    assert_refused(&run, DEAD);
     assert_quiet(&tailnet, &node, QUIET);
 
     let key = tailnet.single_use_key();
@@ -219,7 +237,7 @@ fn a_dead_key_on_a_node_whose_node_key_has_expired_is_refused_and_a_good_one_ren
 /// Starts the program with a dead key and waits until it doubts the refusal.
 pub fn doubting(tailnet: &Tailnet, node: &Node, file: &KeyFile) -> Running {
     let run = program(tailnet, node, file).spawn();
-    run.wait_status_text("the login seems to be refused, looking again: invalid key");
+    run.wait_status_text("the login seems to be refused, looking again: authkey expired");
     run
 }
 
@@ -227,7 +245,7 @@ pub fn doubting(tailnet: &Tailnet, node: &Node, file: &KeyFile) -> Running {
 fn a_secret_that_is_replaced_while_the_refusal_is_doubted_joins_in_the_same_run() {
     let tailnet = Tailnet::start();
     let node = Node::start();
-    let file = KeyFile::new(deleted_key(&tailnet));
+    let file = KeyFile::new(dead_key(&tailnet));
     let key = tailnet.single_use_key();
 
     let run = doubting(&tailnet, &node, &file);
@@ -242,7 +260,7 @@ fn a_secret_that_is_replaced_while_the_refusal_is_doubted_joins_in_the_same_run(
 fn a_secret_that_is_replaced_by_another_dead_one_is_tried_and_refused() {
     let tailnet = Tailnet::start();
     let node = Node::start();
-    let file = KeyFile::new(deleted_key(&tailnet));
+    let file = KeyFile::new(dead_key(&tailnet));
     let second = tailnet.single_use_key();
     tailnet.expire_key(&second);
 
@@ -292,13 +310,13 @@ fn refused_with_an_echo(key: &str, lead: &str) {
 
 #[test]
 fn a_key_that_the_control_server_repeats_is_not_shown() {
-    refused_with_an_echo(UNKNOWN, "invalid key: no such key: ");
+    refused_with_an_echo(UNKNOWN, "invalid key: not one of ours: ");
 }
 
 #[test]
 fn a_key_of_no_known_form_that_the_control_server_repeats_is_not_shown() {
     let key = "0f1e2d3c4b5a69788796a5b4c3d2e1f00f1e2d3c4b5a6978";
-    refused_with_an_echo(key, "invalid key: no such key: ");
+    refused_with_an_echo(key, "invalid key: not one of ours: ");
 }
 
 #[test]

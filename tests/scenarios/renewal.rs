@@ -9,9 +9,7 @@ use tailnet_harness::{
     Finished, KeyFile, Node, State, Tailnet, needs_version, version_is_at_least,
 };
 
-use crate::joined::{
-    Joined, assert_connected, assert_no_key_is_sent, deleted_key, has_map_on_disk,
-};
+use crate::joined::{Joined, assert_connected, assert_no_key_is_sent, dead_key, has_map_on_disk};
 use crate::program;
 
 const APPROVAL: &str = "waiting for an admin to approve this device";
@@ -192,12 +190,12 @@ fn an_expired_node_with_a_dead_key_ends_with_77_and_leaves_nothing_behind() {
     let joined = Joined::new();
     let Joined { tailnet, node, .. } = &joined;
     joined.expire();
-    let key = deleted_key(tailnet);
+    let key = dead_key(tailnet);
 
     let run = joined.program(&KeyFile::new(&key)).run();
 
     run.assert_code(77);
-    let sentence = "the control server refused the auth key: invalid key: API key does not exist; \
+    let sentence = "the control server refused the auth key: authkey expired; \
                     make a new key, put it into the key file and start again";
     assert!(run.stderr.contains(sentence), "{}", run.stderr);
     assert_eq!(run.statuses().last(), Some(&sentence));
@@ -218,7 +216,7 @@ fn a_node_whose_expiry_was_taken_back_comes_up_on_its_node_key_despite_a_dead_ke
     joined.while_off(Tailnet::expire);
     node.wait_state("NeedsLogin");
     tailnet.unexpire(joined.device.id);
-    let key = deleted_key(tailnet);
+    let key = dead_key(tailnet);
 
     let run = joined.program(&KeyFile::new(&key)).run();
 
@@ -229,7 +227,7 @@ fn a_node_whose_expiry_was_taken_back_comes_up_on_its_node_key_despite_a_dead_ke
 
 /// Someone has sent a dead key from this node, by hand.
 fn someone_sends_a_dead_key(joined: &Joined) -> String {
-    let dead = deleted_key(&joined.tailnet);
+    let dead = dead_key(&joined.tailnet);
     // Its exit code says nothing (tailscale 1.98).
     joined.node.tailscale([
         "up".to_owned(),
@@ -239,7 +237,7 @@ fn someone_sends_a_dead_key(joined: &Joined) -> String {
     joined.node.wait_status(
         |status| {
             let text = status["Health"].to_string();
-            status["Self"]["Online"] == false && text.contains("API key does not exist")
+            status["Self"]["Online"] == false && text.contains("authkey expired")
         },
         "the node to be kept off by the dead key",
     );
@@ -258,7 +256,7 @@ fn a_node_that_someones_dead_key_keeps_off_is_rescued_without_any_key() {
 
     assert_connected(&run);
     let sentence = "an auth key that was sent earlier keeps this node off its tailnet \
-                    (invalid key: API key does not exist); restarting the login without it";
+                    (authkey expired); restarting the login without it";
     assert_eq!(run.stderr.matches(sentence).count(), 1, "{}", run.stderr);
     let state = tailnet.state();
     assert_eq!(state.key(&key).attempts, 0);

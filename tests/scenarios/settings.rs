@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tailnet_harness::{FakeCli, KeyFile, KeySpec, Node, PATIENCE, Tailnet, version_is_at_least};
 
-use crate::joined::{Joined, assert_connected, deleted_key};
+use crate::joined::{Joined, assert_connected, dead_key};
 use crate::{assert_joined, program, program_without_server};
 
 /// A setting of `tailscale set` that `tailscale up` has no flag for.
@@ -334,7 +334,7 @@ fn a_refused_key_leaves_the_settings_of_a_fresh_node_as_they_were() {
 }
 
 fn refused(tailnet: &Tailnet, node: &Node) {
-    let key = deleted_key(tailnet);
+    let key = dead_key(tailnet);
     let run = program(tailnet, node, &KeyFile::new(&key)).run();
     run.assert_code(77);
     assert!(run.stderr.contains("the control server refused the auth key: "));

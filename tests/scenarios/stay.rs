@@ -14,7 +14,7 @@ use tailnet_harness::{
     version_is_at_least,
 };
 
-use crate::joined::deleted_key;
+use crate::joined::dead_key;
 use crate::program;
 use crate::renewal::KEEPS_ITS_MAP;
 
@@ -661,7 +661,7 @@ fn a_tailscaled_that_is_restarted_or_killed_is_followed() {
 
 /// Somebody sends a dead key from the node.
 fn someone_sends_a_dead_key(kept: &Kept) {
-    let dead = deleted_key(&kept.tailnet);
+    let dead = dead_key(&kept.tailnet);
     for (path, body) in [("start", json!({ "AuthKey": dead })), ("login-interactive", json!({}))] {
         let path = format!("/localapi/v0/{path}");
         let reply = kept.node.local_request("POST", &path, Some(&body));

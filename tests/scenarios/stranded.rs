@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use tailnet_harness::{KeyFile, Node, Running, Tailnet, needs_version};
 
-use crate::joined::{Joined, assert_connected, deleted_key};
+use crate::joined::{Joined, assert_connected, dead_key};
 use crate::program;
 use crate::refusal::QUIET;
 use crate::renewal::{KEEPS_ITS_MAP, RESTARTED};
@@ -34,7 +34,7 @@ fn a_node_that_was_offline_for_long_and_is_then_kept_off_by_someones_dead_key_is
     let run = joined.program(&KeyFile::absent()).spawn();
     wait_long(&run, RESTARTED);
 
-    let dead = deleted_key(tailnet);
+    let dead = dead_key(tailnet);
     // As `tailscale up` does it, which would be waited for.
     for (path, body) in [("start", json!({ "AuthKey": dead })), ("login-interactive", json!({}))] {
         let path = format!("/localapi/v0/{path}");

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::json;
 use tailnet_harness::{FakeCli, Finished, KeyFile, Node, Run, Tailnet};
 
-use crate::joined::deleted_key;
+use crate::joined::dead_key;
 use crate::refusal::{QUIET, assert_quiet};
 use crate::settings::{all_preferences, assert_unchanged};
 use crate::{assert_joined, program};
@@ -105,7 +105,7 @@ fn a_key_refused_with_an_http_status_is_refused() {
         let (tailnet, node) = fresh();
         let before = all_preferences(&node);
         tailnet.policy(json!({ "refusal_status": status }));
-        let file = KeyFile::new(deleted_key(&tailnet));
+        let file = KeyFile::new(dead_key(&tailnet));
 
         let run = program(&tailnet, &node, &file).run();
         run.assert_code(77);
@@ -128,7 +128,7 @@ fn a_key_refused_with_an_http_status_is_refused() {
 fn a_secret_that_replaces_one_refused_with_an_http_status_joins_in_the_same_run() {
     let (tailnet, node) = fresh();
     tailnet.policy(json!({ "refusal_status": 401 }));
-    let file = KeyFile::new(deleted_key(&tailnet));
+    let file = KeyFile::new(dead_key(&tailnet));
     let key = tailnet.single_use_key();
 
     let run = program(&tailnet, &node, &file).spawn();

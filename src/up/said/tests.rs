@@ -22,15 +22,11 @@ fn of_command(text: &str) -> Ended {
 #[test]
 fn words_that_are_known_to_be_about_the_key_refuse_it() {
     for text in [
-        "invalid key: API key does not exist",
         "invalid key: API key kAbc not valid",
-        "invalid key: unable to validate API key",
         "invalid pre auth key",
         "authkey expired",
         "authkey already used",
         "handling register with auth key: authkey already used",
-        "AuthKey not found",
-        "auth-key not found: record not found",
         "auth-key has already been used",
         "register request: http 401: oops",
         "register request: http 403: database, please retry",
@@ -40,6 +36,19 @@ fn words_that_are_known_to_be_about_the_key_refuse_it() {
         let error = LoginError::Refused(refusal);
         assert_eq!(of_health(text), Some(error.clone()), "{text}");
         assert_eq!(of_command(text), Ended::LoginError(error), "{text}");
+    }
+}
+
+#[test]
+fn a_key_that_is_not_known_is_told_from_one_that_is_refused() {
+    for text in [
+        "invalid key: API key does not exist",
+        "invalid key: unable to validate API key",
+        "AuthKey not found",
+        "auth-key not found: record not found",
+    ] {
+        let refusal = Refusal { what: Refused::UnknownKey, words: text.into() };
+        assert_eq!(of_health(text), Some(LoginError::Refused(refusal)), "{text}");
     }
 }
 
