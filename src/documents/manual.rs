@@ -369,12 +369,16 @@ fn the_page_has_the_names_of_all_actions() {
 #[test]
 fn the_page_has_every_metric_and_every_reason_of_not_renewing() {
     let code = include_str!("../check/metrics.rs");
-    let mut named: Vec<_> = code
-        .split("put(")
-        .skip(1)
-        .filter_map(|call| call.split('"').nth(1))
-        .map(|name| format!("tailscale_autoconnect_{name}"))
-        .collect();
+    let metric = |line: &str| {
+        let (kind, rest) = line.trim_start().split_once("(\"")?;
+        let ending = match kind {
+            "gauge" => "",
+            "time" => "_timestamp_seconds",
+            _ => return None,
+        };
+        Some(format!("tailscale_autoconnect_{}{ending}", rest.split('"').next()?))
+    };
+    let mut named: Vec<_> = code.lines().filter_map(metric).collect();
     named.sort();
     assert!(named.len() > 5, "{named:?}");
     let entries = terms("METRICS");
