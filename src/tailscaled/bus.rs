@@ -56,16 +56,17 @@ pub struct Bus {
     rests_until: Option<Instant>,
 }
 
-/// A bus that is open.
+/// A bus that is open, or has come to its end.
+#[derive(Default)]
 struct Open {
-    response: Response,
+    /// None after its end.
+    response: Option<Response>,
     /// The start of a line that has not come to its end.
     line: Vec<u8>,
     /// The line was too long to be kept; it is passed over.
     overlong: bool,
     has_told: bool,
     last_prefs: Option<Prefs>,
-    ended: bool,
     has_told_end: bool,
     /// What is to be told next, as far as it has come.
     notice: Option<Notice>,
@@ -124,7 +125,7 @@ impl Bus {
 
     /// Whether it tells each change of the preferences.
     pub fn is_open(&self) -> bool {
-        self.open.as_ref().is_some_and(|open| !open.ended)
+        self.open.as_ref().is_some_and(|open| open.response.is_some())
     }
 
     /// Waits until the bus that was asked for is there, or is refused. Nothing is lost if this is
@@ -134,7 +135,9 @@ impl Bus {
             let opened = opening.await;
             self.opening = None;
             match opened {
-                Ok(response) => self.open = Some(Open::new(response)),
+                Ok(response) => {
+                    self.open = Some(Open { response: Some(response), ..Open::default() });
+                }
                 Err(error) => log::debug!("there is no bus, the status is polled: {error}"),
             }
         }
@@ -163,32 +166,16 @@ impl Bus {
 }
 
 impl Open {
-    fn new(response: Response) -> Self {
-        Self {
-            response,
-            line: Vec::new(),
-            overlong: false,
-            has_told: false,
-            last_prefs: None,
-            ended: false,
-            has_told_end: false,
-            notice: None,
-        }
-    }
-
     /// It has nothing more to tell. The end of one that never told anything is no news.
     fn is_over(&self) -> bool {
-        self.ended && (self.has_told_end || !self.has_told)
+        self.response.is_none() && (self.has_told_end || !self.has_told)
     }
 
     /// Waits until something arrives, or until a bus that has told something ends: tailscaled may be
     /// restarting then. One that is over waits for ever.
     async fn told(&mut self) -> Notice {
         if self.notice.is_none() {
-            if !self.ended {
-                let chunk = self.response.chunk().await;
-                self.take(chunk);
-            }
+            self.read().await;
             if self.is_over() {
                 return pending().await;
             }
@@ -197,17 +184,24 @@ impl Open {
         self.take_what_is_there().await;
         let notice = self.notice.take().unwrap_or_default();
         self.has_told = true;
-        self.has_told_end = self.ended;
+        self.has_told_end = self.response.is_none();
         self.noticed(notice)
     }
 
     /// Bounded, for a bus that never falls silent.
     async fn take_what_is_there(&mut self) {
         for _ in 0..64 {
-            match timeout(Duration::ZERO, self.response.chunk()).await {
-                Ok(chunk) if !self.ended => self.take(chunk),
-                _ => break,
+            if self.response.is_none() || timeout(Duration::ZERO, self.read()).await.is_err() {
+                break;
             }
+        }
+    }
+
+    /// Takes in what comes next, if anything can. Nothing is lost if this is dropped.
+    async fn read(&mut self) {
+        if let Some(response) = &mut self.response {
+            let chunk = response.chunk().await;
+            self.take(chunk);
         }
     }
 
@@ -223,11 +217,11 @@ impl Open {
         if self.has_told {
             return None;
         }
-        while !self.ended && self.notice.as_ref().is_none_or(|notice| notice.prefs.is_empty()) {
-            let chunk = self.response.chunk().await;
-            self.take(chunk);
+        let has_prefs = |notice: &Notice| !notice.prefs.is_empty();
+        while self.response.is_some() && !self.notice.as_ref().is_some_and(has_prefs) {
+            self.read().await;
         }
-        let notice = self.notice.as_mut().filter(|notice| !notice.prefs.is_empty())?;
+        let notice = self.notice.as_mut().filter(|notice| has_prefs(notice))?;
         let first = notice.prefs.remove(0);
         if *notice == Notice::default() {
             self.notice = None;
@@ -239,7 +233,7 @@ impl Open {
 
     fn take<B: AsRef<[u8]>>(&mut self, chunk: reqwest::Result<Option<B>>) {
         let Ok(Some(chunk)) = chunk else {
-            self.ended = true;
+            self.response = None;
             return;
         };
         let notice = self.notice.get_or_insert_default();

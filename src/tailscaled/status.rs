@@ -1,12 +1,11 @@
 //! What tailscaled says of itself: `GET status` (ipn/ipnstate/ipnstate.go of tailscale v1.98.10), the
 //! fields that matter here, within limits.
 
-use std::fmt;
 use std::net::IpAddr;
 
-use serde::de::value::MapAccessDeserializer;
-use serde::de::{MapAccess, Visitor};
+use serde::de::Error;
 use serde::{Deserialize, Deserializer};
+use serde_json::value::RawValue;
 
 /// How many addresses of a node are looked at; it has two.
 const MOST_ADDRESSES: usize = 16;
@@ -91,25 +90,11 @@ where
 
 /// Takes no array for the object, which serde would, its elements for the fields in their order.
 fn self_node<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SelfNode, D::Error> {
-    struct Object;
-
-    impl<'de> Visitor<'de> for Object {
-        type Value = SelfNode;
-
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("an object or null")
-        }
-
-        fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<SelfNode, A::Error> {
-            SelfNode::deserialize(MapAccessDeserializer::new(map))
-        }
-
-        fn visit_unit<E>(self) -> Result<SelfNode, E> {
-            Ok(SelfNode::default())
-        }
+    let text = Option::<&RawValue>::deserialize(deserializer)?.map_or("{}", RawValue::get);
+    match text.starts_with('[') {
+        true => Err(D::Error::custom("Self is an array")),
+        false => serde_json::from_str(text).map_err(D::Error::custom),
     }
-
-    deserializer.deserialize_any(Object)
 }
 
 /// What is none is left out.
