@@ -54,13 +54,7 @@ pub struct Options {
     ///
     /// For machines that may have no key, as in an image for many. A node that needs no login is brought
     /// up as ever. A file that comes later is used by the next run.
-    #[arg(
-        long,
-        env = "TAILSCALE_AUTOCONNECT_AUTHKEY_OPTIONAL",
-        value_parser = FalseyValueParser::new(),
-        hide_short_help = true,
-        hide_env = true
-    )]
+    #[arg(long, hide_short_help = true)]
     pub authkey_optional: bool,
 
     /// ephemeral=…&preauthorized=… for an OAuth secret
@@ -134,13 +128,7 @@ pub struct Options {
     /// With --check: print metrics for Prometheus
     ///
     /// For the textfile collector of the node exporter. Give it --stay if the service has it.
-    #[arg(
-        long,
-        env = "TAILSCALE_AUTOCONNECT_METRICS",
-        value_parser = FalseyValueParser::new(),
-        hide_short_help = true,
-        hide_env = true
-    )]
+    #[arg(long, hide_short_help = true)]
     pub metrics: bool,
 
     /// Print the result as one JSON object
@@ -273,11 +261,10 @@ fn duration(text: &str) -> Result<Duration, String> {
         .map_err(|error| format!("{error}; write it like 90s, 5min or infinity"))
 }
 
-/// A login server: a URL.
 fn login_server(text: &str) -> Result<String, String> {
     match http_url(text) {
         Some(_) => Ok(text.to_owned()),
-        None => Err(format!("it takes an http or https URL, such as {}", server::EXAMPLE)),
+        None => Err(format!("it {}", server::WANTED)),
     }
 }
 

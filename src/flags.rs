@@ -130,10 +130,7 @@ pub fn check(words: &[String]) -> Result<(), String> {
             _ => {}
         }
         if name == "login-server" && value.and_then(http_url).is_none() {
-            return Err(format!(
-                "--login-server takes an http or https URL, such as {}",
-                server::EXAMPLE
-            ));
+            return Err(format!("--login-server {}", server::WANTED));
         }
     }
     Ok(())

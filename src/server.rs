@@ -2,8 +2,8 @@
 
 use reqwest::Url;
 
-/// How a login server is written, for messages.
-pub const EXAMPLE: &str = "https://headscale.example.com";
+/// What an option for a login server takes, for messages.
+pub const WANTED: &str = "takes an http or https URL, such as https://headscale.example.com";
 
 /// An http or https URL with a host. It is held to what both Go and the browsers take for one.
 pub fn http_url(text: &str) -> Option<Url> {
@@ -35,7 +35,7 @@ mod tests {
     #[test]
     fn a_login_server_is_an_http_or_https_url_with_a_host() {
         for url in [
-            EXAMPLE,
+            "https://headscale.example.com",
             "http://127.0.0.1:8080",
             "HTTPS://Headscale.Example.com/",
             "https://[fd7a::1]:443/path",
