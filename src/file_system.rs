@@ -3,8 +3,9 @@
 //! look may cost another thread.
 
 use std::fs::{File, Metadata};
-use std::io::{Read, read_to_string};
+use std::io::{self, Read, read_to_string};
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
 
@@ -20,8 +21,8 @@ pub const SILENT: &str = "the file system does not answer";
 /// How many looks may be stuck at a time; while there are so many, none is begun.
 const MOST_STUCK: u32 = 2;
 
-/// The most of the list of users that is read.
-const MOST_USERS: u64 = 1 << 20;
+/// The most of a text that is read, in bytes.
+const MOST_TEXT: u64 = 4 << 20;
 
 static STUCK: AtomicU32 = AtomicU32::new(0);
 
@@ -40,6 +41,11 @@ pub async fn in_time<T: Send + 'static>(look: impl FnOnce() -> T + Send + 'stati
         STUCK.fetch_sub(1, Ordering::Relaxed);
     });
     None
+}
+
+/// The text in a file, or the beginning of one that is far too long.
+pub fn read_text(path: impl AsRef<Path>) -> io::Result<String> {
+    read_to_string(File::open(path)?.take(MOST_TEXT))
 }
 
 /// Who owns a file, and how it is.
@@ -64,8 +70,7 @@ impl From<&Metadata> for FileFacts {
 /// The name of a user as /etc/passwd has it, or else the number.
 fn user_name(uid: u32) -> String {
     let number = uid.to_string();
-    let users = File::open("/etc/passwd").and_then(|file| read_to_string(file.take(MOST_USERS)));
-    let users = users.unwrap_or_else(|_| "root:x:0".to_owned());
+    let users = read_text("/etc/passwd").unwrap_or_else(|_| "root:x:0".to_owned());
     let name = users.lines().find_map(|line| match line.split(':').collect::<Vec<_>>()[..] {
         [name, _, id, ..] if id == number => Some(name.to_owned()),
         _ => None,

@@ -12,10 +12,8 @@ use std::time::Duration;
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
+use crate::file_system::read_text;
 use crate::prefs::Prefs;
-
-/// The longest record that is read, in bytes.
-const MAX_BYTES: u64 = 4 << 20;
 
 /// What the unit's StateDirectory= is. A run of root's by hand shares it with the service.
 const OF_UNIT: &str = "/var/lib/tailscale-autoconnect";
@@ -47,14 +45,6 @@ pub struct Last {
     pub renewal: u64,
     /// The ID of the machine that the login was begun on.
     pub machine: String,
-}
-
-impl Record {
-    /// Whether it was made on another machine than this one, whose state this one has a copy of.
-    pub fn is_copied(&self) -> bool {
-        let own = &self.last.machine;
-        machine_id().is_some_and(|id| !own.is_empty() && id != *own)
-    }
 }
 
 /// The ID of this machine, see machine-id(5).
@@ -143,9 +133,7 @@ impl Store {
         let Some(path) = &self.path else {
             return Record::default();
         };
-        let text =
-            File::open(path).and_then(|file| io::read_to_string(io::Read::take(file, MAX_BYTES)));
-        let read = match text {
+        let read = match read_text(path) {
             // An array would be taken for the fields in their order.
             Ok(text) if text.trim_start().starts_with('[') => Err("it is an array".to_owned()),
             Ok(text) => serde_json::from_str(&text).map_err(|error| error.to_string()),
@@ -161,19 +149,18 @@ impl Store {
         })
     }
 
-    /// The same, and whether it was made on another machine.
+    /// The same, and whether it was made on another machine, whose state this one has a copy of.
     pub fn read_of(&self) -> (Record, bool) {
         let record = self.read();
-        let is_copied = record.is_copied();
+        let own = &record.last.machine;
+        let is_copied = machine_id().is_some_and(|id| !own.is_empty() && id != *own);
         (record, is_copied)
     }
 
     /// Replaces what it holds. An empty record leaves no file. A power cut leaves the old or the new once
     /// what is returned has been synced.
     pub fn write(&self, record: &Record) -> io::Result<Unsynced> {
-        let Some(path) = &self.path else {
-            return Err(io::Error::other("there is no state directory"));
-        };
+        let path = self.path()?;
         if *record == (Record { salt: record.salt, ..Record::default() }) {
             return match fs::remove_file(path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -193,12 +180,8 @@ impl Store {
     /// cannot be locked is no reason not to log in.
     pub fn lock(&self) -> Option<Lock> {
         let open = || {
-            let path = self
-                .path
-                .as_ref()
-                .ok_or_else(|| io::Error::other("there is no state directory"))?;
+            let path = self.path()?.with_extension("lock");
             self.make_directory()?;
-            let path = path.with_extension("lock");
             OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)
         };
         match open() {
@@ -213,8 +196,12 @@ impl Store {
         }
     }
 
+    fn path(&self) -> io::Result<&Path> {
+        self.path.as_deref().ok_or_else(|| io::Error::other("there is no state directory"))
+    }
+
     fn make_directory(&self) -> io::Result<&Path> {
-        let directory = self.path.as_deref().and_then(Path::parent).unwrap_or(Path::new("/"));
+        let directory = self.path()?.parent().unwrap_or(Path::new("/"));
         fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
         Ok(directory)
     }

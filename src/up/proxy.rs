@@ -5,14 +5,10 @@
 //! take all of it, also what is not ours to take (`PATH`, `LD_PRELOAD`), and would let it win over
 //! what systemd and the admin say (`NOTIFY_SOCKET`, `STATE_DIRECTORY`, our own options).
 
-use std::fs::File;
-use std::io::{Read, read_to_string};
+use crate::file_system::read_text;
 
 /// Where the packages of Tailscale let tailscaled have its environment from.
 const FILE: &str = "/etc/default/tailscaled";
-
-/// The most of it that is read, in bytes.
-const MAX_BYTES: u64 = 64 * 1024;
 
 /// As Go knows them.
 const VARIABLES: [&str; 6] =
@@ -23,8 +19,7 @@ pub fn of_tailscaled() -> Vec<(String, String)> {
     if VARIABLES.iter().any(|name| std::env::var_os(name).is_some()) {
         return Vec::new();
     }
-    let text = File::open(FILE).and_then(|file| read_to_string(file.take(MAX_BYTES)));
-    let found = variables(&text.unwrap_or_default());
+    let found = variables(&read_text(FILE).unwrap_or_default());
     if !found.is_empty() {
         log::debug!("the proxy is that of tailscaled, in {FILE}");
     }
