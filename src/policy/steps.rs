@@ -228,6 +228,8 @@ impl Machine {
                 let until = since.saturating_add(EARLY_PAUSE);
                 (now < until).then(|| self.wait_for_retry(&refusal.words, until, now))
             }
+            // As it was before the login. The node key may be enough.
+            _ if *situation == S::Stopped && has_node_key && !self.is_asked_elsewhere() => None,
             // The secret was replaced in the meantime.
             Key::Ready(facts) if refusal.what.is_key() && is_other(facts) => None,
             _ => Some(Action::Fail(Failure::Refused(refusal.clone()))),

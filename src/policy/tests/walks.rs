@@ -257,6 +257,17 @@ fn a_refused_key_is_taken_back_and_never_sent_again() {
 }
 
 #[test]
+fn a_node_that_was_stopped_before_a_refused_login_is_brought_up_on_its_node_key() {
+    let mut walk = Walk::new(keyed(asking(status("NeedsLogin"))));
+    assert!(is_login(&walk.go()));
+    walk.begin(json!({}));
+    walk.on(Event::Ended(Ended::LoginError(LoginError::of("authkey expired"))));
+    walk.status = keyed(status("Stopped"));
+    let action = walk.after(Duration::from_secs(2));
+    assert!(walk.has_done("bring_up"), "{action:?}");
+}
+
+#[test]
 fn a_key_that_was_replaced_while_the_old_one_was_refused_is_used_at_once() {
     let mut walk = new_login();
     walk.begin(json!({}));
