@@ -42,7 +42,7 @@ core=(
     login_command::a_signal_while_the_control_server_has_the_key_loses_nothing
 )
 
-steps=(format clippy scripts go deny advisories build tests harness scenarios versions faults boot nix manual demo measure)
+steps=(format clippy scripts go deny advisories build tests harness scenarios versions faults boot nix manual demo measure idle)
 declare -A about=(
     [format]="the Rust code is formatted"
     [clippy]="no lint complains of the Rust code"
@@ -60,7 +60,8 @@ declare -A about=(
     [nix]="tests/nix/run.sh: the NixOS module, the flake and the example"
     [manual]="tests/manual.sh: the manual page and the completions, in what reads them"
     [demo]="tests/demo.sh"
-    [measure]="tests/measure.sh: the numbers that must be kept"
+    [measure]="tests/measure.sh timed: the times that must be kept"
+    [idle]="tests/measure.sh idle: what a run that waits costs; it begins after the build, beside the others"
     [arm]="tests/arm.sh: the Debian package for arm64, and its program under qemu (only by name)"
 )
 for version in "${versions[@]}"; do
@@ -168,7 +169,21 @@ step_manual() { tests/manual.sh; }
 
 step_demo() { tests/demo.sh; }
 
-step_measure() { tests/measure.sh; }
+step_measure() { tests/measure.sh timed; }
+
+# What was begun beside the other steps, to its end.
+step_idle() {
+    [[ -v aside ]] || run_aside
+    until [[ -e $dir/idle.code ]]; do sleep 0.2; done
+    cat "$dir/idle"
+    return "$(<"$dir/idle.code")"
+}
+
+run_aside() {
+    local code=0
+    tests/measure.sh idle >"$dir/idle" 2>&1 || code=$?
+    echo "$code" >"$dir/idle.code"
+}
 
 step_arm() { tests/arm.sh; }
 
@@ -202,7 +217,12 @@ main() {
 
     for step in "${steps[@]}"; do
         run_step "$step"
+        if [[ $step == build && " ${steps[*]} " == *" idle "* ]]; then
+            start run_aside
+            aside=$started
+        fi
     done
+    [[ ! -v aside ]] || finish "$aside"
     summary
 }
 
@@ -247,7 +267,7 @@ run_step() {
     printf ' %7s\n' "$(seconds_since "$begin")"
     # All of it when it failed, and else what is worth reading: the numbers, and the test runners'
     # own closing lines.
-    if [[ $step == measure ]] || ((code && code != skipped_code)); then
+    if [[ $step == measure || $step == idle ]] || ((code && code != skipped_code)); then
         sed 's/^/    /' "$out"
     else
         sed -nE 's/^(test result: |ok  |on tailscale )/    &/p' "$out"

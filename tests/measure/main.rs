@@ -1,5 +1,6 @@
 //! Measures the numbers that must be kept, on real daemons: `tests/measure.sh` runs it on the
-//! release build of the program, whose path is its argument.
+//! release build of the program, whose path is its first argument. A second one names a part: `timed`,
+//! or `idle`, which only waits, and may do so beside anything else.
 //!
 //! What is compared was measured in turns within one run, so that a slow machine is slow for both.
 //! A time that is missed is measured again, at most four times, and counts together with those
@@ -32,15 +33,27 @@ const RETRIES: usize = 4;
 
 fn main() -> ExitCode {
     // Cargo adds an argument of its own.
-    let Some(program) = std::env::args_os().skip(1).find(|word| word != "--bench") else {
+    let mut words = std::env::args_os().skip(1).filter(|word| word != "--bench");
+    let (Some(program), part) = (words.next(), words.next()) else {
         eprintln!("which program? Run tests/measure.sh");
         return ExitCode::from(64);
     };
     let program = Path::new(&program);
+    const TIMED: [Measure; 4] = [fresh_join, second_run, reboot, size];
+    const IDLE: [Measure; 2] = [waiting, staying];
+    let measures = match part.as_ref().map(|part| part.to_string_lossy()).as_deref() {
+        None => [&TIMED[..], &IDLE].concat(),
+        Some("timed") => TIMED.to_vec(),
+        Some("idle") => IDLE.to_vec(),
+        Some(other) => {
+            eprintln!("no part is called {other}: timed or idle");
+            return ExitCode::from(64);
+        }
+    };
 
     println!("{:<46}{:<27}{:<12}", "what", "median (least to most)", "limit");
     let mut kept = true;
-    for measure in [fresh_join, second_run, reboot, waiting, staying, size] {
+    for measure in measures {
         let mut rows = measure(program);
         for _ in 0..RETRIES {
             if rows.iter().all(|row| row.kept() || !row.is_time) {
@@ -64,6 +77,8 @@ fn main() -> ExitCode {
         ExitCode::FAILURE
     }
 }
+
+type Measure = fn(&Path) -> Vec<Row>;
 
 /// One line of the table.
 struct Row {
