@@ -33,3 +33,18 @@ fn security_md_gives_a_reason_for_every_dependency() {
     explained.sort();
     assert_eq!(explained, dependencies);
 }
+
+/// Cargo.toml says both.
+#[test]
+fn the_documents_name_the_owner_of_the_repository_and_the_maintainer() {
+    let repository = env!("CARGO_PKG_REPOSITORY").strip_prefix("https://github.com/").unwrap();
+    let flake = format!("\"github:{repository}\"");
+    assert!(include_str!("../README.md").contains(&flake), "{flake}");
+    let verify = format!("--repo {repository}\n");
+    assert!(include_str!("../SECURITY.md").contains(&verify), "{verify}");
+    let line = |text: &'static str, start| text.lines().find_map(|line| line.strip_prefix(start));
+    let maintainer =
+        line(include_str!("../Cargo.toml"), "maintainer = ").unwrap().trim_matches('"');
+    let newest = line(include_str!("../units/debian/changelog"), " -- ").unwrap();
+    assert!(newest.starts_with(&format!("{maintainer}  ")), "{maintainer}: {newest}");
+}
