@@ -51,11 +51,10 @@ impl Contender {
         }
     }
 
-    /// `Restart=on-failure` with `RestartPreventExitStatus=USAGE CONFIG NOPERM`; the others have
-    /// no `Restart=`.
+    /// `Restart=on-failure`; the others have no `Restart=`.
     fn is_restarted(self, end: &End) -> bool {
         match (self, end.code, end.signal) {
-            (Self::Ours | Self::Stay, Some(code), _) => ![0, 64, 77, 78].contains(&code),
+            (Self::Ours | Self::Stay, Some(code), _) => code != 0 && !is_final(code),
             (Self::Ours | Self::Stay, None, signal) => {
                 ![Some(1), Some(2), Some(13), Some(15)].contains(&signal)
             }
@@ -68,6 +67,33 @@ impl Contender {
     fn follows_daemon(self) -> bool {
         self.is_ours()
     }
+}
+
+/// The exit statuses from 64 on, by the names that systemd has for them.
+const NAMES: [&str; 15] = [
+    "USAGE",
+    "DATAERR",
+    "NOINPUT",
+    "NOUSER",
+    "NOHOST",
+    "UNAVAILABLE",
+    "SOFTWARE",
+    "OSERR",
+    "OSFILE",
+    "CANTCREAT",
+    "IOERR",
+    "TEMPFAIL",
+    "PROTOCOL",
+    "NOPERM",
+    "CONFIG",
+];
+
+/// Whether `RestartPreventExitStatus=` of our unit has this one.
+pub fn is_final(code: i32) -> bool {
+    let unit = include_str!("../../units/tailscale-autoconnect.service").lines();
+    let mut lists = unit.filter_map(|line| line.strip_prefix("RestartPreventExitStatus="));
+    let list = lists.next().expect("the unit has it");
+    (64..).zip(NAMES).any(|(number, name)| number == code && list.split(' ').any(|one| one == name))
 }
 
 /// How a start of the unit ended.

@@ -9,7 +9,7 @@ use tailnet_harness::State;
 
 use crate::play::{Content, HANG, Settled, World, flags_of};
 use crate::schedule::{Bad, Kind, Mistake, Place, Plan, Scene};
-use crate::unit::End;
+use crate::unit::{End, is_final};
 
 /// How far from each other a fault and the use of a key may be seen, and belong together: the
 /// register is under way, and the node key is saved with the first network map.
@@ -278,7 +278,7 @@ fn given_up(world: &World, spent: bool) -> Option<String> {
         || matches!(world.schedule.scene, Scene::Hopeless(_))
         || matches!(world.schedule.plan, Plan::Corrected(mistake) if mistake != Mistake::NoServer)
         || spent;
-    let end = world.unit.ends.iter().find(|end| matches!(end.code, Some(64 | 77 | 78)))?;
+    let end = world.unit.ends.iter().find(|end| end.code.is_some_and(is_final))?;
     (!dead).then(|| format!("it gave up with {:?}, and nothing was wrong with its key", end.code))
 }
 
