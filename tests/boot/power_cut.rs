@@ -1,7 +1,5 @@
 //! A machine whose power is cut in the middle of a login.
 
-use std::time::Duration;
-
 use serde_json::{Value, json};
 use tailnet_harness::Tailnet;
 
@@ -162,12 +160,7 @@ fn a_power_cut_while_an_approval_is_awaited_sends_no_key_again() {
     machine.wait_status_text("waiting for an admin to approve this device");
     cut(&mut machine);
     machine.wait_status_text("waiting for an admin to approve this device");
-    let registers = tailnet.state().registers.with_key;
-    tailnet.holds_for(
-        Duration::from_secs(2),
-        |state| state.registers.with_key == registers,
-        "no key is sent",
-    );
+    tailnet.assert_no_key_is_sent();
     tailnet.approve(tailnet.state().nodes[0].id);
     machine.wait_connected();
 

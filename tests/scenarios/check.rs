@@ -14,7 +14,7 @@ use tailnet_harness::{
 };
 
 use crate::control_server::connection_refused;
-use crate::joined::{Joined, assert_connected, assert_no_key_is_sent, dead_key, has_map_on_disk};
+use crate::joined::{Joined, assert_connected, dead_key, has_map_on_disk};
 use crate::renewal::KEEPS_ITS_MAP;
 use crate::settings::without_a_flag;
 use crate::{program, program_without_server};
@@ -765,7 +765,7 @@ fn a_refused_key_of_a_fresh_node_is_named_with_the_file_for_the_next_one() {
         .advises("was refused in a run before, and is not sent again: authkey expired");
     fresh.file.swap(&fresh.key);
     fresh.check(&fresh.program()).is(75, "needs-login", "this node needs a login");
-    assert_no_key_is_sent(&fresh.tailnet);
+    fresh.tailnet.assert_no_key_is_sent();
 }
 
 // ---- the control server

@@ -7,7 +7,7 @@ use serde_json::json;
 use tailnet_harness::{Finished, KeyFile, Node, Run, Running, Tailnet, version_is_at_least};
 
 use crate::joined::has_map_on_disk;
-use crate::refusal::{QUIET, assert_quiet, assert_refused};
+use crate::refusal::{assert_quiet, assert_refused};
 use crate::{assert_joined, program, program_without_server};
 
 /// Time enough for a daemon that waits up to 30 s from one try to the next.
@@ -135,7 +135,7 @@ fn a_key_used_up_by_a_login_whose_reply_was_lost_is_refused_and_not_sent_again()
     // tailscaled makes a new node key for every try: nobody can tell that it was in already.
     assert_refused(&run, "authkey already used");
     assert_eq!(tailnet.state().key(&key).uses, 1);
-    assert_quiet(&tailnet, &node, QUIET);
+    assert_quiet(&tailnet, &node);
 
     let fresh = tailnet.single_use_key();
     file.swap(&fresh);

@@ -8,7 +8,7 @@ use tailnet_harness::{
     FakeCli, FakeTailscaled, Finished, KeyFile, Node, Response, Run, Running, Tailnet,
 };
 
-use crate::refusal::{QUIET, assert_quiet, assert_refused};
+use crate::refusal::{assert_quiet, assert_refused};
 use crate::{assert_joined, program};
 
 /// How long the control server holds a register, unless the daemon goes away before.
@@ -152,7 +152,7 @@ fn a_daemon_restarted_before_its_first_network_map_has_lost_its_login_and_says_s
 
     assert_refused(&run, "authkey already used");
     assert_eq!(tailnet.state().key(&key).uses, 1);
-    assert_quiet(&tailnet, &node, QUIET);
+    assert_quiet(&tailnet, &node);
 }
 
 /// Ends a run as `systemctl restart` does, and starts the next one.

@@ -8,7 +8,7 @@ use serde_json::Value;
 use tailnet_harness::{KeyFile, Node, Run, Running, Signal, Tailnet};
 
 use crate::joined::{DEAD, Joined, assert_connected, dead_key};
-use crate::refusal::{QUIET, assert_quiet, assert_refused, doubting};
+use crate::refusal::{assert_quiet, assert_refused, doubting};
 use crate::settings::{all_preferences, assert_unchanged, set};
 use crate::{assert_joined, program, program_without_server};
 
@@ -37,7 +37,7 @@ fn expired(joined: &Joined, flags: &[&str]) -> Value {
 /// Nothing is left of a login: neither settings nor a key that tailscaled goes on sending.
 fn assert_nothing_is_left(tailnet: &Tailnet, node: &Node, before: &Value) {
     assert_unchanged(node, before);
-    assert_quiet(tailnet, node, QUIET);
+    assert_quiet(tailnet, node);
     assert_unchanged(node, before);
 }
 

@@ -1,8 +1,5 @@
 //! A node that has been on its tailnet before the program is started: the set-up of many tests.
 
-use std::thread;
-use std::time::Duration;
-
 use tailnet_harness::{Device, Finished, KeyFile, Node, Run, Tailnet, needs_version};
 
 use crate::program;
@@ -98,12 +95,4 @@ pub fn dead_key(tailnet: &Tailnet) -> String {
     let key = tailnet.reusable_key();
     tailnet.expire_key(&key);
     key
-}
-
-/// Asserts that no register with an auth key comes for two seconds. A daemon that goes on sending
-/// a dead one sends it several times in that time.
-pub fn assert_no_key_is_sent(tailnet: &Tailnet) {
-    let before = tailnet.state().registers.with_key;
-    thread::sleep(Duration::from_secs(2));
-    assert_eq!(tailnet.state().registers.with_key, before);
 }

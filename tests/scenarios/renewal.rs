@@ -9,7 +9,7 @@ use tailnet_harness::{
     Finished, KeyFile, Node, State, Tailnet, needs_version, version_is_at_least,
 };
 
-use crate::joined::{Joined, assert_connected, assert_no_key_is_sent, dead_key, has_map_on_disk};
+use crate::joined::{Joined, assert_connected, dead_key, has_map_on_disk};
 use crate::program;
 
 const APPROVAL: &str = "waiting for an admin to approve this device";
@@ -202,7 +202,7 @@ fn an_expired_node_with_a_dead_key_ends_with_77_and_leaves_nothing_behind() {
     assert_eq!(run.ready_at(), None);
     assert_eq!(tailnet.state().key(&key).uses, 0);
     assert!(tailnet.state().key(&key).attempts > 0);
-    assert_no_key_is_sent(tailnet);
+    tailnet.assert_no_key_is_sent();
     assert_eq!(node.backend_state(), "NeedsLogin");
     // A good key makes it the same device again.
     renews_its_node_key(&joined);
@@ -221,7 +221,7 @@ fn a_node_whose_expiry_was_taken_back_comes_up_on_its_node_key_despite_a_dead_ke
     let run = joined.program(&KeyFile::new(&key)).run();
 
     assert_connected(&run);
-    assert_no_key_is_sent(tailnet);
+    tailnet.assert_no_key_is_sent();
     assert_eq!(joined.assert_same_device().node_key, joined.device.node_key);
 }
 
@@ -261,7 +261,7 @@ fn a_node_that_someones_dead_key_keeps_off_is_rescued_without_any_key() {
     let state = tailnet.state();
     assert_eq!(state.key(&key).attempts, 0);
     assert_eq!(state.registers.without_key, without_key + 1);
-    assert_no_key_is_sent(tailnet);
+    tailnet.assert_no_key_is_sent();
     assert_eq!(joined.assert_same_device().node_key, joined.device.node_key);
 }
 
@@ -274,7 +274,7 @@ fn a_deleted_node_from_which_someone_sent_a_dead_key_joins_anew() {
     assert_eq!(joined.tailnet.state().key(&dead).uses, 0);
 
     joins_anew(&joined);
-    assert_no_key_is_sent(&joined.tailnet);
+    joined.tailnet.assert_no_key_is_sent();
 }
 
 #[test]
@@ -289,7 +289,7 @@ fn a_node_that_was_stopped_after_someones_dead_key_is_brought_up_without_any_key
     let run = joined.program(&KeyFile::absent()).run();
 
     assert_connected(&run);
-    assert_no_key_is_sent(tailnet);
+    tailnet.assert_no_key_is_sent();
     // One may have been on its way.
     assert!(tailnet.state().key(&dead).attempts <= attempts + 1);
     assert_eq!(joined.assert_same_device().node_key, joined.device.node_key);

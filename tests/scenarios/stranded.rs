@@ -9,7 +9,6 @@ use tailnet_harness::{KeyFile, Node, Running, Tailnet, needs_version};
 
 use crate::joined::{Joined, assert_connected, dead_key};
 use crate::program;
-use crate::refusal::QUIET;
 use crate::renewal::{KEEPS_ITS_MAP, RESTARTED};
 
 /// Waits longer than usual for this in what the program says.
@@ -46,17 +45,7 @@ fn a_node_that_was_offline_for_long_and_is_then_kept_off_by_someones_dead_key_is
 
     assert_connected(&run.wait());
     joined.assert_same_device();
-    assert_sent_no_more(tailnet, &dead);
-}
-
-/// No register with this key comes any more.
-fn assert_sent_no_more(tailnet: &Tailnet, key: &str) {
-    let attempts = tailnet.state().key(key).attempts;
-    tailnet.holds_for(
-        QUIET,
-        |state| state.key(key).attempts == attempts,
-        "no register with this key",
-    );
+    tailnet.assert_no_key_is_sent();
 }
 
 #[test]
@@ -75,7 +64,7 @@ fn a_used_key_that_down_and_up_made_tailscaled_send_again_is_silenced() {
 
     let run = program(&tailnet, &node, &file).run();
     assert_connected(&run);
-    assert_sent_no_more(&tailnet, &key);
+    tailnet.assert_no_key_is_sent();
     node.wait_online();
     let now = tailnet.device(&node).expect("the node is known");
     assert!(now.online && now.id == device.id, "{now:?}");

@@ -8,7 +8,7 @@ use serde_json::json;
 use tailnet_harness::{FakeCli, Finished, KeyFile, Node, Run, Tailnet};
 
 use crate::joined::dead_key;
-use crate::refusal::{QUIET, assert_quiet};
+use crate::refusal::assert_quiet;
 use crate::settings::{all_preferences, assert_unchanged};
 use crate::{assert_joined, program};
 
@@ -111,7 +111,7 @@ fn a_key_refused_with_an_http_status_is_refused() {
         run.assert_code(77);
         assert!(run.stderr.contains("the control server refused"), "{}", run.stderr);
         assert_eq!((run.stdout.as_str(), run.left_behind.len()), ("", 0));
-        assert_quiet(&tailnet, &node, QUIET);
+        assert_quiet(&tailnet, &node);
         assert_unchanged(&node, &before);
         // Nor does a check blame the network.
         let check = program(&tailnet, &node, &file).arg("--check").run();

@@ -391,6 +391,17 @@ impl Tailnet {
         }
     }
 
+    /// Panics if a register with an auth key comes. A daemon that still has a dead key sends it again
+    /// within a second.
+    pub fn assert_no_key_is_sent(&self) {
+        let sent = self.state().registers.with_key;
+        self.holds_for(
+            Duration::from_secs(3),
+            |state| state.registers.with_key == sent,
+            "no register with an auth key",
+        );
+    }
+
     /// The device that this node is, by its node key.
     pub fn device(&self, node: &Node) -> Option<Device> {
         let key = node.node_key();
