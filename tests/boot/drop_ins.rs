@@ -12,8 +12,8 @@ fn the_key_can_be_a_credential() {
     machine.write("etc/tailscale/authkey", &key);
     machine.drop_in(
         "20-credential",
-        "[Service]\nLoadCredential=authkey:/etc/tailscale/authkey\nExecStart=\n\
-         ExecStart=/usr/bin/tailscale-autoconnect --authkey-file %d/authkey\n",
+        "[Service]\nLoadCredential=authkey:/etc/tailscale/authkey\n\
+         Environment=TAILSCALE_AUTOCONNECT_AUTHKEY_FILE=%d/authkey\n",
     );
 
     machine.boot();
@@ -34,8 +34,7 @@ fn the_key_can_be_the_secret_of_an_oauth_client() {
         &format!(
             "[Service]\nEnvironment=\"TAILSCALE_AUTOCONNECT_AUTHKEY_PARAMS=\
              ephemeral=false&preauthorized=true&baseURL={}\"\nExecStart=\n\
-             ExecStart=/usr/bin/tailscale-autoconnect --authkey-file /run/agenix/tailscale-token \
-             -- --advertise-tags=tag:server\n",
+             ExecStart=/usr/bin/tailscale-autoconnect -- --advertise-tags=tag:server\n",
             tailnet.api_url()
         ),
     );
@@ -129,8 +128,7 @@ fn the_secret_of_an_oauth_client_is_exchanged_by_the_proxy_that_only_tailscaled_
         "20-oauth",
         "[Service]\nEnvironment=\"TAILSCALE_AUTOCONNECT_AUTHKEY_PARAMS=\
          baseURL=http://api.example.test\"\nExecStart=\n\
-         ExecStart=/usr/bin/tailscale-autoconnect --authkey-file /run/agenix/tailscale-token \
-         -- --advertise-tags=tag:server\n",
+         ExecStart=/usr/bin/tailscale-autoconnect -- --advertise-tags=tag:server\n",
     );
 
     machine.boot();

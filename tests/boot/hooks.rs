@@ -17,11 +17,7 @@ pub fn run_when_connected(debian: Debian) {
     machine.write("etc/tailscale/authkey", &key);
     machine.offline(&["chmod", "0400", "/etc/tailscale/authkey"]);
     machine.drop_in("20-ready", &setting("READY_AFTER", "1s"));
-    machine.drop_in(
-        "21-key",
-        "[Service]\nExecStart=\n\
-         ExecStart=/usr/bin/tailscale-autoconnect --authkey-file /etc/tailscale/authkey\n",
-    );
+    machine.drop_in("21-key", &setting("AUTHKEY_FILE", "/etc/tailscale/authkey"));
     for (name, text) in
         [("tailnet-hook.service", HOOK), ("tailscale-delete-key.service", DELETE_KEY)]
     {

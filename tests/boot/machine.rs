@@ -152,14 +152,18 @@ impl Machine {
         machine
     }
 
-    /// Copies the package to the machine.
-    pub fn put_package(&self) {
-        fs::copy(package(), self.path("root/package.deb")).expect("the root can be written to");
+    /// Copies the package to `/root` of the machine, and says where it is there.
+    pub fn put_package(&self) -> String {
+        let name = package().file_name().expect("a file").to_string_lossy();
+        let place = format!("/root/{name}");
+        fs::copy(package(), self.path(&place[1..])).expect("the root can be written to");
+        place
     }
 
     fn install_package(&self) {
-        self.put_package();
-        self.offline(&["dpkg", "--install", "/root/package.deb"]);
+        let place = self.put_package();
+        self.offline(&["dpkg", "--install", &place]);
+        self.offline(&["rm", &place]);
         // One with a line taken out, to see which test notices.
         if let Some(unit) = std::env::var_os("BOOT_UNIT") {
             let text = fs::read_to_string(&unit).expect("BOOT_UNIT names a unit file");

@@ -48,10 +48,10 @@ fn installed_on_a_running_machine_it_joins_at_the_next_boot() {
     let key = tailnet.single_use_key();
     let mut machine = Machine::bare(Debian::Trixie, &tailnet);
     machine.secret(&key);
-    machine.put_package();
+    let place = machine.put_package();
     machine.boot_to_the_end();
 
-    machine.run(&["dpkg", "--install", "/root/package.deb"]);
+    machine.run(&["dpkg", "--install", &place]);
     assert_eq!(machine.run(&["systemctl", "is-enabled", UNIT]), "enabled\n");
     assert!(machine.ours().is("ActiveState", "inactive"));
     assert_eq!(tailnet.state().registers.total, 0);
@@ -59,6 +59,41 @@ fn installed_on_a_running_machine_it_joins_at_the_next_boot() {
     machine.reboot();
     machine.wait_connected();
     assert_eq!(tailnet.state().key(&key).uses, 1);
+}
+
+/// The commands for Debian in README.md, as they stand there.
+fn commands_of_the_readme() -> &'static str {
+    let (_, section) =
+        include_str!("../../README.md").split_once("\n## Debian").expect("a section");
+    let (_, commands) = section.split_once("\n```sh\n").expect("a block of commands");
+    commands.split_once("```").expect("its end").0
+}
+
+/// What the text before the commands asks for is there before them: tailscale (root.sh installs it), the
+/// package in the folder where they are typed, and the auth key in the file that they name. A drop-in
+/// names the control server of the test.
+#[test]
+fn a_new_user_joins_with_the_commands_of_the_readme() {
+    let tailnet = Tailnet::start_apart();
+    let key = tailnet.single_use_key();
+    let mut machine = Machine::bare(Debian::Trixie, &tailnet);
+    machine.put_package();
+    let commands = commands_of_the_readme();
+    let (_, file) = commands.split_once("_AUTHKEY_FILE=/").expect("they name the key file");
+    let file = file.split_whitespace().next().expect("a path");
+    machine.write(file, &format!("{key}\n"));
+    machine.offline(&["chmod", "0600", &format!("/{file}")]);
+    machine.boot_to_the_end();
+
+    machine.run(&["bash", "-euc", &format!("cd /root\n{commands}")]);
+
+    machine.wait_connected();
+    assert_eq!(tailnet.state().key(&key).uses, 1);
+    assert!(machine.is_online());
+    // And at each boot from then on.
+    machine.reboot();
+    machine.wait_connected();
+    assert_eq!(tailnet.state().key(&key).attempts, 1);
 }
 
 #[test]

@@ -108,7 +108,10 @@ fn the_key_is_in_no_journal_no_process_no_core_and_no_file_but_its_own() {
     let key = tailnet.single_use_key();
     let mut machine = Machine::new(Debian::Trixie, &tailnet);
     machine.secret(&key);
-    machine.drop_in("20-verbose", "[Service]\nExecStart=\nExecStart=/usr/bin/tailscale-autoconnect --authkey-file /run/agenix/tailscale-token -vv\n");
+    machine.drop_in(
+        "20-verbose",
+        "[Service]\nExecStart=\nExecStart=/usr/bin/tailscale-autoconnect -vv\n",
+    );
     tailnet.policy(json!({"register_delay_ms": 2000}));
     let watch = watch_processes_for(&key);
 

@@ -304,7 +304,7 @@ built() {
             sed -i "s|$3|$4|g" "$1"
         }
         source "$3"
-        grep -x "ExecStart=$out/bin/tailscale-autoconnect .*" "$out/lib/systemd/system/tailscale-autoconnect.service"
+        grep -x "ExecStart=$out/bin/tailscale-autoconnect" "$out/lib/systemd/system/tailscale-autoconnect.service"
         if grep /usr "$out/lib/systemd/system/tailscale-autoconnect.service"; then exit 1; fi
         grep -x "$out/bin/tailscale-autoconnect --suffix PATH : .*-tailscale/bin" "$out/wrapped"
         grep "^\.TH tailscale-autoconnect 8 " "$out/tailscale-autoconnect.8"
