@@ -116,12 +116,15 @@ impl History {
             self.replaced = true;
             self.of_login = now.clone();
         }
-        // Else a tailscaled that was restarted may have forgotten it.
-        let is_there = prefs::login_under_way(&now);
+        // A tailscaled that is restarted before the first login forgets all of them.
+        let is_forgotten = !prefs::login_under_way(&now)
+            && prefs::differences(&self.wanted, &Prefs::new())
+                .keys()
+                .all(|name| now.get(name).is_none_or(|value| prefs::is_default(name, value)));
         for (name, value) in changed {
             let is_given =
                 prefs::is_given_by(&self.ours, &name) && !prefs::is_set_by(&self.asked, &name);
-            if is_given && is_there {
+            if is_given && !is_forgotten {
                 self.wanted.insert(name.clone(), value.clone());
                 self.original.insert(name, value);
                 continue;

@@ -297,6 +297,24 @@ fn a_login_that_a_killed_run_has_left_is_let_end_if_it_is_the_same() {
 }
 
 #[test]
+fn what_was_set_after_a_killed_run_stays_and_what_a_restart_has_forgotten_comes_back() {
+    for (now, expected) in [
+        // One was set to its default: the other is still there.
+        (json!({ "RouteAll": false, "CorpDNS": false }), json!(false)),
+        (json!({ "RouteAll": false, "CorpDNS": true }), json!(true)),
+    ] {
+        let mut before = Walk::new(status("NeedsLogin"));
+        before.prefs.extend(prefs_of(json!({ "RouteAll": true, "CorpDNS": false })));
+        assert!(is_login(&before.go()));
+        let mut walk = Walk::new(status("NeedsLogin"));
+        (walk.store, walk.prefs) = (before.store, before.prefs);
+        walk.prefs.extend(prefs_of(now));
+        assert!(is_login(&walk.go()));
+        assert_eq!(walk.store.login.unwrap().before["RouteAll"], expected);
+    }
+}
+
+#[test]
 fn a_login_that_a_killed_run_has_left_is_replaced_if_key_flags_or_server_are_others() {
     let changes: [fn(&mut Walk); 3] = [
         |walk| walk.key = digest("d2"),
