@@ -31,6 +31,8 @@ pub struct Said {
     pub story: Vec<(Instant, String)>,
     /// Another profile was asked for.
     pub switched: bool,
+    /// How often tailscaled has forgotten what was set.
+    forgotten: u32,
 }
 
 impl Admin {
@@ -61,8 +63,11 @@ impl Admin {
                     }
                     _ => arguments(command, &server, &dead, &lock(&shared)),
                 };
+                let forgotten = lock(&shared).forgotten;
                 let code = run(&node, &args);
                 let mut said = lock(&shared);
+                // It may have been done before that or after it.
+                let doubt = doubt || said.forgotten != forgotten;
                 said.hear(command, code == Some(0), doubt);
                 let words = format!("`tailscale {}` ended: {code:?}", args.join(" "));
                 said.story.push((Instant::now(), words));
@@ -79,7 +84,9 @@ impl Admin {
 
     /// tailscaled has forgotten what was set.
     pub fn forget(&self) {
-        lock(&self.said).prefs.clear();
+        let mut said = lock(&self.said);
+        said.prefs.clear();
+        said.forgotten += 1;
     }
 
     /// No more commands come.
