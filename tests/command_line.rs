@@ -336,7 +336,7 @@ fn times_come_from_the_environment_too() {
     let (_fake, run) = on("NeedsMachineAuth");
     let run = run
         .env("TAILSCALE_AUTOCONNECT_READY_AFTER", "100ms")
-        .env("TAILSCALE_AUTOCONNECT_TIMEOUT", "600ms")
+        .env("TAILSCALE_AUTOCONNECT_TIMEOUT", "3s")
         .run();
     run.assert_code(75);
     assert!(run.ready_at().is_some());
@@ -441,7 +441,7 @@ fn the_command_line_wins_over_the_environment() {
         .env("TAILSCALE_AUTOCONNECT_SOCKET", "/nonexistent/tailscaled.sock")
         .env("TAILSCALE_AUTOCONNECT_TIMEOUT", "1h")
         .env("TAILSCALE_AUTOCONNECT_READY_AFTER", "0")
-        .args(["--timeout", "500ms", "--ready-after", "1h"])
+        .args(["--timeout", "3s", "--ready-after", "1h"])
         .run();
     run.assert_code(75);
     assert_eq!(run.ready_at(), None);
@@ -488,12 +488,12 @@ fn the_result_of_a_failure_is_one_object_too() {
     let run = run.args(["--json", "--authkey-wait", "0", "--authkey-file", "/nonexistent/k"]).run();
     object(run.assert_code(66), "NOINPUT");
 
-    let run = program().args(["--json", "--timeout", "200ms"]);
+    let run = program().args(["--json", "--timeout", "3s"]);
     let run = run.socket("/nonexistent/tailscaled.sock").run();
     object(run.assert_code(69), "UNAVAILABLE");
 
     let (_fake, run) = on("NeedsMachineAuth");
-    let run = run.args(["--json", "--timeout", "200ms"]).run();
+    let run = run.args(["--json", "--timeout", "3s"]).run();
     object(run.assert_code(75), "TEMPFAIL");
 
     let denied = FakeTailscaled::start(|request| match request.is_status() {
@@ -517,7 +517,7 @@ fn standard_output_carries_the_result_and_nothing_else() {
     assert_ne!(run.stderr, "");
 
     let (_fake, run) = on("NeedsMachineAuth");
-    let run = run.args(["-vv", "--timeout", "200ms"]).run();
+    let run = run.args(["-vv", "--timeout", "3s"]).run();
     run.assert_code(75);
     assert_eq!(run.stdout, "");
 }
@@ -526,7 +526,7 @@ fn standard_output_carries_the_result_and_nothing_else() {
 fn a_run_says_as_much_as_it_is_asked_to() {
     let said = |flag: &str| {
         let (_fake, run) = on("NeedsMachineAuth");
-        let run = run.args([flag, "--timeout", "300ms"]).run();
+        let run = run.args([flag, "--timeout", "3s"]).run();
         run.assert_code(75);
         run.stderr.clone()
     };
@@ -545,7 +545,7 @@ fn a_quiet_run_says_only_what_is_wrong() {
 
     let said = |flag: Option<&str>| {
         let (_fake, run) = on("Stopped");
-        let run = run.args(flag).args(["--timeout", "300ms"]).run();
+        let run = run.args(flag).args(["--timeout", "3s"]).run();
         run.assert_code(75);
         run.stderr.clone()
     };

@@ -111,6 +111,17 @@ need_cargo() {
     return 69
 }
 
+# need_cargo_deb puts cargo-deb into PATH, and installs it into the cache if it is missing.
+need_cargo_deb() {
+    need_cargo
+    # It reads the libraries that a program needs.
+    need dpkg-shlibdeps:dpkg-dev
+    PATH=$cache/tools/bin:$PATH
+    ! command -v cargo-deb >/dev/null || return 0
+    say "installing cargo-deb (a few minutes, once)" >&2
+    cargo install --locked --quiet --root "$cache/tools" cargo-deb@3.8.0
+}
+
 # Where cargo puts what it builds.
 target_folder() {
     cargo metadata --manifest-path "$root/Cargo.toml" --format-version 1 --no-deps |

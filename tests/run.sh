@@ -42,7 +42,7 @@ core=(
     login_command::a_signal_while_the_control_server_has_the_key_loses_nothing
 )
 
-steps=(format clippy scripts go deny advisories build tests harness scenarios versions faults boot nix manual demo measure idle)
+steps=(format clippy scripts go deny advisories build oldest tests harness scenarios versions faults boot nix manual demo measure idle)
 declare -A about=(
     [format]="the Rust code is formatted"
     [clippy]="no lint complains of the Rust code"
@@ -51,6 +51,7 @@ declare -A about=(
     [deny]="licences and sources of the dependencies"
     [advisories]="no dependency has a known vulnerability"
     [build]="the program, real tailscaled, the control server"
+    [oldest]="the oldest Rust that Cargo.toml allows can build the program"
     [tests]="cargo test: all that needs no daemons"
     [harness]="the tests of the test harness"
     [scenarios]="the program on real daemons"
@@ -62,7 +63,7 @@ declare -A about=(
     [demo]="tests/demo.sh"
     [measure]="tests/measure.sh timed: the times that must be kept"
     [idle]="tests/measure.sh idle: what a run that waits costs; it begins after the build, beside the others"
-    [arm]="tests/arm.sh: the Debian package for arm64, and its program under qemu (only by name)"
+    [arm]="tests/arm.sh: the Debian package for arm64, and its tests of the command line under qemu (only by name)"
 )
 for version in "${versions[@]}"; do
     about[$version]="all scenarios on tailscale $version (only with --versions, or by name)"
@@ -119,6 +120,16 @@ have_cargo_deny() {
 step_build() {
     cargo build --release --locked
     tests/tailnet/build.sh
+}
+
+step_oldest() {
+    local rust
+    rust=$(sed -nE 's/^rust-version = "(.*)"/\1/p' Cargo.toml)
+    if ! timeout 300 rustup toolchain install --profile minimal --no-self-update "$rust"; then
+        say "Rust $rust cannot be had"
+        return "$skipped_code"
+    fi
+    CARGO_TARGET_DIR=$(target_folder)/oldest rustup run "$rust" cargo check --locked
 }
 
 # SEQUENCES: of events, for each property of the policy.
