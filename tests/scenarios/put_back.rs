@@ -248,6 +248,13 @@ fn what_a_killed_run_has_lost_the_next_one_puts_back_also_on_a_node_that_got_con
 
 #[test]
 fn what_a_killed_run_has_lost_a_run_with_another_key_and_other_flags_puts_back() {
+    // Where it does not show, the login is let end: it may have come to its end already.
+    if !needs_version(
+        (1, 82),
+        "an older tailscaled does not show that an expired node needs a login",
+    ) {
+        return;
+    }
     let (joined, file, mut before) = lost(&["--shields-up", "--hostname=first"], "down");
     let key = joined.tailnet.single_use_key();
     file.swap(&key);
