@@ -52,15 +52,25 @@ impl Machine {
         let error = situation.login_error();
         // The control server that this node has is not the one that is asked for.
         let elsewhere = self.is_asked_elsewhere() && !self.is_staying();
+        if let S::AddressPending(address) = situation
+            && lasted < ADDRESS_PATIENCE
+        {
+            return self.wait(Waiting::Address(*address), now);
+        }
+        if let Stay::Begun(keeping) = &self.stay
+            && let Some(action) = self.keep(keeping, situation, now)
+        {
+            return action;
+        }
+        // A key that somebody sent was refused, and keeps the node off.
+        if let S::Settling { .. } | S::SettlingNew { .. } | S::Offline { .. } | S::NeedsLogin { .. } =
+            situation
+            && let Some(LoginError::Refused(refusal)) = error
+            && now >= self.stranded.not_before
+        {
+            return Action::Restart(Why::Stranded(refusal.words.clone()));
+        }
         match situation {
-            S::AddressPending(address) if lasted < ADDRESS_PATIENCE => {
-                self.wait(Waiting::Address(*address), now)
-            }
-            _ if let Stay::Begun(keeping) = &self.stay
-                && let Some(action) = self.keep(keeping, situation, now) =>
-            {
-                action
-            }
             S::ConnectedWithDeadKey(words) if now >= self.stranded.not_before => {
                 Action::Restart(Why::DeadKey(words.clone()))
             }
@@ -72,17 +82,6 @@ impl Machine {
                 Action::Look
             }
             S::Connected | S::ConnectedWithDeadKey(_) | S::AddressPending(_) => self.finish(),
-
-            // A key that somebody sent was refused, and keeps the node off.
-            S::Settling { .. }
-            | S::SettlingNew { .. }
-            | S::Offline { .. }
-            | S::NeedsLogin { .. }
-                if let Some(LoginError::Refused(refusal)) = error
-                    && now >= self.stranded.not_before =>
-            {
-                Action::Restart(Why::Stranded(refusal.words.clone()))
-            }
 
             // An auth key would not help here, and could take the node off.
             S::Settling { trouble, .. } => match trouble {

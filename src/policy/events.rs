@@ -234,13 +234,12 @@ impl Machine {
         };
         self.situation = None;
         let stopped = self.status.as_ref().is_some_and(|status| status.backend_state == "Stopped");
+        if result.as_ref().err().is_none_or(LocalApiError::is_refusal)
+            && let Stay::Begun(Keeping::Failed { words, refused }) = self.stay.clone()
+        {
+            return self.on_renewal_failed(words, refused, now);
+        }
         match result {
-            result
-                if result.as_ref().err().is_none_or(LocalApiError::is_refusal)
-                    && let Stay::Begun(Keeping::Failed { words, refused }) = self.stay.clone() =>
-            {
-                self.on_renewal_failed(words, refused, now);
-            }
             Ok(()) => {
                 self.objection = None;
                 match stopped {

@@ -60,10 +60,13 @@ impl Situation {
         let error = last_login_error(&status.health);
         let trouble = || trouble(&status.health);
         let asks = !status.auth_url.is_empty();
-        match status.backend_state.as_str() {
-            "NoState" if let Some(words) = health_with(status, "State store failed") => {
-                Self::StoreFailed(words)
-            }
+        let state = status.backend_state.as_str();
+        if state == "NoState"
+            && let Some(words) = health_with(status, "State store failed")
+        {
+            return Self::StoreFailed(words);
+        }
+        match state {
             "NoState" | "Starting" => match tells_of_node_key(status) && !status.have_node_key {
                 true => Self::SettlingNew { error, trouble: trouble() },
                 false => Self::Settling { error, trouble: trouble() },
