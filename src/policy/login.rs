@@ -8,9 +8,9 @@ use crate::flags;
 use crate::policy::put_back::History;
 use crate::policy::{CHANGE_PATIENCE, Key, Machine, RETRY_FIRST, Situation, Time, is_same_server};
 use crate::prefs::{self, Prefs};
-use crate::record::{BegunLogin, Record, RefusedKey};
+use crate::record::{BegunLogin, Record};
 use crate::tailscaled::LocalApiError;
-use crate::up::{Ended, LoginError, NotStarted, Refusal, Refused};
+use crate::up::{Ended, LoginError, NotStarted, Refusal};
 
 /// How long a refusal is looked at before it's believed: it may be an older login's.
 pub(super) const DOUBT: Duration = Duration::from_secs(2);
@@ -206,31 +206,6 @@ impl Machine {
             Then::Impossible(failure) => self.login = Login::Impossible(failure),
             Then::Anew | Then::End => self.login = Login::None,
         }
-    }
-
-    /// A refused key is not sent again before the file holds another. The secret may have been
-    /// replaced since it was read, and the file let go: the record of the login tells which it was.
-    fn refused(&mut self, refusal: Refusal, begun: Option<BegunLogin>, now: Time) {
-        let has_node_key = self.status.as_ref().is_some_and(|status| status.have_node_key);
-        match (begun.filter(|_| refusal.what.is_key()), &mut self.record) {
-            // It may have been made for this node a moment ago.
-            (Some(BegunLogin { key, .. }), Some(record))
-                if refusal.what == Refused::UnknownKey
-                    && !has_node_key
-                    && self.early_key.as_ref() != Some(&key) =>
-            {
-                self.early_key = Some(key);
-                // By another server.
-                record.refused = None;
-            }
-            (Some(BegunLogin { key, server, .. }), Some(record)) => {
-                let words = refusal.words.clone();
-                record.refused = Some(RefusedKey { at: 0, digest: key, server, words });
-            }
-            _ => {}
-        }
-        self.key = Key::Unread;
-        self.login = Login::Refused { since: now, refusal };
     }
 
     /// tailscaled no longer has the key.

@@ -3,7 +3,7 @@
 
 use super::login::{DOUBT, Login, RECOVERY_PATIENCE};
 use super::*;
-use crate::up::Refusal;
+use crate::up::{Refusal, Refused};
 
 /// How long the CLI may run without anything of it coming to tailscaled.
 const COMMAND_PATIENCE: Duration = Duration::from_secs(30);
@@ -197,6 +197,31 @@ impl Machine {
             Key::Ready(facts) if facts.kind.is_oauth_secret() => EXCHANGE_PATIENCE,
             _ => COMMAND_PATIENCE,
         }
+    }
+
+    /// A refused key is not sent again before the file holds another. The secret may have been
+    /// replaced since it was read, and the file let go: the record of the login tells which it was.
+    pub(super) fn refused(&mut self, refusal: Refusal, begun: Option<BegunLogin>, now: Time) {
+        let has_node_key = self.status.as_ref().is_some_and(|status| status.have_node_key);
+        match (begun.filter(|_| refusal.what.is_key()), &mut self.record) {
+            // It may have been made for this node a moment ago.
+            (Some(BegunLogin { key, .. }), Some(record))
+                if refusal.what == Refused::UnknownKey
+                    && !has_node_key
+                    && self.early_key.as_ref() != Some(&key) =>
+            {
+                self.early_key = Some(key);
+                // By another server.
+                record.refused = None;
+            }
+            (Some(BegunLogin { key, server, .. }), Some(record)) => {
+                let words = refusal.words.clone();
+                record.refused = Some(RefusedKey { at: 0, digest: key, server, words });
+            }
+            _ => {}
+        }
+        self.key = Key::Unread;
+        self.login = Login::Refused { since: now, refusal };
     }
 
     /// The control server refused our key, and tailscaled has forgotten it.
