@@ -4,54 +4,105 @@
 //! They are read as Go's package `flag` does. What is refused here would be refused by every version
 //! of tailscale; what only some refuse, or only on some nodes, is left to it.
 
+use Form::{Advertise, ExitNode, ExitRoutes, Inverted, List, Netfilter, Routes, Switch, Text};
+
 use crate::key::{self, TRUTHS};
 use crate::redact::holds_a_key;
 use crate::server::{self, http_url};
 
-/// The flags of `tailscale up` on Linux, up to 1.102, and whether they take a value. One that takes
-/// none may still have `=true` or `=false`.
-pub const UP_FLAGS: [(&str, bool); 31] = [
-    ("accept-dns", false),
-    ("accept-risk", true),
-    ("accept-routes", false),
-    ("advertise-connector", false),
-    ("advertise-exit-node", false),
-    ("advertise-routes", true),
-    ("advertise-tags", true),
-    ("audience", true),
-    ("auth-key", true),
-    ("authkey", true),
-    ("client-id", true),
-    ("client-secret", true),
-    ("exit-node", true),
-    ("exit-node-allow-lan-access", false),
-    ("force-reauth", false),
-    ("host-routes", false),
-    ("hostname", true),
-    ("id-token", true),
-    ("json", false),
-    ("login-server", true),
-    ("netfilter-mode", true),
-    ("operator", true),
-    ("qr", false),
-    ("qr-format", true),
-    ("report-posture", false),
-    ("reset", false),
-    ("shields-up", false),
-    ("snat-subnet-routes", false),
-    ("ssh", false),
-    ("stateful-filtering", false),
-    ("timeout", true),
-];
+/// A flag of `tailscale up` on Linux.
+#[derive(Clone, Copy)]
+pub struct UpFlag {
+    pub name: &'static str,
+    pub form: Form,
+    /// The preferences that it sets, the one that its value stands for first.
+    pub sets: &'static [&'static str],
+    /// The first version of tailscale that has it.
+    pub since: (u32, u32),
+    /// Why it would undo what this program does, if it would.
+    pub refused: Option<&'static str>,
+}
 
-/// Flags of `tailscale up` that would undo what this program does, and why.
-pub const REFUSED_FLAGS: [(&str, &str); 6] = [
-    ("auth-key", "name the key's file with --authkey-file"),
-    ("authkey", "name the key's file with --authkey-file"),
-    ("timeout", "a login is ended by --timeout of tailscale-autoconnect"),
-    ("reset", "it would lose the node's settings; give the flags that you want changed"),
-    ("force-reauth", "it would spend the auth key on a node that is logged in"),
-    ("json", "use --json of tailscale-autoconnect"),
+/// How a flag is written, and how its preference comes of it.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Form {
+    /// `--flag=true` is true.
+    Switch,
+    /// `--flag=true` is false.
+    Inverted,
+    /// In `{"Advertise": true}`.
+    Advertise,
+    Text,
+    /// Joined by commas.
+    List,
+    /// Those routes that make no exit node, joined by commas.
+    Routes,
+    /// `--flag` if there are both routes that make an exit node.
+    ExitRoutes,
+    /// off, nodivert, on.
+    Netfilter,
+    /// An address; it also ends the choice by ID or by tailscaled.
+    ExitNode,
+}
+
+const fn flag(name: &'static str, form: Form) -> UpFlag {
+    UpFlag { name, form, sets: &[], since: (1, 0), refused: None }
+}
+
+impl UpFlag {
+    const fn sets(self, sets: &'static [&'static str]) -> Self {
+        Self { sets, ..self }
+    }
+
+    const fn since(self, major: u32, minor: u32) -> Self {
+        Self { since: (major, minor), ..self }
+    }
+
+    const fn refused(self, why: &'static str) -> Self {
+        Self { refused: Some(why), ..self }
+    }
+
+    /// One that takes none may still have `=true` or `=false`.
+    fn takes_value(&self) -> bool {
+        !matches!(self.form, Switch | Inverted | Advertise | ExitRoutes)
+    }
+}
+
+/// All of them, up to 1.102.
+pub const UP_FLAGS: [UpFlag; 31] = [
+    flag("accept-dns", Switch).sets(&["CorpDNS"]),
+    flag("accept-risk", Text),
+    flag("accept-routes", Switch).sets(&["RouteAll"]),
+    flag("advertise-connector", Advertise).sets(&["AppConnector"]).since(1, 54),
+    flag("advertise-exit-node", ExitRoutes).sets(&["AdvertiseRoutes"]),
+    flag("advertise-routes", Routes).sets(&["AdvertiseRoutes"]),
+    flag("advertise-tags", List).sets(&["AdvertiseTags"]),
+    flag("audience", Text),
+    flag("auth-key", Text).refused("name the key's file with --authkey-file"),
+    flag("authkey", Text).refused("name the key's file with --authkey-file"),
+    flag("client-id", Text),
+    flag("client-secret", Text),
+    flag("exit-node", ExitNode).sets(&["ExitNodeIP", "ExitNodeID", "AutoExitNode"]),
+    flag("exit-node-allow-lan-access", Switch).sets(&["ExitNodeAllowLANAccess"]),
+    flag("force-reauth", Switch).refused("it would spend the auth key on a node that is logged in"),
+    // Up to 1.66; always on since.
+    flag("host-routes", Switch).sets(&["AllowSingleHosts"]).since(u32::MAX, 0),
+    flag("hostname", Text).sets(&["Hostname"]),
+    flag("id-token", Text),
+    flag("json", Switch).refused("use --json of tailscale-autoconnect"),
+    flag("login-server", Text),
+    flag("netfilter-mode", Netfilter).sets(&["NetfilterMode"]),
+    flag("operator", Text).sets(&["OperatorUser"]),
+    flag("qr", Switch),
+    flag("qr-format", Text),
+    flag("report-posture", Switch).sets(&["PostureChecking"]).since(1, 84),
+    flag("reset", Switch)
+        .refused("it would lose the node's settings; give the flags that you want changed"),
+    flag("shields-up", Switch).sets(&["ShieldsUp"]),
+    flag("snat-subnet-routes", Inverted).sets(&["NoSNAT"]),
+    flag("ssh", Switch).sets(&["RunSSH"]),
+    flag("stateful-filtering", Inverted).sets(&["NoStatefulFiltering"]).since(1, 66),
+    flag("timeout", Text).refused("a login is ended by --timeout of tailscale-autoconnect"),
 ];
 
 /// One flag and its value, if it has one.
@@ -83,11 +134,7 @@ pub fn each_once(words: &[String]) -> Vec<String> {
         return words.to_owned();
     }
     let last = flags.iter().enumerate().filter(|(at, (name, _))| is_last(*at, name));
-    let written = last.map(|(_, (name, value))| match value {
-        Some(value) => format!("--{name}={value}"),
-        None => format!("--{name}"),
-    });
-    written.collect()
+    last.map(|(_, flag)| written(flag)).collect()
 }
 
 /// Parts the flags for `tailscale up` from those that name an exit node by its name. `up` finds no name
@@ -99,10 +146,6 @@ pub fn part_exit_node(words: Vec<String>) -> (Vec<String>, Vec<String>) {
     if !value(&words, "exit-node").is_some_and(is_name) {
         return (words, Vec::new());
     }
-    let written = |(name, value): &Flag<'_>| match value {
-        Some(value) => format!("--{name}={value}"),
-        None => format!("--{name}"),
-    };
     let flags = read(&words).unwrap_or_default();
     let (exit, rest): (Vec<_>, Vec<_>) =
         flags.iter().partition(|(name, _)| name.starts_with("exit-node"));
@@ -122,7 +165,7 @@ pub fn check(words: &[String]) -> Result<(), String> {
     }
     for (name, value) in read(words)? {
         refuse(name)?;
-        match (takes_value(name), value) {
+        match (known(name).map(UpFlag::takes_value), value) {
             (Some(false), Some(value)) if !TRUTHS.contains(&value) => {
                 return Err(format!("--{name} is written --{name}=true or --{name}=false"));
             }
@@ -136,10 +179,8 @@ pub fn check(words: &[String]) -> Result<(), String> {
     Ok(())
 }
 
-/// Whether a flag takes a value, if it is known.
-fn takes_value(name: &str) -> Option<bool> {
-    let known = UP_FLAGS.iter().find(|(flag, _)| *flag == name);
-    known.map(|(_, takes_value)| *takes_value)
+fn known(name: &str) -> Option<&'static UpFlag> {
+    UP_FLAGS.iter().find(|flag| flag.name == name)
 }
 
 fn is_or_holds_a_key(word: &str) -> bool {
@@ -148,7 +189,7 @@ fn is_or_holds_a_key(word: &str) -> bool {
 }
 
 fn refuse(name: &str) -> Result<(), String> {
-    if let Some((name, why)) = REFUSED_FLAGS.iter().find(|(flag, _)| *flag == name) {
+    if let Some(why) = known(name).and_then(|flag| flag.refused) {
         return Err(format!("--{name} may not be given to `tailscale up`: {why}"));
     }
     match name {
@@ -175,7 +216,7 @@ fn read(words: &[String]) -> Result<Vec<Flag<'_>>, String> {
             ));
         }
         // A flag that nobody here knows may take the next word.
-        let value = value.or_else(|| match takes_value(name) {
+        let value = value.or_else(|| match known(name).map(UpFlag::takes_value) {
             Some(true) => words.next(),
             Some(false) => None,
             None => words.next_if(|word| split(word).is_none() && !word.is_empty()),
@@ -183,6 +224,13 @@ fn read(words: &[String]) -> Result<Vec<Flag<'_>>, String> {
         flags.push((name, value));
     }
     Ok(flags)
+}
+
+fn written((name, value): &Flag<'_>) -> String {
+    match value {
+        Some(value) => format!("--{name}={value}"),
+        None => format!("--{name}"),
+    }
 }
 
 /// The name of a flag such as `--name` or `-name`, and its value in `--name=value`.
@@ -258,10 +306,7 @@ mod tests {
 
     #[test]
     fn the_table_is_in_order() {
-        assert!(UP_FLAGS.is_sorted());
-        for (refused, _) in REFUSED_FLAGS {
-            assert!(UP_FLAGS.iter().any(|(name, _)| *name == refused), "{refused}");
-        }
+        assert!(UP_FLAGS.is_sorted_by_key(|flag| flag.name));
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! The preferences of a node and the flags of `tailscale up` that set them: one table, and what
-//! follows from it. Pure functions.
+//! The preferences of a node, and what follows from the table of the flags of `tailscale up` that set
+//! them. Pure functions.
 //!
 //! `tailscale up --reset` makes the preferences those of its flags, and gives the default to all
 //! others (`prefsFromUpArgs` and `prefsToFlags` in cmd/tailscale/cli/up.go, v1.102.3).
@@ -9,7 +9,7 @@ mod tests;
 
 use serde_json::{Map, Value, json};
 
-use crate::flags;
+use crate::flags::{self, Form, UP_FLAGS, UpFlag};
 
 /// The preferences of a node: the fields of ipn.Prefs as they are, known or not.
 pub type Prefs = Map<String, Value>;
@@ -24,115 +24,55 @@ const EXIT_ROUTES: [&str; 2] = ["0.0.0.0/0", "::/0"];
 /// A list that is longer is not given as a flag, in bytes: the kernel takes 128 KiB in a word.
 const LONGEST_VALUE: usize = 10_000;
 
-/// A flag of `tailscale up` on Linux, the preferences that it sets, and how.
-struct Setting {
-    flag: &'static str,
-    /// The first version of tailscale that has it.
-    since: (u32, u32),
-    prefs: &'static [&'static str],
-    form: Form,
+/// The flags that set preferences.
+fn setting_flags() -> impl Iterator<Item = &'static UpFlag> {
+    UP_FLAGS.iter().filter(|flag| !flag.sets.is_empty())
 }
-
-#[derive(Clone, Copy, PartialEq)]
-enum Form {
-    /// `--flag=true` is true.
-    Switch,
-    /// `--flag=true` is false.
-    Inverted,
-    /// In `{"Advertise": true}`.
-    Advertise,
-    Text,
-    /// Joined by commas.
-    List,
-    /// Those routes that make no exit node, joined by commas.
-    Routes,
-    /// `--flag` if there are both routes that make an exit node.
-    ExitRoutes,
-    /// off, nodivert, on.
-    Netfilter,
-    /// An address; it also ends the choice by ID or by tailscaled.
-    ExitNode,
-}
-
-const fn setting(
-    flag: &'static str,
-    since: (u32, u32),
-    prefs: &'static [&'static str],
-    form: Form,
-) -> Setting {
-    Setting { flag, since, prefs, form }
-}
-
-const SETTINGS: [Setting; 17] = [
-    setting("accept-dns", (1, 0), &["CorpDNS"], Form::Switch),
-    setting("accept-routes", (1, 0), &["RouteAll"], Form::Switch),
-    setting("advertise-connector", (1, 54), &["AppConnector"], Form::Advertise),
-    setting("advertise-exit-node", (1, 0), &["AdvertiseRoutes"], Form::ExitRoutes),
-    setting("advertise-routes", (1, 0), &["AdvertiseRoutes"], Form::Routes),
-    setting("advertise-tags", (1, 0), &["AdvertiseTags"], Form::List),
-    setting("exit-node", (1, 0), &["ExitNodeIP", "ExitNodeID", "AutoExitNode"], Form::ExitNode),
-    setting("exit-node-allow-lan-access", (1, 0), &["ExitNodeAllowLANAccess"], Form::Switch),
-    setting("hostname", (1, 0), &["Hostname"], Form::Text),
-    setting("netfilter-mode", (1, 0), &["NetfilterMode"], Form::Netfilter),
-    setting("operator", (1, 0), &["OperatorUser"], Form::Text),
-    setting("report-posture", (1, 84), &["PostureChecking"], Form::Switch),
-    setting("shields-up", (1, 0), &["ShieldsUp"], Form::Switch),
-    setting("snat-subnet-routes", (1, 0), &["NoSNAT"], Form::Inverted),
-    setting("ssh", (1, 0), &["RunSSH"], Form::Switch),
-    setting("stateful-filtering", (1, 66), &["NoStatefulFiltering"], Form::Inverted),
-    // Up to 1.66; always on since.
-    setting("host-routes", (u32::MAX, 0), &["AllowSingleHosts"], Form::Switch),
-];
 
 /// The settings of a node as flags of a `tailscale up` of this version, those that the user's flags
 /// set left out. What has no flag, or doesn't fit into one, is to be put back after the login.
 pub fn as_flags(prefs: &Prefs, asked: &[String], version: (u32, u32)) -> Vec<String> {
     let has_exit_node = flags::has(asked, "exit-node") || !text(prefs, "ExitNodeIP").is_empty();
-    SETTINGS
-        .iter()
+    setting_flags()
         // A version that cannot be read is taken for a new one.
-        .filter(|setting| version >= setting.since || version == (0, 0))
-        .filter(|setting| setting.since.0 != u32::MAX || version.0 == u32::MAX)
-        .filter(|setting| !flags::has(asked, setting.flag))
-        .filter(|setting| has_exit_node || setting.flag != "exit-node-allow-lan-access")
-        .filter_map(|setting| Some(format!("--{}={}", setting.flag, setting.value(prefs)?)))
+        .filter(|flag| version >= flag.since || version == (0, 0))
+        .filter(|flag| flag.since.0 != u32::MAX || version.0 == u32::MAX)
+        .filter(|flag| !flags::has(asked, flag.name))
+        .filter(|flag| has_exit_node || flag.name != "exit-node-allow-lan-access")
+        .filter_map(|flag| Some(format!("--{}={}", flag.name, value_for(flag, prefs)?)))
         .collect()
 }
 
-impl Setting {
-    /// The value of the flag that makes the preferences so; none if they are by default.
-    fn value(&self, prefs: &Prefs) -> Option<String> {
-        let name = self.prefs[0];
-        let value = prefs.get(name)?;
-        if is_default(name, value) {
-            return None;
-        }
-        let is_on = value == &Value::Bool(true);
-        let said = match self.form {
-            Form::Switch => is_on.to_string(),
-            Form::Inverted => (!is_on).to_string(),
-            Form::Advertise => "true".to_owned(),
-            Form::Text | Form::ExitNode => value.as_str()?.to_owned(),
-            Form::List => items(value).join(","),
-            Form::Routes => other_routes(value).join(","),
-            Form::ExitRoutes if exit_routes(value).len() < EXIT_ROUTES.len() => return None,
-            Form::ExitRoutes => "true".to_owned(),
-            Form::Netfilter => (*["off", "nodivert"].get(value.as_u64()? as usize)?).to_owned(),
-        };
-        (!said.is_empty() && said.len() <= LONGEST_VALUE).then_some(said)
+/// The value of the flag that makes the preferences so; none if they are by default.
+fn value_for(flag: &UpFlag, prefs: &Prefs) -> Option<String> {
+    let name = flag.sets[0];
+    let value = prefs.get(name)?;
+    if is_default(name, value) {
+        return None;
     }
+    let is_on = value == &Value::Bool(true);
+    let said = match flag.form {
+        Form::Switch => is_on.to_string(),
+        Form::Inverted => (!is_on).to_string(),
+        Form::Advertise => "true".to_owned(),
+        Form::Text | Form::ExitNode => value.as_str()?.to_owned(),
+        Form::List => items(value).join(","),
+        Form::Routes => other_routes(value).join(","),
+        Form::ExitRoutes if exit_routes(value).len() < EXIT_ROUTES.len() => return None,
+        Form::ExitRoutes => "true".to_owned(),
+        Form::Netfilter => (*["off", "nodivert"].get(value.as_u64()? as usize)?).to_owned(),
+    };
+    (!said.is_empty() && said.len() <= LONGEST_VALUE).then_some(said)
 }
 
 /// Whether the user's flags set this preference.
 pub fn is_set_by(asked: &[String], pref: &str) -> bool {
-    let mut settings = SETTINGS.iter().filter(|setting| setting.prefs.contains(&pref));
-    settings.any(|setting| flags::has(asked, setting.flag))
+    setting_flags().any(|flag| flag.sets.contains(&pref) && flags::has(asked, flag.name))
 }
 
 /// Whether `up` makes this preference what these flags say. Others may end with them.
 pub fn is_given_by(flags: &[String], pref: &str) -> bool {
-    let mut settings = SETTINGS.iter().filter(|setting| setting.prefs[0] == pref);
-    settings.any(|setting| flags::has(flags, setting.flag))
+    setting_flags().any(|flag| flag.sets[0] == pref && flags::has(flags, flag.name))
 }
 
 /// Whether these can be the preferences that `up --reset` has made of its flags, the user's `asked`
@@ -253,12 +193,8 @@ pub fn login_under_way(prefs: &Prefs) -> bool {
 /// names of those that have none.
 pub fn described(prefs: &Prefs) -> (Vec<String>, Vec<String>) {
     let flags = as_flags(prefs, &[], (u32::MAX, 0));
-    let without = settings(prefs).filter(|(name, value)| {
-        let has_flag = SETTINGS
-            .iter()
-            .any(|setting| setting.prefs.contains(name) && flags::has(&flags, setting.flag));
-        !is_default(name, value) && !has_flag
-    });
+    let without = settings(prefs)
+        .filter(|(name, value)| !is_default(name, value) && !is_set_by(&flags, name));
     let without = without.map(|(name, _)| name.to_owned()).collect();
     let shown = flags.iter().map(|flag| match flag.split_once('=') {
         Some((name, "true")) => name.to_owned(),

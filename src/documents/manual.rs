@@ -7,7 +7,7 @@ use clap::{Arg, Command};
 
 use crate::cli::Options;
 use crate::failure::{Connected, EXITS, Obstacle, Waiting};
-use crate::flags::REFUSED_FLAGS;
+use crate::flags::UP_FLAGS;
 use crate::key::Problem;
 use crate::key::trust::NOT_PASSED_ON;
 
@@ -206,7 +206,8 @@ fn the_page_has_the_flags_that_are_refused() {
     let text = flags.unwrap().text;
     let documented =
         text.split([' ', ',', '.']).filter_map(|word| word.strip_prefix("--")).collect();
-    let refused = REFUSED_FLAGS.map(|(flag, _)| flag).to_vec();
+    let refused = UP_FLAGS.iter().filter(|flag| flag.refused.is_some());
+    let refused = refused.map(|flag| flag.name).collect();
     assert_eq!(sorted(documented), sorted(refused));
 }
 

@@ -898,8 +898,8 @@ hosts
     got =
       let
         source = builtins.readFile ../../src/flags.rs;
-        table = builtins.elemAt (builtins.match ".*const REFUSED_FLAGS[^=]*= \\[(.*)\n];\n\n/// One flag.*" source) 0;
-        rows = builtins.filter builtins.isList (builtins.split "\\([\n ]*\"([a-z-]+)\"" table);
+        row = "flag\\(\"([a-z-]+)\", [A-Za-z]+\\)[\n ]*\\.refused\\(";
+        rows = builtins.filter builtins.isList (builtins.split row source);
         names = map builtins.head rows;
       in
       builtins.length (
