@@ -34,7 +34,6 @@ use tokio::time::sleep;
 use crate::check::Form;
 use crate::cli::Options;
 use crate::failure::{Connected, Exit, Failure, USAGE, message, to_json};
-use crate::key::KeySource;
 use crate::key::trust::Process;
 use crate::output::notify::Notify;
 use crate::policy::Setup;
@@ -92,16 +91,11 @@ fn config(options: &Options) -> Config {
             key_file: options.authkey_file.clone(),
             authkey_wait: options.authkey_wait,
             authkey_optional: options.authkey_optional,
-            socket: options.socket.clone(),
-            program: options.tailscale.clone(),
+            cli: Cli { program: options.tailscale.clone(), socket: options.socket.clone() },
             stay: options.stay,
             rejoin: options.rejoin,
         },
-        key: KeySource {
-            path: options.authkey_file.clone(),
-            parameters: options.authkey_params.clone().unwrap_or_default(),
-        },
-        cli: Cli { program: options.tailscale.clone(), socket: options.socket.clone() },
+        parameters: options.authkey_params.clone().unwrap_or_default(),
         store: Store::of(&options.socket, Process::current().is_root()),
     }
 }

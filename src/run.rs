@@ -16,14 +16,14 @@ use tokio::time::{sleep, timeout};
 
 use crate::failure::{self, Connected, Failure, Waiting};
 use crate::file_system::{SILENT, in_time};
-use crate::key::{AuthKey, KeyFacts, KeySource, NoKey, Problem};
+use crate::key::{AuthKey, KeyFacts, NoKey, Parameters, Problem};
 use crate::output;
 use crate::output::notify::Notify;
 use crate::policy::{Action, Event, Machine, Setup, Situation, Time};
 use crate::prefs::{Prefs, want_running};
 use crate::record::{Lock, Record, Store, machine_id};
 use crate::tailscaled::{Bus, LocalApi, LocalApiError, Status};
-use crate::up::{Cli, Ended, NotStarted, Up};
+use crate::up::{Ended, NotStarted, Up};
 
 /// How long something is waited for before it's worth a line in the journal.
 const WORTH_A_LINE: Duration = Duration::from_secs(3);
@@ -43,8 +43,8 @@ pub struct Config {
     pub setup: Setup,
     /// Flags for `tailscale set` after a login: an exit node that is asked for by its name.
     pub exit_node: Vec<String>,
-    pub key: KeySource,
-    pub cli: Cli,
+    /// For an OAuth client secret in the key file.
+    pub parameters: Parameters,
     pub store: Store,
 }
 
@@ -83,7 +83,7 @@ struct Wait {
 
 impl<'a> Run<'a> {
     pub fn new(config: &'a Config, notify: &'a Notify) -> Result<Self, Failure> {
-        let api = LocalApi::new(&config.setup.socket)
+        let api = LocalApi::new(&config.setup.cli.socket)
             .map_err(|error| Failure::Internal(format!("cannot make an HTTP client: {error}")))?;
         Ok(Self {
             config,
@@ -323,7 +323,7 @@ impl<'a> Run<'a> {
     async fn read_key(&mut self) -> Result<KeyFacts, NoKey> {
         // Its lock is in the way of the next look.
         self.key = None;
-        let (source, store) = (self.config.key.clone(), self.config.store.clone());
+        let Config { setup, parameters, store, .. } = self.config.clone();
         // Not in one look: one that is stuck at the key must not hold the lock.
         let lock_and_read = move || store.lock().map(|lock| (lock, store.read()));
         let (lock, record) = match in_time(lock_and_read).await {
@@ -332,8 +332,10 @@ impl<'a> Run<'a> {
         };
         let now = self.now();
         self.machine.on(Event::RecordAgain(record), now);
-        let silent = || Err(NoKey::File(Problem::silent().at(&self.config.key.path)));
-        let key = in_time(move || AuthKey::read(&source)).await.unwrap_or_else(silent)?;
+        let silent = || Err(NoKey::File(Problem::silent().at(&self.config.setup.key_file)));
+        let key = in_time(move || AuthKey::read(&setup.key_file, &parameters))
+            .await
+            .unwrap_or_else(silent)?;
         let facts = key.facts(&self.machine.salt());
         self.key = Some((key, lock));
         Ok(facts)
@@ -385,9 +387,9 @@ impl<'a> Run<'a> {
         let Some((key, _)) = &self.key else {
             return Err(NotStarted::ForNow("the auth key was let go".to_owned()));
         };
-        let path = self.config.key.path.display();
+        let path = self.config.setup.key_file.display();
         log::info!("logging in with the auth key from {path}");
-        self.up = Some(self.config.cli.up(key, flags).await?);
+        self.up = Some(self.config.setup.cli.up(key, flags).await?);
         Ok(())
     }
 

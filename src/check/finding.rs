@@ -137,7 +137,7 @@ pub fn conclude(seen: &Seen, foresight: &Foresight) -> Finding {
         End::Tries => TEMPFAIL,
         End::Waits(waiting) => {
             let answered = situation != Situation::NoDaemon;
-            Failure::timed_out(waiting.clone(), answered, &seen.setup.socket).exit()
+            Failure::timed_out(waiting.clone(), answered, &seen.setup.cli.socket).exit()
         }
     };
     let sentence = fill(kind.name_and_sentence().1, |place| match place {
@@ -147,7 +147,7 @@ pub fn conclude(seen: &Seen, foresight: &Foresight) -> Finding {
         }
         "CAUSE" => words::cause_of_login(seen).to_owned(),
         "CLOCK" => words::clock(seen.now),
-        "COMMAND" => seen.setup.program.display().to_string(),
+        "COMMAND" => seen.setup.cli.program.display().to_string(),
         "FILE" => seen.setup.key_file.display().to_string(),
         "PAGE" => seen.approval_page(),
         _ => reason.clone(),

@@ -25,13 +25,13 @@ use tokio::time::timeout;
 use crate::check::report::Report;
 use crate::check::seen::{CliSeen, Seen};
 use crate::file_system::{FileFacts, LIMIT, SILENT, in_time};
-use crate::key::{KeySource, Look, Problem, belongs_to, look};
+use crate::key::{Look, Problem, belongs_to, look};
 use crate::output::terminal::may_color;
 use crate::prefs::Prefs;
 use crate::record::Record;
 use crate::run::{Config, first_unbound};
 use crate::tailscaled::{LocalApi, LocalApiError, Status};
-use crate::up::{NotStarted, find};
+use crate::up::{Cli, NotStarted, find};
 
 /// How it is said.
 #[derive(Clone, Copy, Debug)]
@@ -57,32 +57,32 @@ async fn see(config: &Config) -> Seen {
     let setup = &config.setup;
     let store = config.store.clone();
     let (record, is_copied) = in_time(move || store.read_of()).await.unwrap_or_default();
-    let (socket_file, distrust, key, daemon, cli) = tokio::join!(
-        socket_file(setup.socket.clone()),
-        distrust(config),
-        key_file(config.key.clone(), &record),
-        Daemon::see(&setup.socket),
-        command(config),
+    let (socket_file, distrust, key, (status, prefs, access), cli) = tokio::join!(
+        socket_file(setup.cli.socket.clone()),
+        distrust(&setup.cli),
+        key_file(config, &record),
+        daemon(&setup.cli.socket),
+        command(&setup.cli),
     );
     let mut seen = Seen {
         now: SystemTime::now(),
         setup: setup.clone(),
         socket_file,
         distrust,
-        unbound: daemon.status.as_ref().ok().and_then(first_unbound),
-        status: daemon.status,
-        prefs: daemon.prefs,
-        access: daemon.access,
+        unbound: status.as_ref().ok().and_then(first_unbound),
+        status,
+        prefs,
+        access,
         record,
         is_copied,
         key,
-        key_has_params: !config.key.parameters.is_empty(),
+        key_has_params: !config.parameters.is_empty(),
         cli,
     };
     let is_server_known = seen.prefs.is_some() || setup.server.is_some();
     if let Ok(key) = &seen.key.key
         && is_server_known
-        && let Err(problem) = belongs_to(key.kind, seen.server_of_a_login())
+        && let Err(problem) = belongs_to(key.kind, seen.server_of_login())
     {
         seen.key.key = Err(Problem::from(problem).at(&setup.key_file));
     }
@@ -100,42 +100,35 @@ async fn socket_file(path: PathBuf) -> Result<FileFacts, String> {
 }
 
 /// Why an auth key would not be sent to this socket.
-async fn distrust(config: &Config) -> Option<String> {
-    match timeout(LIMIT, config.cli.trust_socket()).await {
+async fn distrust(cli: &Cli) -> Option<String> {
+    match timeout(LIMIT, cli.trust_socket()).await {
         Ok(Err(NotStarted::Untrusted(why))) => Some(why),
         _ => None,
     }
 }
 
-async fn key_file(source: KeySource, record: &Record) -> Look {
-    let silent = Problem::silent().at(&source.path);
+async fn key_file(config: &Config, record: &Record) -> Look {
+    let Config { setup, parameters, .. } = config.clone();
+    let silent = Problem::silent().at(&setup.key_file);
     let salt = record.salt;
-    let look = in_time(move || look(&source, &salt)).await;
+    let look = in_time(move || look(&setup.key_file, &parameters, &salt)).await;
     look.unwrap_or_else(|| Look::without_key(silent))
 }
 
-/// What tailscaled says.
-struct Daemon {
-    status: Result<Status, LocalApiError>,
-    prefs: Option<Prefs>,
-    access: Result<(), LocalApiError>,
-}
+/// The status, the preferences, and what tailscaled says to a change.
+type Daemon = (Result<Status, LocalApiError>, Option<Prefs>, Result<(), LocalApiError>);
 
-impl Daemon {
-    async fn see(socket: &Path) -> Self {
-        let unseen =
-            |error| Self { status: Err(error), prefs: None, access: Err(LocalApiError::NoAnswer) };
-        let api = match LocalApi::new(socket) {
-            Ok(api) => api,
-            Err(error) => return unseen(LocalApiError::BadAnswer(error.to_string())),
-        };
-        let (status, prefs) = tokio::join!(answer(api.status()), answer(api.prefs()));
-        match status {
-            Err(error) => unseen(error),
-            status => {
-                let access = access(&api, prefs.clone()).await;
-                Self { status, prefs: prefs.ok(), access }
-            }
+async fn daemon(socket: &Path) -> Daemon {
+    let unseen = |error| (Err(error), None, Err(LocalApiError::NoAnswer));
+    let api = match LocalApi::new(socket) {
+        Ok(api) => api,
+        Err(error) => return unseen(LocalApiError::BadAnswer(error.to_string())),
+    };
+    match tokio::join!(answer(api.status()), answer(api.prefs())) {
+        (Err(error), _) => unseen(error),
+        (status, prefs) => {
+            let access = access(&api, prefs.clone()).await;
+            (status, prefs.ok(), access)
         }
     }
 }
@@ -154,10 +147,10 @@ async fn answer<T>(
     timeout(LIMIT, request).await.unwrap_or(Err(LocalApiError::NoAnswer))
 }
 
-async fn command(config: &Config) -> CliSeen {
-    let program = config.cli.program.clone();
+async fn command(cli: &Cli) -> CliSeen {
+    let program = cli.program.clone();
     CliSeen {
-        version: config.cli.version(LIMIT).await,
+        version: cli.version(LIMIT).await,
         found: in_time(move || find(&program).map(|(path, _)| path)).await.flatten(),
     }
 }

@@ -127,7 +127,7 @@ impl Report {
             "seen": {
                 "time": words::clock(seen.now),
                 "socket": {
-                    "path": seen.setup.socket.display().to_string(),
+                    "path": seen.setup.cli.socket.display().to_string(),
                     "owner": socket_file.map(|file| &file.owner),
                     "mode": socket_file.map(|file| octal(file.mode)),
                 },
@@ -284,7 +284,7 @@ fn problem(name: &'static str, text: impl Into<String>) -> Line {
 }
 
 fn socket(seen: &Seen) -> Line {
-    let path = seen.setup.socket.display();
+    let path = seen.setup.cli.socket.display();
     let (file, mode) = match &seen.socket_file {
         Ok(file) => (file, octal(file.mode)),
         Err(why) => return problem("socket", format!("{path}: {why}")),
@@ -402,7 +402,7 @@ fn record(seen: &Seen, if_needed: Mark) -> Vec<Line> {
 }
 
 fn control_server(seen: &Seen) -> Line {
-    let server = seen.server_of_a_login();
+    let server = seen.server_of_login();
     if seen.servers_differ() {
         let text = format!("{}, but --login-server asks for {server}", seen.control_server());
         return note("control server", text);
@@ -467,7 +467,7 @@ fn command(seen: &Seen, if_needed: Mark) -> Line {
     match &seen.cli.version {
         Ok(version) => ok("command", format!("{path}, version {version}")),
         Err(NoVersion::CannotRun(why)) => {
-            let failure = Failure::not_started(why, &seen.setup.program);
+            let failure = Failure::not_started(why, &seen.setup.cli.program);
             let text = failure.map(|failure| failure.to_string()).unwrap_or_default();
             line(if_needed, "command", text)
         }

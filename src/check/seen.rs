@@ -8,7 +8,7 @@ use crate::failure::Obstacle;
 use crate::file_system::FileFacts;
 use crate::key::Look;
 use crate::policy::{
-    Setup, Situation, TAILSCALES_SERVER, is_same_server, obstacle, obstacle_of_key, renew_at,
+    Setup, Situation, is_same_server, obstacle, obstacle_of_key, renew_at, server_of_login,
 };
 use crate::prefs::{self, Prefs, chosen, described};
 use crate::record::Record;
@@ -90,7 +90,7 @@ impl Seen {
 
     /// The command, where it was found or as it was asked for.
     pub fn command(&self) -> &Path {
-        self.cli.found.as_ref().unwrap_or(&self.setup.program)
+        self.cli.found.as_ref().unwrap_or(&self.setup.cli.program)
     }
 
     /// The control server that the node has had to do with so far; empty if none.
@@ -99,24 +99,20 @@ impl Seen {
     }
 
     /// The control server that a login would go to.
-    pub fn server_of_a_login(&self) -> &str {
-        match (&self.setup.server, self.control_server()) {
-            (Some(asked), _) => asked,
-            (None, "") => TAILSCALES_SERVER,
-            (None, known) => known,
-        }
+    pub fn server_of_login(&self) -> &str {
+        server_of_login(self.setup.server.as_deref(), self.control_server())
     }
 
     /// Whether another login server is asked for than the node's.
     pub fn servers_differ(&self) -> bool {
-        let (known, asked) = (self.control_server(), self.server_of_a_login());
+        let (known, asked) = (self.control_server(), self.server_of_login());
         !known.is_empty() && !is_same_server(known, asked)
     }
 
     /// Where an admin approves this device.
     pub fn approval_page(&self) -> String {
         let auth_url = self.status.as_ref().map(|status| status.auth_url.as_str());
-        match (auth_url, self.server_of_a_login()) {
+        match (auth_url, self.server_of_login()) {
             (Ok(url), _) if !url.is_empty() => url.to_owned(),
             (_, server) if is_tailscales(server) => {
                 "https://login.tailscale.com/admin/machines".to_owned()

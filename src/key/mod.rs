@@ -122,14 +122,6 @@ pub struct KeyFacts {
     pub digest: String,
 }
 
-/// Where the key is, and what is to be added to it.
-#[derive(Clone, Debug)]
-pub struct KeySource {
-    pub path: PathBuf,
-    /// For an OAuth client secret. They win over those in the file.
-    pub parameters: Parameters,
-}
-
 /// An auth key or an OAuth client secret, with the lock on the file that it came from.
 ///
 /// The lock is an advisory `flock` on the opened key file itself: two runs with one single-use
@@ -144,9 +136,9 @@ pub struct AuthKey {
 }
 
 impl AuthKey {
-    /// Opens, locks and reads the key file, once: what is checked is what is used.
-    pub fn read(source: &KeySource) -> Result<Self, NoKey> {
-        let path = &source.path;
+    /// Opens, locks and reads the key file, once: what is checked is what is used. The parameters are
+    /// for an OAuth client secret, and win over those in the file.
+    pub fn read(path: &Path, parameters: &Parameters) -> Result<Self, NoKey> {
         let unusable = |problem: Problem| NoKey::File(problem.at(path));
         let (mut file, metadata) = open(path).map_err(unusable)?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
@@ -155,11 +147,11 @@ impl AuthKey {
             // A file system without locks: better to go on than never to join.
             Err(error) => log::debug!("cannot lock {}: {error}", path.display()),
         }
-        let (secret, kind) = key_in(&mut file, &metadata, &source.parameters).map_err(unusable)?;
+        let (secret, kind) = key_in(&mut file, &metadata, parameters).map_err(unusable)?;
         for how in exposure_of(path, &metadata) {
             log::warn!("the auth key file {} {how}", path.display());
         }
-        if !kind.is_oauth_secret() && !source.parameters.is_empty() {
+        if !kind.is_oauth_secret() && !parameters.is_empty() {
             log::warn!(
                 "the parameters given for the auth key are left out: \
                  only an OAuth client secret takes them"
@@ -212,14 +204,13 @@ impl Look {
 }
 
 /// Looks at the key file as [`AuthKey::read`] would, and keeps nothing of it.
-pub fn look(source: &KeySource, salt: &[u8; 16]) -> Look {
-    let path = &source.path;
+pub fn look(path: &Path, parameters: &Parameters, salt: &[u8; 16]) -> Look {
     let file = fs::metadata(path).ok().as_ref().map(FileFacts::from);
     let (mut opened, metadata) = match open(path) {
         Ok(opened) => opened,
         Err(problem) => return Look { file, ..Look::without_key(problem.at(path)) },
     };
-    let key = key_in(&mut opened, &metadata, &source.parameters);
+    let key = key_in(&mut opened, &metadata, parameters);
     Look {
         file,
         exposure: exposure_of(path, &metadata),

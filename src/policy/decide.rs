@@ -212,7 +212,8 @@ impl Machine {
             let Some(known) = &self.known else {
                 return Action::ReadPrefs;
             };
-            let server = self.server_of_login(&known.prefs);
+            let asked = self.setup.server.as_deref();
+            let server = server_of_login(asked, prefs::text(&known.prefs, "ControlURL")).to_owned();
             if let Err(problem) = belongs_to(facts.kind, &server) {
                 let problem = Problem::from(problem).at(&self.setup.key_file);
                 return Action::Fail(Failure::KeyFile(problem));
@@ -276,13 +277,6 @@ impl Machine {
         flags.extend(history.ours.iter().cloned());
         flags.extend(self.setup.flags.iter().cloned());
         flags
-    }
-
-    /// The server of a login: the asked one, else the node's own, else Tailscale's.
-    fn server_of_login(&self, prefs: &Prefs) -> String {
-        let asked = self.setup.server.clone();
-        let own = Some(prefs::text(prefs, "ControlURL")).filter(|server| !server.is_empty());
-        asked.or(own.map(str::to_owned)).unwrap_or_else(|| TAILSCALES_SERVER.to_owned())
     }
 
     /// Whether the node is another login server's than the asked one.

@@ -43,7 +43,7 @@ impl Machine {
             Event::Stop => self.stop(None, now),
             Event::TimeUp(waiting) => {
                 let waiting = waiting.unwrap_or(Waiting::Settling);
-                let failure = Failure::timed_out(waiting, self.answered, &self.setup.socket);
+                let failure = Failure::timed_out(waiting, self.answered, &self.setup.cli.socket);
                 self.stop(Some(failure), now);
             }
         }

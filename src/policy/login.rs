@@ -110,7 +110,7 @@ impl Machine {
             }
             // No key was sent.
             Err(why) => self.came_to_nothing(
-                match Failure::not_started(&why, &self.setup.program) {
+                match Failure::not_started(&why, &self.setup.cli.program) {
                     Some(failure) => Then::Impossible(failure),
                     None => Then::Pause(why.words().to_owned(), RETRY_FIRST),
                 },
@@ -424,7 +424,7 @@ impl Machine {
             self.login = Login::None;
             return;
         }
-        let failure = Failure::of_command(&ended, &self.setup.program);
+        let failure = Failure::of_command(&ended, &self.setup.cli.program);
         let then = match (failure, &ended) {
             (Some(Failure::Refused(refusal)), _) => Then::Refused(refusal),
             (Some(failure), _) => Then::Impossible(failure),

@@ -32,7 +32,7 @@ use crate::prefs::{self, Prefs};
 use crate::record::{BegunLogin, Record, RefusedKey};
 use crate::server::{http_url, is_tailscales};
 use crate::tailscaled::{LocalApiError, Notice, Status};
-use crate::up::{Ended, LoginError, NotStarted};
+use crate::up::{Cli, Ended, LoginError, NotStarted};
 
 /// A time, counted from the start of the run.
 pub type Time = Duration;
@@ -79,9 +79,7 @@ pub struct Setup {
     pub authkey_wait: Duration,
     /// Whether there may be none.
     pub authkey_optional: bool,
-    pub socket: PathBuf,
-    /// The tailscale command.
-    pub program: PathBuf,
+    pub cli: Cli,
     /// Whether to stay when the node is connected.
     pub stay: bool,
     /// Whether a node that was deleted is joined anew while we stay.
@@ -454,6 +452,11 @@ impl Machine {
 /// Whether this is the key that this login server has refused.
 fn is_refused(key: &KeyFacts, server: &str, refused: &RefusedKey) -> bool {
     refused.digest == key.digest && is_same_server(&refused.server, server)
+}
+
+/// The server of a login: the asked one, else the node's own, else Tailscale's.
+pub fn server_of_login<'a>(asked: Option<&'a str>, own: &'a str) -> &'a str {
+    asked.or(Some(own).filter(|own| !own.is_empty())).unwrap_or(TAILSCALES_SERVER)
 }
 
 /// Whether two URLs are of one login server. Tailscale's has two names.

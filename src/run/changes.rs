@@ -20,13 +20,13 @@ impl Run<'_> {
         let Some((key, _)) = &self.key else {
             return Err(LocalApiError::NoAnswer);
         };
-        let trusted = self.config.cli.trust_socket().await;
+        let trusted = self.config.setup.cli.trust_socket().await;
         if let Err(NotStarted::Untrusted(why) | NotStarted::ForNow(why)) = trusted {
             return Err(LocalApiError::Denied(why));
         }
         log::info!(
             "renewing the node key with the auth key from {}",
-            self.config.key.path.display()
+            self.config.setup.key_file.display()
         );
         self.api.renew(key.start_request()).await
     }
@@ -96,13 +96,13 @@ impl Run<'_> {
             return;
         }
         let set = flags.join(" ");
-        let mut result = self.config.cli.set(flags, EXIT_NODE_LIMIT).await;
+        let mut result = self.config.setup.cli.set(flags, EXIT_NODE_LIMIT).await;
         for _ in 1..EXIT_NODE_TRIES {
             if result.is_ok() {
                 break;
             }
             sleep(EXIT_NODE_PAUSE).await;
-            result = self.config.cli.set(flags, EXIT_NODE_LIMIT).await;
+            result = self.config.setup.cli.set(flags, EXIT_NODE_LIMIT).await;
         }
         match result {
             Ok(()) => log::info!("set {set}"),

@@ -35,7 +35,7 @@ const OUTPUT_LIMIT: Duration = Duration::from_secs(1);
 const KILL_LIMIT: Duration = Duration::from_millis(400);
 
 /// The `tailscale` CLI and the tailscaled that it is called for.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Cli {
     /// A path, or a name to be found in PATH.
     pub program: PathBuf,
@@ -69,14 +69,10 @@ impl Cli {
         let words = |why: NotStarted| why.words().to_owned();
         let mut command = Command::new(self.program().await.map_err(words)?);
         command.arg(self.socket_flag()).arg("set").args(flags);
-        let mut run = self.start(command).map_err(words)?;
-        if timeout(limit, run.ended()).await.is_err() {
-            run.stop().await;
-            return Err("`tailscale set` does not end".to_owned());
-        }
-        match run.end().await {
-            (Some(0), ..) => Ok(()),
-            (_, _, errors) => Err(excerpt(errors.trim(), 200)),
+        match self.start(command).map_err(words)?.end_within(limit).await {
+            None => Err("`tailscale set` does not end".to_owned()),
+            Some((Some(0), ..)) => Ok(()),
+            Some((_, _, errors)) => Err(excerpt(errors.trim(), 200)),
         }
     }
 
@@ -136,15 +132,11 @@ impl Cli {
         })?;
         let mut command = Command::new(program);
         command.arg("version");
-        let mut run = self.start(command).map_err(|why| match why {
+        let run = self.start(command).map_err(|why| match why {
             NotStarted::ForNow(why) => NoVersion::Failed(why),
             why => NoVersion::CannotRun(why),
         })?;
-        if timeout(limit, run.ended()).await.is_err() {
-            run.stop().await;
-            return Err(NoVersion::Silent);
-        }
-        let (code, output, errors) = run.end().await;
+        let (code, output, errors) = run.end_within(limit).await.ok_or(NoVersion::Silent)?;
         match (code, output.lines().next()) {
             (Some(0), Some(version)) => Ok(excerpt(version, 60)),
             (Some(0), None) => Err(NoVersion::Failed("it says nothing".to_owned())),
@@ -269,6 +261,15 @@ impl Up {
             log::debug!("tailscale up: {line}");
         }
         said::read(code, &errors)
+    }
+
+    /// The same as [`Up::end`], unless it takes longer than this; then it is stopped.
+    async fn end_within(mut self, limit: Duration) -> Option<(Option<i32>, String, String)> {
+        if timeout(limit, self.ended()).await.is_err() {
+            self.stop().await;
+            return None;
+        }
+        Some(self.end().await)
     }
 
     /// Its exit code and what it wrote to standard output and standard error.

@@ -74,8 +74,7 @@ impl Walk {
         let setup = Setup {
             server: server.map(str::to_owned),
             key_file: "/key".into(),
-            socket: "/sock".into(),
-            program: "tailscale".into(),
+            cli: Cli { program: "tailscale".into(), socket: "/sock".into() },
             ..Setup::default()
         };
         Self {
