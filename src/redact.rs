@@ -157,6 +157,11 @@ mod tests {
     }
 
     #[test]
+    fn nothing_shown_turns_the_direction_or_separates_lines() {
+        assert_eq!(one_line("a\u{202e}b\u{2066}c\u{200f}d\u{2028}e\u{2029}f"), "a b c d e f");
+    }
+
+    #[test]
     fn of_secrets_that_overlap_nothing_is_left() {
         remember("swordfish-1");
         remember("swordfish-1?more");

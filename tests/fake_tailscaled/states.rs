@@ -128,6 +128,26 @@ fn a_daemon_without_a_name_and_addresses_is_connected_nevertheless() {
 }
 
 #[test]
+fn a_state_that_tailscaled_cannot_open_is_named() {
+    let health =
+        "State store failed to initialize, Tailscale will not work until this is resolved.";
+    waits_for(
+        status_json("NoState", json!({ "Health": [health] })),
+        &format!("waiting for tailscaled to open its state: {health}"),
+    );
+}
+
+#[test]
+fn a_node_that_tailnet_lock_keeps_out_is_connected_with_a_warning() {
+    let health = "this node is locked out; it will not have connectivity until it is signed.";
+    let status = status_json("Running", json!({ "Health": [health] }));
+    let run = program(&FakeTailscaled::with_status(status)).run();
+    run.assert_code(0);
+    let warning = format!("tailnet lock keeps this node from its peers ({health}); sign it");
+    assert!(run.stderr.contains(&warning), "{}", run.stderr);
+}
+
+#[test]
 fn a_running_node_takes_one_request() {
     let fake = FakeTailscaled::with_status(status_json("Running", json!({})));
     let run = program(&fake).run();
