@@ -36,8 +36,9 @@ pub enum Login {
     Broke { since: Time, before: Situation, ended: Ended },
     /// It has failed, and what it changed is being taken back.
     Failing { since: Time, then: Then },
-    /// It was refused and taken back. The node may still come up on its node key.
-    Refused { since: Time, refusal: Refusal },
+    /// It was refused and taken back. The node may still come up on its node key. `key` is the digest of
+    /// the key that was refused, if it is known and the refusal is about it.
+    Refused { since: Time, refusal: Refusal, key: Option<String> },
     /// It failed in passing; the next one comes then.
     Pausing { since: Time, words: String, until: Time },
     /// The control server has let the node in; whether the settings are as they were is not known yet.

@@ -43,8 +43,8 @@ impl Machine {
                 let doubted = Waiting::Verdict(error.words().to_owned());
                 Some(self.wait_until(doubted, since.saturating_add(DOUBT), now))
             }
-            Login::Refused { since, refusal } => {
-                self.after_refusal(situation, *since, refusal, now)
+            Login::Refused { since, refusal, key } => {
+                self.after_refusal(situation, *since, refusal, key.as_ref(), now)
             }
             Login::Pausing { words, until, .. } => match situation {
                 S::Settling { error: None, .. }
@@ -203,7 +203,9 @@ impl Machine {
     /// replaced since it was read, and the file let go: the record of the login tells which it was.
     pub(super) fn refused(&mut self, refusal: Refusal, begun: Option<BegunLogin>, now: Time) {
         let has_node_key = self.status.as_ref().is_some_and(|status| status.have_node_key);
-        match (begun.filter(|_| refusal.what.is_key()), &mut self.record) {
+        let begun = begun.filter(|_| refusal.what.is_key());
+        let refused = begun.as_ref().map(|begun| begun.key.clone());
+        match (begun, &mut self.record) {
             // It may have been made for this node a moment ago.
             (Some(BegunLogin { key, .. }), Some(record))
                 if refusal.what == Refused::UnknownKey
@@ -211,7 +213,7 @@ impl Machine {
                     && self.early_key.as_ref() != Some(&key) =>
             {
                 self.early_key = Some(key);
-                // By another server.
+                // Another login server may have refused it.
                 record.refused = None;
             }
             (Some(BegunLogin { key, server, .. }), Some(record)) => {
@@ -221,7 +223,7 @@ impl Machine {
             _ => {}
         }
         self.key = Key::Unread;
-        self.login = Login::Refused { since: now, refusal };
+        self.login = Login::Refused { since: now, refusal, key: refused };
     }
 
     /// The control server refused our key, and tailscaled has forgotten it.
@@ -230,6 +232,7 @@ impl Machine {
         situation: &Situation,
         since: Time,
         refusal: &Refusal,
+        refused: Option<&String>,
         now: Time,
     ) -> Option<Action> {
         use Situation as S;
@@ -241,9 +244,6 @@ impl Machine {
             S::NeedsLogin { .. } => has_node_key,
             _ => false,
         };
-        let refused = self.stored.refused.iter().map(|refused| &refused.digest);
-        let tried: Vec<&String> = refused.chain(&self.early_key).collect();
-        let is_other = |facts: &KeyFacts| !tried.is_empty() && !tried.contains(&&facts.digest);
         match &self.key {
             Key::Unread => Some(Action::ReadKey),
             _ if may_recover && now < since.saturating_add(RECOVERY_PATIENCE) => Some(
@@ -256,7 +256,7 @@ impl Machine {
             // As it was before the login. The node key may be enough.
             _ if *situation == S::Stopped && has_node_key && !self.is_asked_elsewhere() => None,
             // The secret was replaced in the meantime.
-            Key::Ready(facts) if refusal.what.is_key() && is_other(facts) => None,
+            Key::Ready(facts) if refused.is_some_and(|refused| *refused != facts.digest) => None,
             _ => Some(Action::Fail(Failure::Refused(refusal.clone()))),
         }
     }

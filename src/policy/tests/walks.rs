@@ -7,6 +7,7 @@ use crate::failure::Mistake;
 use crate::key::KeyKind;
 use crate::record::RefusedKey;
 use crate::samples::{REFUSAL, asking, keyed, online, status, with_error};
+use crate::up::{Refusal, Refused};
 
 const TROUBLE: &str = "fetch control key: dial tcp: connect: connection refused";
 const ODD: &str = "database is locked (5) (SQLITE_BUSY)";
@@ -254,6 +255,18 @@ fn a_refused_key_is_taken_back_and_never_sent_again() {
     let mut replaced = Walk::new(status("NeedsLogin"));
     (replaced.store, replaced.key) = (walk.store, digest("d2"));
     assert!(is_login(&replaced.go()));
+}
+
+#[test]
+fn a_secret_that_the_api_refuses_is_final_also_after_another_key_was_refused() {
+    let mut walk = Walk::new(status("NeedsLogin"));
+    let server = TAILSCALES_SERVER.to_owned();
+    walk.store.refused = Some(RefusedKey { at: 1, digest: "d0".into(), server, words: "w".into() });
+    assert!(is_login(&walk.go()));
+    walk.on(Event::Started(Ok(())));
+    let refusal = Refusal { what: Refused::Key, words: "Status: 403".into() };
+    let end = walk.on(Event::Ended(Ended::SecretRefused(refusal)));
+    assert!(matches!(end, Action::Fail(Failure::Refused(_))), "{end:?}");
 }
 
 #[test]
