@@ -32,13 +32,13 @@ fn setting_flags() -> impl Iterator<Item = &'static UpFlag> {
 /// The settings of a node as flags of a `tailscale up` of this version, those that the user's flags
 /// set left out. What has no flag, or doesn't fit into one, is to be put back after the login.
 pub fn as_flags(prefs: &Prefs, asked: &[String], version: (u32, u32)) -> Vec<String> {
-    let has_exit_node = flags::has(asked, "exit-node") || !text(prefs, "ExitNodeIP").is_empty();
+    let exit_node = flags::value(asked, "exit-node").unwrap_or(text(prefs, "ExitNodeIP"));
     setting_flags()
         // A version that cannot be read is taken for a new one.
         .filter(|flag| version >= flag.since || version == (0, 0))
         .filter(|flag| flag.since.0 != u32::MAX || version.0 == u32::MAX)
         .filter(|flag| !flags::has(asked, flag.name))
-        .filter(|flag| has_exit_node || flag.name != "exit-node-allow-lan-access")
+        .filter(|flag| !exit_node.is_empty() || flag.name != "exit-node-allow-lan-access")
         .filter_map(|flag| Some(format!("--{}={}", flag.name, value_for(flag, prefs)?)))
         .collect()
 }

@@ -125,6 +125,8 @@ fn access_to_the_lan_is_not_asked_for_by_an_exit_node() {
     let used = words(&["--exit-node=100.64.0.9"]);
     let flags = words(&["--exit-node-allow-lan-access=true"]);
     assert_eq!(as_flags(&before, &used, NEW), flags);
+    let own = prefs(json!({ "ExitNodeAllowLANAccess": true, "ExitNodeIP": "100.64.0.9" }));
+    assert_eq!(as_flags(&own, &words(&["--exit-node="]), NEW), Vec::<String>::new());
 }
 
 #[test]

@@ -69,6 +69,17 @@ fn lan_access_without_an_exit_node_is_kept() {
 }
 
 #[test]
+fn lan_access_is_kept_beside_an_exit_node_that_is_given_up() {
+    let joined = Joined::new();
+    set(&joined.node, &["--exit-node-allow-lan-access"]);
+    joined.expire();
+    let before = settings(&joined.node);
+    let file = KeyFile::new(joined.tailnet.single_use_key());
+    assert_connected(&joined.program(&file).up_flags(["--exit-node="]).run());
+    assert_kept(&joined.node, &before);
+}
+
+#[test]
 fn five_thousand_routes_are_kept() {
     let joined = Joined::new();
     let all: Vec<_> = (0..5000_u32).map(|at| format!("10.{}.{}.0/24", at >> 8, at & 255)).collect();
