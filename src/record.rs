@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::file_system::read_text;
 use crate::prefs::Prefs;
+use crate::tailscaled::Profile;
 
 /// What the unit's StateDirectory= is. A run of root's by hand shares it with the service.
 const OF_UNIT: &str = "/var/lib/tailscale-autoconnect";
@@ -43,6 +44,8 @@ pub struct Last {
     pub login: u64,
     /// When its node key was renewed.
     pub renewal: u64,
+    /// The digest of a key that the control server did not know, perhaps not yet: it is sent once more.
+    pub early: Option<String>,
     /// The ID of the machine that the login was begun on.
     pub machine: String,
 }
@@ -70,8 +73,7 @@ pub struct NodeKey {
 pub struct BegunLogin {
     /// When, in seconds since 1970.
     pub at: u64,
-    /// The profile that it is for; empty on a node that was never logged in.
-    pub profile: String,
+    pub profile: Profile,
     /// The login server that it goes to.
     pub server: String,
     /// The user's flags.

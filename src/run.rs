@@ -224,10 +224,10 @@ impl<'a> Run<'a> {
             }
             Action::BringUp => Event::BroughtUp(self.api.edit_prefs(&want_running()).await),
             Action::PutBack { prefs, profile } => {
-                Event::PutBack(self.put_back(prefs, profile).await)
+                Event::PutBack(self.put_back(prefs, profile.as_ref()).await)
             }
             Action::TakeBack { prefs, profile } => {
-                Event::TookBack(self.take_back(&prefs, profile).await)
+                Event::TookBack(self.take_back(&prefs, profile.as_ref()).await)
             }
             Action::Renew => {
                 self.is_renewing = true;
@@ -380,7 +380,7 @@ impl<'a> Run<'a> {
                 ),
             );
         }
-        Event::Written { asked, written: record, saved }
+        Event::Written { asked, written: Box::new(record), saved }
     }
 
     async fn log_in(&mut self, flags: &[String]) -> Result<(), NotStarted> {

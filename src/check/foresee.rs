@@ -115,7 +115,7 @@ fn walk(seen: &Seen, steps: &mut Vec<Step>) -> End {
             }),
             Action::ReleaseKey => Event::Released,
             Action::Write(record) => {
-                Event::Written { asked: record.clone(), written: record, saved: true }
+                Event::Written { asked: record.clone(), written: Box::new(record), saved: true }
             }
             Action::Wait(waiting, _) if now >= FOREVER => return End::Waits(waiting),
             Action::Wait(mut waiting, until) => {

@@ -17,7 +17,7 @@ use crate::policy::{Setup, Situation, TAILSCALES_SERVER};
 use crate::prefs::Prefs;
 use crate::record::{BegunLogin, Record, RefusedKey};
 use crate::samples::{REFUSAL, asking, keyed, online, status, with_error};
-use crate::tailscaled::{LocalApiError, Status};
+use crate::tailscaled::{LocalApiError, Profile, Status};
 use crate::up::{Cli, NoVersion, NotStarted};
 
 const DOWN: &str = "fetch control key: dial tcp 192.0.2.1:443: connect: connection refused";
@@ -389,7 +389,7 @@ fn a_login_that_a_run_before_has_begun_is_let_end_or_taken_back() {
         seen.prefs = serde_json::from_value(under_way).ok();
         let mut begun = BegunLogin {
             at: 1,
-            profile: String::new(),
+            profile: Profile::default(),
             server: TAILSCALES_SERVER.into(),
             flags: Vec::new(),
             key: "d".into(),

@@ -251,7 +251,7 @@ impl Machine {
         let flags = self.setup.flags.clone();
         let mut history = match &self.history {
             Some(history)
-                if self.profile == known.profile && !history.has_succeeded(&known.prefs) =>
+                if self.is_of(known.profile.as_ref()) && !history.has_succeeded(&known.prefs) =>
             {
                 history.again(known.prefs.clone(), flags, version)
             }

@@ -28,9 +28,9 @@ impl Machine {
             Event::Written { asked, written, saved } => {
                 self.unsaved = (!saved).then_some(now);
                 if self.record.as_ref() == Some(&asked) || asked.login.is_some() {
-                    self.record = Some(written.clone());
+                    self.record = Some((*written).clone());
                 }
-                self.stored = written;
+                self.stored = *written;
             }
             Event::Started(started) => self.on_started(started, now),
             Event::Ended(ended) => self.on_ended(ended, now),
@@ -91,13 +91,10 @@ impl Machine {
             self.kind = kind;
             self.since = now;
         }
-        if let Some(prefs) = prefs {
-            self.server = Some(prefs::text(&prefs, "ControlURL").to_owned());
-            if self.is_elsewhere(&prefs) {
-                self.known = None;
-            } else if let Some(history) = &mut self.history {
-                history.told_after_a_gap(prefs);
-            }
+        match prefs {
+            Some(prefs) if self.is_elsewhere(&prefs) => self.known = None,
+            Some(prefs) => self.learn(&prefs, true),
+            None => {}
         }
         if situation.is_connected() || situation == Situation::NeedsApproval {
             self.offline = Backoff::default();
@@ -128,18 +125,13 @@ impl Machine {
         }
     }
 
-    fn on_prefs(&mut self, prefs: Prefs, profile: Option<String>, live: bool, now: Time) {
+    fn on_prefs(&mut self, prefs: Prefs, profile: Option<Profile>, live: bool, now: Time) {
         self.objection = None;
-        self.server = Some(prefs::text(&prefs, "ControlURL").to_owned());
-        let is_other =
-            |own: &String| !own.is_empty() && profile.as_ref().is_some_and(|now| now != own);
-        if self.history.is_some() && self.profile.as_ref().is_some_and(is_other) {
+        if self.history.is_some() && !self.is_of(profile.as_ref()) {
             self.other_profile();
         }
-        if let Some(history) = &mut self.history {
-            history.told_after_a_gap(prefs.clone());
-        }
-        let has_profile = profile.as_ref().is_some_and(|profile| !profile.is_empty());
+        self.learn(&prefs, true);
+        let has_profile = profile.as_ref().is_some_and(|profile| !profile.id.is_empty());
         if self.history.is_none() && self.login != Login::Found && has_profile {
             // What was looked at before may be of another profile.
             self.situation = None;
@@ -160,20 +152,25 @@ impl Machine {
         }
     }
 
+    /// What the preferences of the node are. `gap`: they may have been others since they were told last.
+    fn learn(&mut self, prefs: &Prefs, gap: bool) {
+        self.server = Some(prefs::text(prefs, "ControlURL").to_owned());
+        match &mut self.history {
+            Some(history) if gap => history.told_after_a_gap(prefs.clone()),
+            Some(history) => history.told(prefs.clone()),
+            None => {}
+        }
+    }
+
     fn on_told(&mut self, notice: Notice) {
         let mut gap = notice.after_a_gap;
         for prefs in notice.prefs {
-            self.server = Some(prefs::text(&prefs, "ControlURL").to_owned());
             if self.is_elsewhere(&prefs) {
                 // They are nobody's change of these. The profile is to be asked for.
                 self.known = None;
                 break;
             }
-            match &mut self.history {
-                Some(history) if gap => history.told_after_a_gap(prefs.clone()),
-                Some(history) => history.told(prefs.clone()),
-                None => {}
-            }
+            self.learn(&prefs, gap);
             // What was read before the bus was opened may be another profile's.
             if let Some(known) = self.known.as_mut().filter(|_| !gap) {
                 let is_out =

@@ -54,10 +54,8 @@ pub enum Then {
     /// Another login, after this time at most at first, and later each time.
     Pause(String, Duration),
     Impossible(Failure),
-    /// Another login.
+    /// Another login, or the end of a run that ends.
     Anew,
-    /// The end of the run.
-    End,
 }
 
 impl Login {
@@ -94,8 +92,11 @@ impl Machine {
         if again.salt != <[u8; 16]>::default()
             && let Some(record) = &mut self.record
         {
-            (record.salt, record.refused) = (again.salt, again.refused.clone());
-            (self.stored.salt, self.stored.refused) = (again.salt, again.refused);
+            for record in [record, &mut self.stored] {
+                record.salt = again.salt;
+                record.refused = again.refused.clone();
+                record.last.early = again.last.early.clone();
+            }
         }
     }
 
@@ -163,11 +164,7 @@ impl Machine {
                 if let Some(history) = history.filter(|history| history.has_succeeded(&prefs)) {
                     // It had come to its end in that very moment. Once more, so that it is up.
                     history.resume(&prefs);
-                    if let Login::Failing { then, .. } = &mut self.login
-                        && *then != Then::End
-                    {
-                        *then = Then::Anew;
-                    }
+                    self.login = Login::Failing { since: now, then: Then::Anew };
                     return;
                 }
             }
@@ -188,7 +185,7 @@ impl Machine {
         let then = match std::mem::replace(&mut self.login, Login::None) {
             Login::Failing { then, .. } => then,
             // The run ends beside it.
-            _ => Then::End,
+            _ => Then::Anew,
         };
         let begun = self.record.as_ref().and_then(|record| record.login.clone());
         match is_done {
@@ -205,7 +202,7 @@ impl Machine {
             Then::Refused(refusal) => self.refused(refusal, begun, now),
             Then::Pause(words, first) => self.pause(words, first, now),
             Then::Impossible(failure) => self.login = Login::Impossible(failure),
-            Then::Anew | Then::End => self.login = Login::None,
+            Then::Anew => self.login = Login::None,
         }
     }
 
@@ -360,10 +357,8 @@ impl Machine {
         let server = prefs::text(&known.prefs, "ControlURL");
         let own = prefs::text(&begun.before, "ControlURL");
         let is_its_server = is_same_server(server, &begun.server) || server == own;
-        // Its own profile gets its ID with the login.
         let is_its_profile =
-            known.profile.as_deref().is_none_or(|profile| profile == begun.profile)
-                || begun.profile.is_empty();
+            known.profile.as_ref().is_none_or(|profile| begun.profile.may_be(profile));
         if !is_its_profile || !is_its_server {
             self.login = Login::None;
             return;

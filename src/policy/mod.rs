@@ -31,7 +31,7 @@ use crate::policy::stay::{Keeping, Stay};
 use crate::prefs::{self, Prefs};
 use crate::record::{BegunLogin, Record, RefusedKey};
 use crate::server::{http_url, is_tailscales};
-use crate::tailscaled::{LocalApiError, Notice, Status};
+use crate::tailscaled::{LocalApiError, Notice, Profile, Status};
 use crate::up::{Cli, Ended, LoginError, NotStarted};
 
 /// A time, counted from the start of the run.
@@ -112,12 +112,12 @@ pub enum Action {
     /// Set these preferences, if the profile is the one of the login.
     PutBack {
         prefs: Prefs,
-        profile: Option<String>,
+        profile: Option<Profile>,
     },
     /// Start with these preferences and without a key, if the profile is the one of the login.
     TakeBack {
         prefs: Prefs,
-        profile: Option<String>,
+        profile: Option<Profile>,
     },
     /// Send the key to renew the node key of a node that is online.
     Renew,
@@ -194,10 +194,10 @@ pub enum Event {
     Renewed(Result<(), LocalApiError>),
     Postponed(Obstacle),
     Pinged,
-    /// The preferences and the ID of their profile. `live`: each change of them will be told.
+    /// The preferences and their profile. `live`: each change of them will be told.
     Prefs {
         prefs: Result<Prefs, LocalApiError>,
-        profile: Option<String>,
+        profile: Option<Profile>,
         live: bool,
     },
     /// The bus has told something.
@@ -207,7 +207,7 @@ pub enum Event {
     /// The record that was asked for is `saved`, or has to be done without for now; in it are the times.
     Written {
         asked: Record,
-        written: Record,
+        written: Box<Record>,
         saved: bool,
     },
     Started(Result<(), NotStarted>),
@@ -240,7 +240,7 @@ enum Key {
 #[derive(Clone, Debug)]
 struct Known {
     prefs: Prefs,
-    profile: Option<String>,
+    profile: Option<Profile>,
 }
 
 /// How a bring-up of a stopped node stands.
@@ -319,7 +319,7 @@ pub struct Machine {
     login: Login,
     history: Option<History>,
     /// The profile that the history is of.
-    profile: Option<String>,
+    profile: Option<Profile>,
     /// The CLI runs.
     command_runs: bool,
     /// Logins of this run.
@@ -333,8 +333,6 @@ pub struct Machine {
     unknown_flags: Vec<String>,
     /// Refusals that were tailscaled's to tell, not our own CLI's.
     secondhand: u32,
-    /// The digest of a key that the control server did not know: it is sent once more.
-    early_key: Option<String>,
     /// A login of somebody else's was seen under way.
     others_login: bool,
     stranded: Backoff,
@@ -383,7 +381,6 @@ impl Machine {
             complaint: (String::new(), 0),
             unknown_flags: Vec::new(),
             secondhand: 0,
-            early_key: None,
             others_login: false,
             stranded: Backoff::default(),
             offline: Backoff::default(),
@@ -439,6 +436,11 @@ impl Machine {
     /// Whether the preferences matter for a login, and with them their profile.
     pub fn follows_login(&self) -> bool {
         self.history.is_some()
+    }
+
+    /// Whether the history can be of this profile.
+    fn is_of(&self, profile: Option<&Profile>) -> bool {
+        self.profile.as_ref().zip(profile).is_none_or(|(own, now)| own.may_be(now))
     }
 
     /// Whether the bus is worth what it costs. Up to 1.98 the network map comes with it, which tailscaled

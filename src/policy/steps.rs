@@ -92,38 +92,12 @@ impl Machine {
         now: Time,
     ) -> Option<Action> {
         use Situation as S;
-        let has_come = self.has_come(before);
         let lasted = now.saturating_sub(since.max(self.since));
-        let patience = match self.is_replaced() {
-            false => Some(self.command_patience()),
-            true if *situation == (S::NeedsLogin { error: None }) => Some(ANSWER_PATIENCE),
-            true => None,
-        };
-        let is_idle = self.command_runs && self.needs_key();
-        if is_idle && patience.is_some_and(|patience| lasted >= patience) {
-            return Some(Action::StopCommand);
+        if self.patience(situation).is_some_and(|patience| lasted >= patience) {
+            return self.command_runs.then_some(Action::StopCommand);
         }
         match situation {
-            S::Stopped if has_come => Some(self.wait(Waiting::StoppedByOther, now)),
-            // Another profile is in use, and the CLI would wait for ever.
-            S::NeedsLogin { error: None }
-                if self.command_runs
-                    && has_come
-                    && self.is_nobodys()
-                    && lasted >= self.switch_patience() =>
-            {
-                Some(Action::StopCommand)
-            }
-            // It has the key and does nothing with it: the CLI was ended before it had said so.
-            // Or it has let the node in, which stays offline.
-            S::NeedsLogin { error: None }
-            | S::SettlingNew { trouble: None, .. }
-            | S::Offline { error: None, trouble: None }
-            | S::NeedsApproval
-                if !self.command_runs && lasted >= TAILSCALEDS_PATIENCE =>
-            {
-                None
-            }
+            S::Stopped if self.has_come(before) => Some(self.wait(Waiting::StoppedByOther, now)),
             S::Settling { trouble: Some(why), .. }
             | S::SettlingNew { trouble: Some(why), .. }
             | S::Offline { trouble: Some(why), .. } => {
@@ -137,6 +111,31 @@ impl Machine {
                 },
                 now,
             )),
+        }
+    }
+
+    /// How long a login may be in this situation without a sign of anything coming of it.
+    fn patience(&self, situation: &Situation) -> Option<Duration> {
+        use Situation as S;
+        let is_silent = *situation == S::NeedsLogin { error: None };
+        match (self.command_runs, self.is_replaced()) {
+            (true, false) => self.needs_key().then(|| match &self.key {
+                Key::Ready(facts) if facts.kind.is_oauth_secret() => EXCHANGE_PATIENCE,
+                _ => COMMAND_PATIENCE,
+            }),
+            // Another profile is in use, and the CLI would wait for ever.
+            (true, true) if is_silent && self.is_nobodys() => Some(DOUBT),
+            (true, true) => is_silent.then_some(ANSWER_PATIENCE),
+            // It has the key and does nothing with it: the CLI was ended before it had said so.
+            // Or it has let the node in, which stays offline.
+            (false, _) => matches!(
+                situation,
+                S::NeedsLogin { error: None }
+                    | S::SettlingNew { trouble: None, .. }
+                    | S::Offline { error: None, trouble: None }
+                    | S::NeedsApproval
+            )
+            .then_some(TAILSCALEDS_PATIENCE),
         }
     }
 
@@ -184,43 +183,23 @@ impl Machine {
         self.history.as_ref().is_some_and(|history| !prefs::login_under_way(history.last()))
     }
 
-    /// A command that has not come to the preferences may still be on its way there.
-    fn switch_patience(&self) -> Duration {
-        match self.is_replaced() {
-            true => DOUBT,
-            false => self.command_patience(),
-        }
-    }
-
-    fn command_patience(&self) -> Duration {
-        match &self.key {
-            Key::Ready(facts) if facts.kind.is_oauth_secret() => EXCHANGE_PATIENCE,
-            _ => COMMAND_PATIENCE,
-        }
-    }
-
     /// A refused key is not sent again before the file holds another. The secret may have been
     /// replaced since it was read, and the file let go: the record of the login tells which it was.
     pub(super) fn refused(&mut self, refusal: Refusal, begun: Option<BegunLogin>, now: Time) {
         let has_node_key = self.status.as_ref().is_some_and(|status| status.have_node_key);
         let begun = begun.filter(|_| refusal.what.is_key());
         let refused = begun.as_ref().map(|begun| begun.key.clone());
-        match (begun, &mut self.record) {
+        if let (Some(BegunLogin { key, server, .. }), Some(record)) = (begun, &mut self.record) {
+            let is_new = !has_node_key && record.last.login == 0;
             // It may have been made for this node a moment ago.
-            (Some(BegunLogin { key, .. }), Some(record))
-                if refusal.what == Refused::UnknownKey
-                    && !has_node_key
-                    && self.early_key.as_ref() != Some(&key) =>
-            {
-                self.early_key = Some(key);
-                // Another login server may have refused it.
-                record.refused = None;
-            }
-            (Some(BegunLogin { key, server, .. }), Some(record)) => {
-                let words = refusal.words.clone();
-                record.refused = Some(RefusedKey { at: 0, digest: key, server, words });
-            }
-            _ => {}
+            let is_early = refusal.what == Refused::UnknownKey
+                && is_new
+                && record.last.early.as_ref() != Some(&key);
+            let words = refusal.words.clone();
+            record.last.early = is_early.then(|| key.clone());
+            // Another login server may have refused it before.
+            record.refused =
+                (!is_early).then_some(RefusedKey { at: 0, digest: key, server, words });
         }
         self.key = Key::Unread;
         self.login = Login::Refused { since: now, refusal, key: refused };
@@ -249,7 +228,7 @@ impl Machine {
             _ if may_recover && now < since.saturating_add(RECOVERY_PATIENCE) => Some(
                 self.wait_until(Waiting::Settling, since.saturating_add(RECOVERY_PATIENCE), now),
             ),
-            Key::Ready(facts) if self.is_early(facts) => {
+            Key::Ready(facts) if self.stored.last.early.as_ref() == Some(&facts.digest) => {
                 let until = since.saturating_add(EARLY_PAUSE);
                 (now < until).then(|| self.wait_for_retry(&refusal.words, until, now))
             }
@@ -259,13 +238,6 @@ impl Machine {
             Key::Ready(facts) if refused.is_some_and(|refused| *refused != facts.digest) => None,
             _ => Some(Action::Fail(Failure::Refused(refusal.clone()))),
         }
-    }
-
-    /// Whether the control server may come to know this key, which it did not know.
-    fn is_early(&self, facts: &KeyFacts) -> bool {
-        let refused = self.stored.refused.as_ref();
-        self.early_key.as_ref() == Some(&facts.digest)
-            && refused.is_none_or(|refused| refused.digest != facts.digest)
     }
 
     // ---- the end of a run beside it

@@ -6,6 +6,7 @@ mod attacks;
 mod chance;
 mod keeping;
 mod runs;
+mod walk;
 mod walks;
 mod world;
 
@@ -29,6 +30,11 @@ fn sequences() -> ProptestConfig {
         max_shrink_iters: 1000,
         ..ProptestConfig::default()
     }
+}
+
+/// The profile with this ID.
+fn named(id: &str) -> Profile {
+    Profile { id: id.to_owned(), others: Vec::new() }
 }
 
 /// Whether a login is what a node in this state needs. `elsewhere`: it is another control server's

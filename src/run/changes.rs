@@ -7,7 +7,7 @@ use tokio::time::sleep;
 use super::Run;
 use crate::failure::Connected;
 use crate::prefs::Prefs;
-use crate::tailscaled::LocalApiError;
+use crate::tailscaled::{LocalApiError, Profile};
 use crate::up::NotStarted;
 
 /// How often an exit node is looked for, with which pause, and how long each may take.
@@ -31,18 +31,13 @@ impl Run<'_> {
         self.api.renew(key.start_request()).await
     }
 
-    /// Whether the profile in use is still this one, which may have been given its ID since. An old
-    /// tailscaled, which has no answer, has but one.
-    async fn is_profile(
-        &self,
-        profile: Option<String>,
-        or_new: bool,
-    ) -> Result<bool, LocalApiError> {
-        let Some(profile) = profile.filter(|profile| !(or_new && profile.is_empty())) else {
+    /// Whether the profile in use is still this one. An old tailscaled, which has no answer, has but one.
+    async fn is_profile(&self, profile: Option<&Profile>) -> Result<bool, LocalApiError> {
+        let Some(profile) = profile else {
             return Ok(true);
         };
         match self.api.profile().await {
-            Ok(now) => Ok(now == profile),
+            Ok(now) => Ok(profile.may_be(&now)),
             Err(error) if error.is_silence() => Err(error),
             Err(_) => Ok(true),
         }
@@ -51,9 +46,9 @@ impl Run<'_> {
     pub(super) async fn put_back(
         &self,
         prefs: Prefs,
-        profile: Option<String>,
+        profile: Option<&Profile>,
     ) -> Result<Option<Vec<String>>, LocalApiError> {
-        if !self.is_profile(profile, true).await? {
+        if !self.is_profile(profile).await? {
             return Ok(None);
         }
         let names: Vec<&str> = prefs.keys().map(String::as_str).collect();
@@ -74,14 +69,13 @@ impl Run<'_> {
         Ok(Some(not_taken))
     }
 
-    /// Also tells the preferences afterwards, which show whether it was too late. A profile that has an
-    /// ID by now was logged in, or is another.
+    /// Also tells the preferences afterwards, which show whether it was too late.
     pub(super) async fn take_back(
         &self,
         prefs: &Prefs,
-        profile: Option<String>,
+        profile: Option<&Profile>,
     ) -> Result<Option<Prefs>, LocalApiError> {
-        if !self.is_profile(profile, false).await? {
+        if !self.is_profile(profile).await? {
             return Ok(None);
         }
         self.api.start(Some(prefs)).await?;

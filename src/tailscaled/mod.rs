@@ -15,7 +15,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use reqwest::{Client, RequestBuilder, StatusCode};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::net::UnixStream;
 use tokio::task::JoinSet;
@@ -61,6 +61,26 @@ struct Peer {
     active: bool,
     #[serde(default, rename = "TailscaleIPs")]
     tailscale_ips: Option<Vec<IpAddr>>,
+}
+
+/// A profile of tailscaled's.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+pub struct Profile {
+    /// Empty before its first login, which gives it one.
+    pub id: String,
+    /// Before that, the IDs of those that there are.
+    #[serde(default)]
+    pub others: Vec<String>,
+}
+
+impl Profile {
+    /// Whether it can be this one by `now`.
+    pub fn may_be(&self, now: &Self) -> bool {
+        match self.id.is_empty() {
+            true => !self.others.contains(&now.id),
+            false => self.id == now.id,
+        }
+    }
 }
 
 /// Why the LocalAPI could not be used.
@@ -128,15 +148,25 @@ impl LocalApi {
         parse("prefs", &body)
     }
 
-    /// The ID of the profile in use; empty before its first login.
-    pub async fn profile(&self) -> Result<String, LocalApiError> {
+    /// The profile in use.
+    pub async fn profile(&self) -> Result<Profile, LocalApiError> {
         #[derive(Deserialize)]
-        struct Profile {
+        struct Named {
             #[serde(default, rename = "ID")]
             id: String,
         }
-        let profile: Profile = parse("profile", &self.get("profiles/current").await?)?;
-        Ok(profile.id)
+        let Named { id } = parse("profile", &self.get("profiles/current").await?)?;
+        let mut others = Vec::new();
+        if id.is_empty() {
+            let all = self.get("profiles/").await?;
+            let all: Vec<Named> = match swells(&all) {
+                true => Vec::new(),
+                // Without any it may be null.
+                false => serde_json::from_slice(&all).unwrap_or_default(),
+            };
+            others.extend(all.into_iter().map(|other| other.id));
+        }
+        Ok(Profile { id, others })
     }
 
     /// Changes these preferences and no others.

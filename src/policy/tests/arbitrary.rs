@@ -27,7 +27,7 @@ impl Shadow {
         };
         match event {
             Event::Record(record) => self.stored = record.clone(),
-            Event::Written { written, .. } => self.stored = written.clone(),
+            Event::Written { written, .. } => self.stored = (**written).clone(),
             Event::Seen { status, unbound, prefs } => {
                 self.seen = Some(match status {
                     Ok(status) => Situation::of(status, *unbound),
@@ -125,7 +125,7 @@ fn settle(
     rng: &mut Rng,
 ) -> Result<(), TestCaseError> {
     let (mut prefs, status, key) = (chance::prefs(rng), chance::status(rng), chance::key(rng));
-    let (profile, live) = (rng.bool().then(|| "a".to_owned()), rng.bool());
+    let (profile, live) = (rng.bool().then(|| named("a")), rng.bool());
     let mut done = Vec::new();
     while done.len() < MOST_AT_ONCE {
         let action = machine.next(now);

@@ -117,8 +117,8 @@ fn mostly<T>(rng: &mut Rng, done: impl FnOnce(&mut Rng) -> T) -> Result<T, Local
     }
 }
 
-fn profile(rng: &mut Rng) -> Option<String> {
-    one(rng, &[None, Some(""), Some("a"), Some("a"), Some("b")]).map(str::to_owned)
+fn profile(rng: &mut Rng) -> Option<Profile> {
+    one(rng, &[None, Some(""), Some("a"), Some("a"), Some("b")]).map(named)
 }
 
 fn digest(rng: &mut Rng) -> String {
@@ -229,9 +229,11 @@ pub fn outcome(rng: &mut Rng, action: &Action, wants_prefs: bool) -> Event {
         }
         Action::ReadKey => Event::Key(key(rng)),
         Action::ReleaseKey => Event::Released,
-        Action::Write(asked) => {
-            Event::Written { asked: asked.clone(), written: asked.clone(), saved: rng.bool() }
-        }
+        Action::Write(asked) => Event::Written {
+            asked: asked.clone(),
+            written: Box::new(asked.clone()),
+            saved: rng.bool(),
+        },
         Action::LogIn(_) => Event::Started(started(rng)),
         Action::StopCommand => Event::CommandStopped,
         Action::Restart(_) => Event::Restarted(mostly(rng, |_| ())),

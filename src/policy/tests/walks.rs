@@ -2,9 +2,9 @@
 
 use serde_json::json;
 
+use super::walk::*;
 use super::*;
 use crate::failure::Mistake;
-use crate::key::KeyKind;
 use crate::record::RefusedKey;
 use crate::samples::{REFUSAL, asking, keyed, online, status, with_error};
 use crate::up::{Refusal, Refused};
@@ -12,156 +12,8 @@ use crate::up::{Refusal, Refused};
 const TROUBLE: &str = "fetch control key: dial tcp: connect: connection refused";
 const ODD: &str = "database is locked (5) (SQLITE_BUSY)";
 
-fn prefs_of(value: serde_json::Value) -> Prefs {
-    serde_json::from_value(value).expect("an object")
-}
-
-/// A machine, and what is around it for now.
-struct Walk {
-    machine: Machine,
-    now: Time,
-    status: Status,
-    prefs: Prefs,
-    profile: &'static str,
-    key: Result<KeyFacts, NoKey>,
-    store: Record,
-    done: Vec<&'static str>,
-}
-
-impl Walk {
-    fn with(setup: Setup, status: Status) -> Self {
-        let prefs =
-            json!({ "ControlURL": "", "WantRunning": false, "LoggedOut": true, "Hostname": "" });
-        Self {
-            machine: Machine::new(setup, 1),
-            now: Time::ZERO,
-            status,
-            prefs: prefs_of(prefs),
-            profile: "a",
-            key: digest("d1"),
-            store: Record { salt: [1; 16], ..Record::default() },
-            done: Vec::new(),
-        }
-    }
-
-    fn new(status: Status) -> Self {
-        Self::with(Setup { key_file: "/k".into(), ..Setup::default() }, status)
-    }
-
-    /// Does what is asked for, as long as it can go on by itself. What it comes to.
-    fn go(&mut self) -> Action {
-        for _ in 0..40 {
-            let action = self.machine.next(self.now);
-            let event = match &action {
-                Action::Renew | Action::Postpone(_) | Action::Ping => {
-                    panic!("nobody asked us to stay")
-                }
-                Action::ReadRecord => Event::Record(self.store.clone()),
-                Action::Look => Event::Seen {
-                    status: Ok(self.status.clone()),
-                    unbound: None,
-                    prefs: self.machine.wants_prefs().then(|| self.prefs.clone()),
-                },
-                Action::ReadPrefs => Event::Prefs {
-                    prefs: Ok(self.prefs.clone()),
-                    profile: Some(self.profile.to_owned()),
-                    live: true,
-                },
-                Action::ReadKey => Event::Key(self.key.clone()),
-                Action::ReleaseKey => Event::Released,
-                Action::Write(record) => {
-                    self.store = record.clone();
-                    Event::Written { asked: record.clone(), written: record.clone(), saved: true }
-                }
-                Action::PutBack { prefs, .. } => {
-                    self.prefs.extend(prefs.clone());
-                    Event::PutBack(Ok(Some(Vec::new())))
-                }
-                Action::TakeBack { prefs, .. } => {
-                    self.prefs = prefs.clone();
-                    Event::TookBack(Ok(Some(prefs.clone())))
-                }
-                Action::Restart(_) => Event::Restarted(Ok(())),
-                Action::StopCommand => Event::CommandStopped,
-                Action::LogIn(_)
-                | Action::BringUp
-                | Action::Wait(..)
-                | Action::Finish(_)
-                | Action::Fail(_)
-                | Action::Stopped => return action,
-            };
-            self.done.push(action.name());
-            self.machine.on(event, self.now);
-        }
-        panic!("{:?}", self.done);
-    }
-
-    /// Goes on after this time.
-    fn after(&mut self, time: Duration) -> Action {
-        self.now += time;
-        self.machine.on(Event::Woke, self.now);
-        self.go()
-    }
-
-    fn on(&mut self, event: Event) -> Action {
-        self.machine.on(event, self.now);
-        self.go()
-    }
-
-    fn see(&mut self, status: Status) -> Action {
-        self.status = status;
-        self.after(Duration::from_millis(50))
-    }
-
-    /// The command has come to tailscaled.
-    fn begin(&mut self, changes: serde_json::Value) -> Action {
-        self.on(Event::Started(Ok(())));
-        let mut prefs = prefs_of(
-            json!({ "ControlURL": TAILSCALES_SERVER, "WantRunning": true, "LoggedOut": false }),
-        );
-        prefs.extend(prefs_of(changes));
-        self.tell(prefs)
-    }
-
-    fn tell(&mut self, prefs: Prefs) -> Action {
-        self.prefs = prefs.clone();
-        self.on(Event::Told(Notice { prefs: vec![prefs], ..Notice::default() }))
-    }
-
-    fn has_done(&mut self, name: &str) -> bool {
-        std::mem::take(&mut self.done).contains(&name)
-    }
-}
-
-fn digest(digest: &str) -> Result<KeyFacts, NoKey> {
-    Ok(KeyFacts { kind: KeyKind::Auth, digest: digest.to_owned() })
-}
-
 fn refusal() -> LoginError {
     LoginError::of(REFUSAL)
-}
-
-fn is_login(action: &Action) -> bool {
-    matches!(action, Action::LogIn(_))
-}
-
-fn waits_for(action: &Action) -> &Waiting {
-    match action {
-        Action::Wait(waiting, _) => waiting,
-        action => panic!("{action:?}"),
-    }
-}
-
-/// A login on a new node, up to the command.
-fn new_login() -> Walk {
-    let mut walk = Walk::new(status("NeedsLogin"));
-    let action = walk.go();
-    assert!(is_login(&action), "{action:?}");
-    assert_eq!(
-        walk.done,
-        ["read_record", "look", "read_key", "read_prefs", "look", "write_record"]
-    );
-    walk
 }
 
 #[test]
@@ -258,6 +110,34 @@ fn a_refused_key_is_taken_back_and_never_sent_again() {
 }
 
 #[test]
+fn a_key_that_nobody_knows_is_final_at_once_where_the_node_was_logged_in_before() {
+    let mut walk = Walk::new(status("NeedsLogin"));
+    walk.store.last.login = 1;
+    assert!(is_login(&walk.go()));
+    walk.begin(json!({}));
+    walk.on(Event::Ended(Ended::LoginError(refusal())));
+    let end = walk.after(Duration::from_secs(2));
+    assert!(matches!(end, Action::Fail(Failure::Refused(_))), "{end:?}");
+}
+
+#[test]
+fn a_key_that_may_not_be_known_yet_is_sent_twice_however_often_a_run_is_started() {
+    let mut walk = new_login();
+    walk.begin(json!({}));
+    walk.on(Event::Ended(Ended::LoginError(refusal())));
+    let early = walk.after(Duration::from_secs(2));
+    assert!(matches!(early, Action::Wait(Waiting::Retry(..), _)), "{early:?}");
+    assert_eq!(walk.on(Event::Stop), Action::Stopped);
+    let mut next = Walk::new(status("NeedsLogin"));
+    next.store = walk.store;
+    assert!(is_login(&next.go()));
+    next.begin(json!({}));
+    next.on(Event::Ended(Ended::LoginError(refusal())));
+    let end = next.after(Duration::from_secs(2));
+    assert!(matches!(end, Action::Fail(Failure::Refused(_))), "{end:?}");
+}
+
+#[test]
 fn a_secret_that_the_api_refuses_is_final_also_after_another_key_was_refused() {
     let mut walk = Walk::new(status("NeedsLogin"));
     let server = TAILSCALES_SERVER.to_owned();
@@ -294,8 +174,7 @@ fn a_key_that_was_replaced_while_the_old_one_was_refused_is_used_at_once() {
 fn found(change: impl FnOnce(&mut Walk)) -> (Action, Walk) {
     let mut before = new_login();
     before.begin(json!({}));
-    let setup = Setup { key_file: "/k".into(), ..Setup::default() };
-    let mut walk = Walk::with(setup, status("NeedsLogin"));
+    let mut walk = Walk::new(status("NeedsLogin"));
     (walk.store, walk.prefs) = (before.store, before.prefs);
     change(&mut walk);
     (walk.go(), walk)
@@ -342,7 +221,7 @@ fn a_login_that_a_killed_run_has_left_is_replaced_if_key_flags_or_server_are_oth
     }
     let (action, mut walk) = found(|walk| {
         walk.machine.setup.server = Some(chance::OTHER.into());
-        walk.key = Ok(KeyFacts { kind: KeyKind::Headscale, digest: "d1".into() });
+        walk.key = other_key("d1");
     });
     assert!(is_login(&action) && walk.has_done("forget_key"), "{action:?}");
 }
@@ -476,8 +355,8 @@ fn a_setting_that_somebody_changes_before_the_replacement_wins_over_our_older_fl
 
 #[test]
 fn a_late_word_of_what_was_taken_back_is_not_taken_for_the_next_login() {
-    let setup = Setup { flags: vec!["--ssh".into()], key_file: "/k".into(), ..Setup::default() };
-    let mut walk = Walk::with(setup, keyed(status("NeedsLogin")));
+    let mut walk = Walk::new(keyed(status("NeedsLogin")));
+    walk.machine.setup.flags = vec!["--ssh".into()];
     walk.prefs = prefs_of(json!({
         "ControlURL": TAILSCALES_SERVER, "WantRunning": true, "LoggedOut": false, "RunSSH": false,
     }));
@@ -496,8 +375,8 @@ fn a_late_word_of_what_was_taken_back_is_not_taken_for_the_next_login() {
 
 #[test]
 fn two_flags_of_one_preference_are_kept_together() {
-    let setup = Setup { flags: vec!["--advertise-exit-node".into()], ..Setup::default() };
-    let mut walk = Walk::with(setup, status("NeedsLogin"));
+    let mut walk = Walk::new(status("NeedsLogin"));
+    walk.machine.setup.flags = vec!["--advertise-exit-node".into()];
     walk.prefs.insert("AdvertiseRoutes".into(), json!(["10.0.0.0/8"]));
     let Action::LogIn(flags) = walk.go() else {
         panic!("no login");
@@ -536,7 +415,11 @@ fn a_login_that_comes_to_its_end_while_it_is_taken_back_is_let_be() {
                 }
                 Action::Write(record) => {
                     walk.machine.on(
-                        Event::Written { asked: record.clone(), written: record, saved: true },
+                        Event::Written {
+                            asked: record.clone(),
+                            written: Box::new(record),
+                            saved: true,
+                        },
                         walk.now,
                     );
                 }
@@ -556,11 +439,7 @@ fn a_login_that_comes_to_its_end_while_it_is_taken_back_is_let_be() {
 
 #[test]
 fn a_node_of_another_server_waits_between_its_logins_and_holds_no_key_meanwhile() {
-    let setup =
-        Setup { server: Some(chance::OTHER.into()), key_file: "/k".into(), ..Setup::default() };
-    let mut walk = Walk::with(setup, keyed(status("Running")));
-    walk.prefs.insert("ControlURL".into(), json!(chance::OWN));
-    walk.key = Ok(KeyFacts { kind: KeyKind::Headscale, digest: "d1".into() });
+    let mut walk = Walk::at(chance::OTHER, keyed(status("Running")), of(chance::OWN));
     walk.go();
     // It may be about to come online.
     assert!(is_login(&walk.after(Duration::from_secs(10))));

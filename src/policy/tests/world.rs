@@ -670,9 +670,8 @@ impl World {
         }
     }
 
-    fn is_profile(&self, profile: &Option<String>) -> bool {
-        let profile = profile.as_ref().filter(|profile| !profile.is_empty());
-        profile.is_none_or(|profile| *profile == self.profile().id)
+    fn is_profile(&self, profile: &Option<crate::tailscaled::Profile>) -> bool {
+        profile.as_ref().is_none_or(|profile| profile.may_be(&named(&self.profile().id)))
     }
 
     pub fn act(
@@ -705,7 +704,7 @@ impl World {
                 self.told_before =
                     (prefs.is_ok() && !self.bus.queue.is_empty()).then(|| self.notice());
                 self.known = prefs.clone().ok().or(self.known.take());
-                let profile = Some(self.profile().id.clone());
+                let profile = Some(named(&self.profile().id));
                 Event::Prefs { prefs, profile, live: self.bus.open }
             }
             Action::ReadKey => Event::Key(match self.file {
@@ -718,7 +717,11 @@ impl World {
             Action::ReleaseKey => Event::Released,
             Action::Write(record) => {
                 self.store = record.clone();
-                Event::Written { asked: record.clone(), written: record.clone(), saved: true }
+                Event::Written {
+                    asked: record.clone(),
+                    written: Box::new(record.clone()),
+                    saved: true,
+                }
             }
             Action::LogIn(flags) => {
                 let begun = self.store.login.as_ref().expect("a record");
