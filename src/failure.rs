@@ -223,6 +223,8 @@ pub enum Obstacle {
     Elsewhere,
     #[error("tailscaled has trouble with the control server")]
     Trouble,
+    #[error("the node is not online")]
+    Offline,
     #[error("tailnet lock has not signed this node")]
     LockedOut,
     #[error("the auth key in the file was refused before; put a new one there")]
@@ -241,6 +243,7 @@ impl Obstacle {
             Self::Tags => "tags",
             Self::Elsewhere => "elsewhere",
             Self::Trouble => "trouble",
+            Self::Offline => "offline",
             Self::LockedOut => "locked-out",
             Self::RefusedKey => "refused-key",
             Self::NoKey => "no-key",

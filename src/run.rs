@@ -71,6 +71,8 @@ pub struct Run<'a> {
     seen: Option<Situation>,
     /// What was said last of a change that is being tried.
     trying: String,
+    /// What was said last of a renewal that was put off.
+    put_off: String,
 }
 
 /// Something that is being waited for.
@@ -99,6 +101,7 @@ impl<'a> Run<'a> {
             is_renewing: false,
             seen: None,
             trying: String::new(),
+            put_off: String::new(),
         })
     }
 

@@ -68,8 +68,9 @@ impl Seen {
     pub fn renewal(&self) -> Option<(Option<SystemTime>, Option<Obstacle>)> {
         let status = self.status.as_ref().ok()?;
         let prefs = self.prefs.as_ref()?;
-        let expires = status.node.key_expiry.is_some() && self.situation().is_connected();
-        if !self.setup.stay || !expires {
+        let situation = self.situation();
+        let is_on = situation.is_connected() || matches!(situation, Situation::Offline { .. });
+        if !self.setup.stay || !is_on || status.node.key_expiry.is_none() {
             return None;
         }
         let clock = self.now.duration_since(UNIX_EPOCH).unwrap_or_default();

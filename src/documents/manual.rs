@@ -393,13 +393,14 @@ fn the_page_has_every_metric_and_every_reason_of_not_renewing() {
     }
 }
 
-const OBSTACLES: [Obstacle; 9] = [
+const OBSTACLES: [Obstacle; 10] = [
     Obstacle::OldVersion,
     Obstacle::Clock,
     Obstacle::OAuthSecret,
     Obstacle::Tags,
     Obstacle::Elsewhere,
     Obstacle::Trouble,
+    Obstacle::Offline,
     Obstacle::LockedOut,
     Obstacle::RefusedKey,
     Obstacle::NoKey,

@@ -106,6 +106,7 @@ pub fn obstacle(
         () if status.major_and_minor() < KEEPS_ITS_MAP => Obstacle::OldVersion,
         () if clock < SANE => Obstacle::Clock,
         () if locked_out(status).is_some() => Obstacle::LockedOut,
+        () if !status.node.online => Obstacle::Offline,
         () if trouble(&status.health).is_some() => Obstacle::Trouble,
         () if asked.is_some_and(|asked| !is_same_server(asked, server)) => Obstacle::Elsewhere,
         () if !status.node.tags.iter().all(is_asked) => Obstacle::Tags,
@@ -280,6 +281,11 @@ impl Machine {
             && self.left() <= self.part_of_life(BETWEEN_TRIES, Duration::MAX)
     }
 
+    /// How long a node that has gone offline may take to come back by itself.
+    fn moment(&self) -> Duration {
+        self.part_of_life(BETWEEN_TRIES, OFFLINE_PATIENCE)
+    }
+
     fn renew_at(&self) -> Option<Clock> {
         self.known_node_key().map(renew_at)
     }
@@ -324,6 +330,11 @@ impl Machine {
                 let rest = due.max(until.saturating_sub(now)).min(QUIET);
                 Some(Action::Wait(self.staying(), now.saturating_add(rest)))
             }
+            (Keeping::Resting { until, .. }, S::Offline { .. } | S::Settling { .. })
+                if now >= *until && self.is_due() && self.lasted(now) >= self.moment() =>
+            {
+                Some(Action::Postpone(Obstacle::Offline))
+            }
             _ => None,
         }
     }
@@ -331,7 +342,11 @@ impl Machine {
     fn is_time(&self, keeping: &Keeping, now: Time) -> bool {
         let is_rested = matches!(keeping, Keeping::Resting { until, .. } if now >= *until);
         let is_connected = self.situation.as_ref().is_some_and(Situation::is_connected);
-        is_rested && is_connected && self.renew_at().is_some_and(|at| self.clock >= at)
+        is_rested && is_connected && self.is_due()
+    }
+
+    fn is_due(&self) -> bool {
+        self.renew_at().is_some_and(|at| self.clock >= at)
     }
 
     /// It is time.

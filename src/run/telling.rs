@@ -92,9 +92,9 @@ impl Run<'_> {
         match note {
             Note::Renewed(_) => output::event(Level::Info, &text, RENEWED),
             Note::RenewalFailed { .. } => output::event(Level::Warn, &text, RENEWAL_FAILED),
-            Note::NotRenewed { .. } if self.trying != text => {
+            Note::NotRenewed { .. } if self.put_off != text => {
                 output::event(Level::Warn, &text, EXPIRES_SOON);
-                self.trying = text;
+                self.put_off = text;
             }
             Note::NotRenewed { .. } => {}
             _ => self.say_trying(Level::Warn, text),

@@ -403,6 +403,22 @@ fn an_old_tailscaled_is_not_renewed() {
 }
 
 #[test]
+fn a_node_that_is_offline_when_it_is_time_says_how_long_its_node_key_has_left() {
+    let kept = Kept::new(LIFE);
+    kept.tailnet.fault("down");
+    kept.run.wait_stderr(
+        |text| {
+            text.lines().any(|line| {
+                line.contains("the node key is not renewed, and expires in ")
+                    && line.contains(": the node is not online")
+            })
+        },
+        "that it says so",
+    );
+    assert!(!kept.run.stderr().contains(SENT));
+}
+
+#[test]
 fn a_missing_key_file_is_looked_for_again() {
     if !renews() {
         return;
