@@ -13,8 +13,10 @@ use tailnet_harness::{Device, KeyFile, Node, Run, Running, Signal, State, Tailne
 use crate::stream::Stream;
 
 const LIFE: Duration = Duration::from_secs(20);
-/// For how long a stall is looked for after a new node key.
+/// For how long a stall is looked for after a register with the key.
 const AFTER: Duration = Duration::from_secs(8);
+/// A round ends that long before a node key expires that was not renewed: what follows is tailscaled's.
+const BEFORE_EXPIRY: Duration = Duration::from_millis(200);
 /// NeedsLogin, in the numbers of ipn/backend.go.
 const NEEDS_LOGIN: i64 = 2;
 
@@ -98,9 +100,13 @@ impl Lane {
         let sent = |state: &State| state.registers.with_key > before.registers.with_key;
         self.tailnet.wait_until_for(limit, sent, "a register with the key");
         let at = Instant::now();
+        let mut end = at + AFTER;
+        if !is_new {
+            end = end.min(expiry - BEFORE_EXPIRY);
+        }
         let (mut off_ms, mut off_since) = (0.0_f64, None);
         let mut came = None;
-        while at.elapsed() < AFTER {
+        while Instant::now() < end {
             let is_online = Node::is_online(&self.node.status());
             let since = *off_since.get_or_insert_with(Instant::now);
             if is_online {
