@@ -11,9 +11,6 @@ set -euo pipefail
 # shellcheck source=tests/common.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
 
-readme=README.md
-begin='<!-- bench:begin -->' end='<!-- bench:end -->'
-
 main() {
     local write=false quick=()
     case "$*" in
@@ -25,10 +22,7 @@ main() {
             return 64 ;;
     esac
     cd -- "$root"
-    if $write && ! has_markers; then
-        say "$readme has no line $begin with a line $end below it." >&2
-        return 1
-    fi
+    ! $write || has_markers bench
     need cc:build-essential jq:jq systemd-notify:systemd /usr/bin/time:time
     need_cargo
     # What it leaves lying about if it is ended early.
@@ -43,22 +37,10 @@ main() {
     ! $write || write_down
 }
 
-has_markers() {
-    awk -v begin="$begin" -v end="$end" '
-        $0 == begin       { begun = NR }
-        $0 == end && begun { ended = NR }
-        END               { exit !ended }' "$readme"
-}
-
 write_down() {
     cp -- "$dir/results/results.md" "$dir/results/results.svg" tests/bench/
-    awk -v begin="$begin" -v end="$end" -v table="$dir/results/table.md" '
-        $0 == end   { inside = 0 }
-        !inside     { print }
-        $0 == begin { inside = 1; while ((getline line < table) > 0) print line }' \
-        "$readme" >"$dir/readme"
-    cat -- "$dir/readme" >"$readme"
-    say "Written: tests/bench/results.md, tests/bench/results.svg, $readme"
+    say "Written: tests/bench/results.md, tests/bench/results.svg"
+    into_readme bench "$dir/results/table.md"
 }
 
 main "$@"

@@ -122,6 +122,27 @@ need_cargo_deb() {
     cargo install --locked --quiet --root "$cache/tools" cargo-deb@3.8.0
 }
 
+# has_markers NAME fails, and says so, unless README.md has a place for figures of this name.
+has_markers() {
+    awk -v begin="<!-- $1:begin -->" -v end="<!-- $1:end -->" '
+        $0 == begin       { begun = NR }
+        $0 == end && begun { ended = NR }
+        END               { exit !ended }' "$root/README.md" && return
+    say "README.md has no line <!-- $1:begin --> with a line <!-- $1:end --> below it." >&2
+    return 1
+}
+
+# into_readme NAME FILE puts the figures of this name from the file into README.md.
+into_readme() {
+    awk -v begin="<!-- $1:begin -->" -v end="<!-- $1:end -->" -v table="$2" '
+        $0 == end   { inside = 0 }
+        !inside     { print }
+        $0 == begin { inside = 1; while ((getline line < table) > 0) print line }' \
+        "$root/README.md" >"$dir/readme"
+    cat -- "$dir/readme" >"$root/README.md"
+    say "Written: README.md"
+}
+
 # Where cargo puts what it builds.
 target_folder() {
     cargo metadata --manifest-path "$root/Cargo.toml" --format-version 1 --no-deps |

@@ -5,7 +5,8 @@
 #   tests/faults.sh                     200 schedules
 #   tests/faults.sh --seed N            one of them again
 #   tests/faults.sh --minutes N         new ones for so long
-#   tests/faults.sh --contender all     also the scripts that people use instead (tests/peers)
+#   tests/faults.sh --contender all     also the scripts that people use instead (tests/peers);
+#                                       with --write, the table goes into README.md
 #   tests/faults.sh --help              all options
 set -euo pipefail
 # shellcheck source=tests/common.sh
@@ -19,5 +20,15 @@ results=()
 cd -- "$root"
 # What the daemons leave lying about if this is ended early.
 export TMPDIR=$dir
-start tied cargo bench --quiet --locked --profile dev --bench faults -- "${results[@]}" "$@"
+arguments=() write=false
+for argument; do
+    case $argument in
+        --write) write=true ;;
+        *) arguments+=("$argument") ;;
+    esac
+done
+! $write || has_markers faults
+start tied cargo bench --quiet --locked --profile dev --bench faults -- \
+    "${results[@]}" --table "$dir/faults.md" "${arguments[@]}"
 finish "$started"
+! $write || into_readme faults "$dir/faults.md"

@@ -14,7 +14,8 @@ const USAGE: &str = "usage: tests/faults.sh [OPTION…]
   --jobs N           so many at a time (default: 32)
   --show             print the schedules, and play none
   --program FILE     another build of the program
-  --results FILE     write a line of JSON for each schedule";
+  --results FILE     write a line of JSON for each schedule
+  --write            also put the table into README.md";
 
 pub struct Options {
     pub contenders: Vec<Contender>,
@@ -27,6 +28,7 @@ pub struct Options {
     pub verbose: bool,
     pub program: PathBuf,
     pub results: Option<PathBuf>,
+    pub table: Option<PathBuf>,
 }
 
 impl Options {
@@ -42,6 +44,7 @@ impl Options {
             verbose: false,
             program: env!("CARGO_BIN_EXE_tailscale-autoconnect").into(),
             results: None,
+            table: None,
         };
         // Cargo adds a word of its own.
         let mut words = words.filter(|word| word != "--bench");
@@ -73,6 +76,7 @@ impl Options {
                 "--minutes" => options.minutes = Some(Duration::from_secs(60 * number()?)),
                 "--jobs" => options.jobs = usize::try_from(number()?).map_err(|_| USAGE)?.max(1),
                 "--program" => options.program = value.into(),
+                "--table" => options.table = Some(value.into()),
                 "--results" => options.results = Some(value.into()),
                 _ => return Err(USAGE.to_owned()),
             }

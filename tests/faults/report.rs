@@ -1,6 +1,8 @@
 //! What is printed of the results.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs;
 use std::time::Duration;
 
 use crate::options::Options;
@@ -20,19 +22,21 @@ pub fn print_one(outcome: &Outcome, schedule: &Schedule, verbose: bool) {
     }
 }
 
-/// Prints all of it, and says whether all is well.
-pub fn print(options: &Options, all: &[Outcome], skipped: usize, took: Duration) -> bool {
-    println!(
-        "| contender | schedules | off the tailnet after the faults | still off after one more start | single-use keys wasted (by tailscale) | hangs | settings lost (by a disk) |"
-    );
-    println!("|---|---:|---:|---:|---:|---:|---:|");
+/// A row for each contender.
+fn table(options: &Options, all: &[Outcome]) -> String {
+    let mut table =
+        "| | schedules | off the tailnet after the faults | still off after one more start \
+        | single-use keys wasted (by tailscale) | hangs | settings lost (by a disk) |\n\
+        |---|---:|---:|---:|---:|---:|---:|\n"
+            .to_owned();
     for contender in &options.contenders {
         let of: Vec<&Outcome> =
             all.iter().filter(|one| one.contender == contender.name()).collect();
         let count = |what: fn(&Outcome) -> bool| of.iter().filter(|one| what(one)).count();
-        println!(
+        let _ = writeln!(
+            table,
             "| {} | {} | {} | {} | {} ({}) | {} | {} ({}) |",
-            contender.name(),
+            contender.title(),
             of.len(),
             count(|one| one.off_at_first),
             count(|one| one.off),
@@ -42,6 +46,17 @@ pub fn print(options: &Options, all: &[Outcome], skipped: usize, took: Duration)
             count(|one| !one.lost.is_empty()),
             count(|one| one.lost_by_disk),
         );
+    }
+    table
+}
+
+/// Prints all of it, and says whether all is well.
+pub fn print(options: &Options, all: &[Outcome], skipped: usize, took: Duration) -> bool {
+    let table = table(options, all);
+    print!("{table}");
+    if let Some(path) = &options.table {
+        let written = fs::write(path, table);
+        written.unwrap_or_else(|error| panic!("cannot write {}: {error}", path.display()));
     }
     println!();
     println!(

@@ -51,6 +51,16 @@ impl Contender {
         }
     }
 
+    /// For a table.
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::Ours => "tailscale-autoconnect",
+            Self::Stay => "tailscale-autoconnect `--stay`",
+            Self::Seed => "the script",
+            Self::Nixpkgs => "nixpkgs' service",
+        }
+    }
+
     /// `Restart=on-failure`; the others have no `Restart=`.
     fn is_restarted(self, end: &End) -> bool {
         match (self, end.code, end.signal) {

@@ -7,6 +7,7 @@
 mod lane;
 mod stream;
 
+use std::fs;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::thread;
@@ -15,19 +16,24 @@ use tailnet_harness::version_is_at_least;
 
 use crate::lane::{Lane, Round};
 
-const USAGE: &str = "usage: tests/renewal.sh [--count N]      N renewals (default: 4)";
+const USAGE: &str = "\
+usage: tests/renewal.sh [--count N] [--write]
+
+  --count N    N renewals (default: 4)
+  --write      also put the table into README.md, unless a limit is missed";
 /// How many pairs of nodes there are at once, at most.
 const MOST_LANES: usize = 10;
 
 fn main() -> ExitCode {
     let mut words = std::env::args().skip(1).filter(|word| word != "--bench");
-    let (mut program, mut count) = (None, 4);
+    let (mut program, mut table, mut count) = (None, None, 4);
     while let Some(word) = words.next() {
         match word.as_str() {
             "--count" => match words.next().and_then(|word| word.parse().ok()) {
                 Some(number @ 1..) => count = number,
                 _ => return usage(),
             },
+            "--table" => table = words.next(),
             _ if program.is_none() && !word.starts_with('-') => program = Some(PathBuf::from(word)),
             _ => return usage(),
         }
@@ -47,18 +53,17 @@ fn main() -> ExitCode {
     });
     let all =
         |of: fn(&Results) -> &Vec<Round>| -> Vec<&Round> { results.iter().flat_map(of).collect() };
-    match report(
-        &all(|it| &it.renewed),
-        &all(|it| &it.dead),
-        &all(|it| &it.forced),
-        &all(|it| &it.quiet),
-    ) {
-        true => ExitCode::SUCCESS,
-        false => {
-            println!("A limit is missed.");
-            ExitCode::FAILURE
-        }
+    let [renewed, dead, forced, quiet] =
+        [all(|it| &it.renewed), all(|it| &it.dead), all(|it| &it.forced), all(|it| &it.quiet)];
+    if !report(&renewed, &dead, &forced, &quiet) {
+        println!("A limit is missed.");
+        return ExitCode::FAILURE;
     }
+    if let Some(path) = table {
+        let written = fs::write(&path, markdown(&renewed, &dead, &forced));
+        written.unwrap_or_else(|error| panic!("cannot write {path}: {error}"));
+    }
+    ExitCode::SUCCESS
 }
 
 fn usage() -> ExitCode {
@@ -156,6 +161,25 @@ fn report(renewed: &[&Round], dead: &[&Round], forced: &[&Round], quiet: &[&Roun
         row(&format!("nothing done: stall, {name}, ms"), stalls(quiet, over_derp).0, "", true);
     }
     kept
+}
+
+/// The table in README.md.
+fn markdown(renewed: &[&Round], dead: &[&Round], forced: &[&Round]) -> String {
+    let in_time = renewed.iter().filter(|round| round.is_in_time && round.is_same).count();
+    let count = renewed.len();
+    let mut table = format!(
+        "| | tailscale-autoconnect | `tailscale up --force-reauth` |\n|---|---|---|\n\
+         | renewed in time, with the same name, addresses and settings | {in_time} of {count} | by hand |\n"
+    );
+    for (name, over_derp) in [("direct", false), ("over DERP", true)] {
+        let [ours, theirs, refused] =
+            [renewed, forced, dead].map(|rounds| stalls(rounds, over_derp).0);
+        table += &format!(
+            "| longest stall of an open TCP stream, {name}, ms | {ours} | {theirs} |\n\
+             | the same when the key in the file is dead | {refused} | – |\n"
+        );
+    }
+    table
 }
 
 /// In words, at p95 and at most.
