@@ -34,6 +34,9 @@ const BETWEEN_TRIES: u32 = 100;
 /// The longest that a renewal may take, which is no more than this part of the life.
 const RENEWAL_PATIENCE: Duration = Duration::from_secs(10);
 const RENEWAL_PART: u32 = 10;
+/// The control server tells the peers of a new node key. A WireGuard handshake that comes before they
+/// know it is lost, and the next one comes five seconds later (measured on 1.98.10).
+const PEERS_LEARN: Duration = Duration::from_millis(50);
 /// A part of a life is no shorter than that.
 const LEAST_PART: Duration = Duration::from_millis(100);
 /// How long nothing is looked at while nothing is told.
@@ -72,7 +75,7 @@ pub enum Keeping {
     /// becomes of the node is our own doing.
     Unheard { until: Time },
     /// There is a new node key, and the peers are to hear of it.
-    Came,
+    Came { since: Time },
     /// The node has left its tailnet without anybody's will, and is logged in as at a boot.
     Lost,
     /// Somebody has taken it off its tailnet.
@@ -205,7 +208,7 @@ impl Machine {
             (Situation::ConnectedWithDeadKey(words), _) => refused(words),
             (_, Some(LoginError::Refused(refusal))) => refused(&refusal.words),
             _ if situation.is_connected() && self.node_key().is_some_and(|key| key != before) => {
-                Some(Keeping::Came)
+                Some(Keeping::Came { since: now })
             }
             (_, error) if now >= since.saturating_add(self.renewal_patience()) => {
                 let words =
@@ -302,7 +305,10 @@ impl Machine {
         use Situation as S;
         match (keeping, situation) {
             (Keeping::Failed { .. }, _) => Some(Action::Restart(Why::Renewal)),
-            (Keeping::Came, _) => Some(Action::Ping),
+            (Keeping::Came { since }, _) => {
+                let learnt = since.saturating_add(PEERS_LEARN);
+                Some(if now < learnt { Action::Wait(self.staying(), learnt) } else { Action::Ping })
+            }
             (Keeping::Sent { since, .. }, _) => {
                 let limit = since.saturating_add(self.renewal_patience());
                 let look =
