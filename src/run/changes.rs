@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
-use super::Run;
+use super::{CATCH_UP_LIMIT, Run};
 use crate::failure::Connected;
 use crate::prefs::Prefs;
 use crate::tailscaled::{LocalApiError, Profile};
@@ -44,29 +44,63 @@ impl Run<'_> {
     }
 
     pub(super) async fn put_back(
-        &self,
+        &mut self,
         prefs: Prefs,
         profile: Option<&Profile>,
     ) -> Result<Option<Vec<String>>, LocalApiError> {
         if !self.is_profile(profile).await? {
             return Ok(None);
         }
+        let not_taken = self.set(&prefs).await?;
+        if !self.is_profile(profile).await? {
+            self.give_back(&prefs).await?;
+            return Ok(None);
+        }
+        Ok(Some(not_taken))
+    }
+
+    /// Sets the preferences, and names those that are not taken.
+    async fn set(&self, prefs: &Prefs) -> Result<Vec<String>, LocalApiError> {
         let names: Vec<&str> = prefs.keys().map(String::as_str).collect();
         log::info!("putting back settings that the login changed: {}", names.join(", "));
-        match self.api.edit_prefs(&prefs).await {
+        match self.api.edit_prefs(prefs).await {
             Err(error) if !error.is_silence() => {}
-            done => return done.map(|()| Some(Vec::new())),
+            done => return done.map(|()| Vec::new()),
         }
         // One that tailscaled doesn't take must not cost the others.
         let mut not_taken = Vec::new();
         for (name, old) in prefs {
-            match self.api.edit_prefs(&Prefs::from_iter([(name.clone(), old)])).await {
+            match self.api.edit_prefs(&Prefs::from_iter([(name.clone(), old.clone())])).await {
                 Ok(()) => {}
                 Err(error) if error.is_silence() => return Err(error),
                 Err(error) => not_taken.push(format!("{name} ({error})")),
             }
         }
-        Ok(Some(not_taken))
+        Ok(not_taken)
+    }
+
+    /// Where somebody has switched to another profile in that very moment, it's that one's settings that
+    /// were set: the bus tells how they were.
+    async fn give_back(&mut self, set: &Prefs) -> Result<(), LocalApiError> {
+        let now = self.api.prefs().await?;
+        let mut told = Vec::new();
+        let catch_up = async {
+            while told.last() != Some(&now) {
+                told.extend(self.bus.told().await.prefs);
+            }
+        };
+        let _ = timeout(CATCH_UP_LIMIT, catch_up).await;
+        let are_set =
+            |prefs: &Prefs| set.iter().all(|(name, value)| prefs.get(name) == Some(value));
+        if let [.., before, after] = told.as_slice()
+            && are_set(after)
+            && !are_set(before)
+        {
+            let own = before.iter().filter(|(name, _)| set.contains_key(*name));
+            let own = own.map(|(name, value)| (name.clone(), value.clone())).collect();
+            self.api.edit_prefs(&own).await?;
+        }
+        Ok(())
     }
 
     /// Also tells the preferences afterwards, which show whether it was too late.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tailnet_harness::{
-    FakeCli, Finished, KeyFile, Node, Run, Running, Signal, Tailnet, needs_version,
+    CountingProxy, FakeCli, Finished, KeyFile, Node, Run, Running, Signal, Tailnet, needs_version,
 };
 
 use crate::joined::{Joined, assert_connected};
@@ -306,18 +306,9 @@ fn what_an_admin_sets_after_a_run_was_killed_stays() {
 
 #[test]
 fn a_login_pending_on_one_profile_leaves_another_alone() {
-    let joined = Joined::new();
+    let (joined, before, mine, other, theirs) =
+        two_profiles(&["--ssh", "--accept-routes", "--operator=nobody"]);
     let Joined { tailnet, node, .. } = &joined;
-    set(node, &["--ssh", "--accept-routes", "--operator=nobody"]);
-    let mine = profile(node);
-    new_profile(node);
-    let other = Tailnet::start();
-    node.join(&other);
-    let theirs = (profile(node), settings(node));
-    switch_to(node, &mine);
-    node.wait_online();
-    joined.expire();
-    let before = settings(node);
     let file = KeyFile::new(tailnet.single_use_key());
     tailnet.fault("down");
     let run = program_without_server(node, &file).spawn();
@@ -339,6 +330,47 @@ fn a_login_pending_on_one_profile_leaves_another_alone() {
     switch_to(node, &mine);
     assert_connected(&joined.program(&file).run());
     joined.assert_same_device();
+    assert_kept(node, &before);
+}
+
+/// A node whose profile has these settings and an expired node key, and all of its settings; the ID of
+/// that profile, and another one.
+fn two_profiles(flags: &[&str]) -> (Joined, Value, String, Tailnet, (String, Value)) {
+    let joined = Joined::new();
+    let node = &joined.node;
+    set(node, flags);
+    let mine = profile(node);
+    new_profile(node);
+    let other = Tailnet::start();
+    node.join(&other);
+    let theirs = (profile(node), settings(node));
+    switch_to(node, &mine);
+    node.wait_online();
+    joined.expire();
+    let before = settings(node);
+    (joined, before, mine, other, theirs)
+}
+
+/// Somebody switches to it after the program has seen which one is in use, right before it sends what it
+/// puts back.
+#[test]
+fn a_switch_in_the_moment_of_a_put_back_costs_neither_profile_a_setting() {
+    let (joined, before, mine, _other, theirs) = two_profiles(&["--webclient", "--shields-up"]);
+    let Joined { tailnet, node, .. } = &joined;
+    let file = KeyFile::new(tailnet.reusable_key());
+    let proxy = CountingProxy::start(node);
+    proxy.squeeze_in("PATCH ", "POST", format!("/localapi/v0/profiles/{}", theirs.0));
+    let program = || {
+        let run = Run::new(env!("CARGO_BIN_EXE_tailscale-autoconnect")).socket(proxy.socket());
+        run.cli().authkey_file(file.path())
+    };
+    program().run().assert_code(0);
+    assert!(proxy.has_squeezed_in());
+    assert_eq!(profile(node), theirs.0);
+    assert_kept(node, &theirs.1);
+
+    switch_to(node, &mine);
+    assert_connected(&program().run());
     assert_kept(node, &before);
 }
 

@@ -10,7 +10,7 @@ use std::thread::{self, JoinHandle};
 
 use tempfile::TempDir;
 
-use crate::{Node, process};
+use crate::{Node, http, process};
 
 /// Passes everything on, both ways, and notes each request line that a client writes first in a
 /// write: enough for clients that send one request per write.
@@ -19,13 +19,31 @@ pub struct CountingProxy {
     listener: Arc<UnixListener>,
     acceptor: Option<JoinHandle<()>>,
     socket: PathBuf,
+    daemon: PathBuf,
     _dir: TempDir,
 }
 
 #[derive(Default)]
 struct Shared {
     requests: Vec<String>,
+    between: Option<Between>,
     connections: Vec<UnixStream>,
+}
+
+/// A request of somebody else's that comes right before the next one that begins so.
+struct Between {
+    before: &'static str,
+    method: &'static str,
+    path: String,
+    daemon: PathBuf,
+}
+
+impl Between {
+    fn send(&self) {
+        let stream = UnixStream::connect(&self.daemon).expect("a daemon");
+        let reply = http::ask(stream, "local-tailscaled.sock", self.method, &self.path, None);
+        assert!(reply.expect("an answer").status < 300, "{}", self.path);
+    }
 }
 
 impl CountingProxy {
@@ -47,6 +65,7 @@ impl CountingProxy {
         let shared = Arc::new(Mutex::new(Shared::default()));
         let acceptor = {
             let (shared, listener) = (Arc::clone(&shared), Arc::clone(&listener));
+            let daemon = daemon.clone();
             thread::spawn(move || {
                 while let Ok((client, _)) = listener.accept() {
                     // Without a daemon the client sees its connection closed.
@@ -56,7 +75,18 @@ impl CountingProxy {
                 }
             })
         };
-        Self { shared, listener, acceptor: Some(acceptor), socket, _dir: dir }
+        Self { shared, listener, acceptor: Some(acceptor), socket, daemon, _dir: dir }
+    }
+
+    /// The daemon gets this request right before the next one that begins with `before`.
+    pub fn squeeze_in(&self, before: &'static str, method: &'static str, path: String) {
+        let daemon = self.daemon.clone();
+        lock(&self.shared).between = Some(Between { before, method, path, daemon });
+    }
+
+    /// Whether it has got it.
+    pub fn has_squeezed_in(&self) -> bool {
+        lock(&self.shared).between.is_none()
     }
 
     /// The socket for the client.
@@ -115,7 +145,13 @@ fn pass(shared: &Arc<Mutex<Shared>>, client: &UnixStream, daemon: &UnixStream) {
                 if let Some((shared, request)) =
                     counter.as_ref().zip(request_line(&buffer[..count]))
                 {
-                    lock(shared).requests.push(request);
+                    let mut shared = lock(shared);
+                    let between = shared.between.take_if(|it| request.starts_with(it.before));
+                    shared.requests.push(request);
+                    drop(shared);
+                    if let Some(between) = between {
+                        between.send();
+                    }
                 }
                 if to.write_all(&buffer[..count]).is_err() {
                     break;
@@ -140,7 +176,7 @@ fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{FakeTailscaled, Response, http};
+    use crate::{FakeTailscaled, Response};
 
     #[test]
     fn requests_pass_and_are_counted() {
