@@ -20,7 +20,7 @@ use crate::key::{AuthKey, KeyFacts, NoKey, Parameters, Problem};
 use crate::output;
 use crate::output::notify::Notify;
 use crate::policy::{Action, Event, Machine, Setup, Situation, Time};
-use crate::prefs::{Prefs, want_running};
+use crate::prefs::Prefs;
 use crate::record::{Lock, Record, Store, machine_id};
 use crate::tailscaled::{Bus, LocalApi, LocalApiError, Status};
 use crate::up::{Ended, NotStarted, Up};
@@ -225,7 +225,11 @@ impl<'a> Run<'a> {
                 self.say_restart(&why);
                 Event::Restarted(self.api.start(None).await)
             }
-            Action::BringUp => Event::BroughtUp(self.api.edit_prefs(&want_running()).await),
+            Action::BringUp => {
+                let what = "tailscale is stopped; bringing it up, without an auth key".to_owned();
+                self.say_trying(Level::Info, what);
+                Event::BroughtUp(self.api.bring_up().await)
+            }
             Action::PutBack { prefs, profile } => {
                 Event::PutBack(self.put_back(prefs, profile.as_ref()).await)
             }

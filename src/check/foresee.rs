@@ -8,7 +8,7 @@ use crate::check::seen::Seen;
 use crate::failure::{Failure, Waiting};
 use crate::flags;
 use crate::key::NoKey;
-use crate::policy::{Action, Event, Machine, Setup, Time, Why};
+use crate::policy::{Action, Event, Machine, Setup, Time};
 use crate::tailscaled::LocalApiError;
 use crate::up::{Ended, NoVersion, NotStarted};
 
@@ -87,9 +87,7 @@ fn walk(seen: &Seen, steps: &mut Vec<Step>) -> End {
                 | Action::Write(_)
                 | Action::ReleaseKey
         );
-        if matches!(&action, Action::Restart(why) if *why != Why::BringUp)
-            && steps.contains(&Step::Rescue)
-        {
+        if matches!(action, Action::Restart(_)) && steps.contains(&Step::Rescue) {
             // What it leads to is not known; that it is done again and again is.
             let error = seen.situation().login_error().map(|error| error.words().to_owned());
             return End::Waits(Waiting::ControlServer(error));
@@ -134,20 +132,16 @@ fn walk(seen: &Seen, steps: &mut Vec<Step>) -> End {
             }
             Action::Finish(_) => return End::Connected,
             Action::Fail(failure) => return End::Fails(failure),
-            Action::Restart(Why::BringUp) => match seen.objection() {
-                Some(error) => {
-                    steps.push(Step::BringUp);
-                    Event::Restarted(Err(error.clone()))
-                }
-                None => Event::Restarted(Ok(())),
-            },
             Action::Restart(_) => {
                 steps.push(Step::Rescue);
                 Event::Restarted(Ok(()))
             }
             Action::BringUp => {
                 steps.push(Step::BringUp);
-                return End::Tries;
+                match seen.objection() {
+                    Some(error) => Event::BroughtUp(Err(error.clone())),
+                    None => return End::Tries,
+                }
             }
             Action::LogIn(_) => {
                 steps.push(Step::LogIn);

@@ -83,20 +83,15 @@ impl Machine {
             }
             S::Connected | S::ConnectedWithDeadKey(_) | S::AddressPending(_) => self.finish(),
 
-            // An auth key would not help here, and could take the node off.
-            S::Settling { trouble, .. } => match trouble {
-                _ if elsewhere && (trouble.is_some() || lasted >= SETTLING_PATIENCE) => {
-                    self.log_in(now)
-                }
-                Some(_) if self.may_restart(error, lasted, now) => Action::Restart(Why::Offline),
-                Some(why) => self.wait(Waiting::ControlServer(Some(why.clone())), now),
-                None => self.wait_until(
-                    Waiting::Settling,
-                    self.since.saturating_add(SETTLING_PATIENCE),
-                    now,
-                ),
-            },
-            S::SettlingNew { trouble: Some(_), .. } if elsewhere => self.log_in(now),
+            // A moment after its start it is not online yet.
+            S::Settling { trouble, .. }
+            | S::SettlingNew { trouble, .. }
+            | S::Offline { trouble, .. }
+                if elsewhere && (trouble.is_some() || lasted >= SETTLING_PATIENCE) =>
+            {
+                self.log_in(now)
+            }
+            S::Stopped | S::NeedsApproval if elsewhere => self.log_in(now),
             // Nothing comes of it by itself: a login has failed half-way, as on a disk that was full.
             S::SettlingNew { trouble: None, .. }
             | S::SettlingNew { error: Some(LoginError::Unknown(_)), .. }
@@ -104,34 +99,20 @@ impl Machine {
             {
                 self.log_in_unless_others(lasted, now)
             }
-            S::SettlingNew { trouble: None, .. } => self.wait_until(
-                Waiting::Settling,
-                self.since.saturating_add(SETTLING_PATIENCE),
-                now,
-            ),
-            S::SettlingNew { trouble, .. } => {
-                self.wait(Waiting::ControlServer(trouble.clone()), now)
-            }
-            // A moment after its start it is not online yet.
-            S::Offline { trouble, .. }
-                if elsewhere && (trouble.is_some() || lasted >= SETTLING_PATIENCE) =>
-            {
-                self.log_in(now)
-            }
-            S::Offline { .. } if self.may_restart(error, lasted, now) => {
+            // An auth key would not help here, and could take the node off.
+            S::Settling { .. } | S::Offline { .. } if self.may_restart(error, lasted, now) => {
                 Action::Restart(Why::Offline)
             }
-            S::Offline { trouble, .. } => self.wait(Waiting::ControlServer(trouble.clone()), now),
+            S::Settling { trouble: None, .. } | S::SettlingNew { trouble: None, .. } => {
+                let until = self.since.saturating_add(SETTLING_PATIENCE);
+                self.wait_until(Waiting::Settling, until, now)
+            }
+            S::Settling { trouble, .. }
+            | S::SettlingNew { trouble, .. }
+            | S::Offline { trouble, .. } => self.wait(Waiting::ControlServer(trouble.clone()), now),
 
-            S::Stopped if elsewhere => self.log_in(now),
-            S::Stopped => match self.bring_up {
-                // tailscaled remembers the auth key of its last login, and would send it again.
-                BringUp::No => Action::Restart(Why::BringUp),
-                BringUp::Restarted => Action::BringUp,
-                BringUp::Done => self.wait(Waiting::StoppedByOther, now),
-            },
-
-            S::NeedsApproval if elsewhere => self.log_in(now),
+            S::Stopped if self.brought_up => self.wait(Waiting::StoppedByOther, now),
+            S::Stopped => Action::BringUp,
             S::NeedsApproval => self.wait(Waiting::Approval, now),
 
             S::NeedsLogin { .. } => self.log_in_unless_others(lasted, now),

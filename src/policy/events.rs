@@ -230,7 +230,6 @@ impl Machine {
             None => false,
         };
         self.situation = None;
-        let stopped = self.status.as_ref().is_some_and(|status| status.backend_state == "Stopped");
         if result.as_ref().err().is_none_or(LocalApiError::is_refusal)
             && let Stay::Begun(Keeping::Failed { words, refused }) = self.stay.clone()
         {
@@ -239,9 +238,8 @@ impl Machine {
         match result {
             Ok(()) => {
                 self.objection = None;
-                match stopped {
-                    true => self.bring_up = BringUp::Restarted,
-                    false if is_stranded => self.stranded.next(now, RETRY_FIRST, &mut self.rng),
+                match is_stranded {
+                    true => self.stranded.next(now, RETRY_FIRST, &mut self.rng),
                     false => self.offline.next(now, 2 * OFFLINE_PATIENCE, &mut self.rng),
                 }
                 // Whatever the cause of the next one, it does not come at once.
@@ -252,9 +250,6 @@ impl Machine {
                 self.lost_the_key("an auth key was refused, perhaps another one", now);
             }
             Err(error) if error.is_refusal() => {
-                if stopped {
-                    self.login = Login::Impossible(Failure::of_change(&error));
-                }
                 // The node may come online without it.
                 self.notes.push(Note::CannotRestart(error.to_string()));
                 self.stranded.not_before = now.saturating_add(RETRY_LONGEST);
@@ -267,7 +262,10 @@ impl Machine {
     fn on_brought_up(&mut self, result: Result<(), LocalApiError>, now: Time) {
         self.situation = None;
         match result {
-            Ok(()) => self.bring_up = BringUp::Done,
+            Ok(()) => {
+                self.objection = None;
+                self.brought_up = true;
+            }
             Err(error) if error.is_refusal() => {
                 self.login = Login::Impossible(Failure::of_change(&error));
             }

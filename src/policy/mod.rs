@@ -107,7 +107,7 @@ pub enum Action {
     StopCommand,
     /// Restart the login without a key.
     Restart(Why),
-    /// Set WantRunning, and nothing else.
+    /// Restart the login without a key, and set WantRunning, and nothing else.
     BringUp,
     /// Set these preferences, if the profile is the one of the login.
     PutBack {
@@ -144,8 +144,6 @@ pub enum Why {
     Offline,
     /// A renewal has failed.
     Renewal,
-    /// tailscaled would send the key of its last login when it is brought up.
-    BringUp,
 }
 
 impl Action {
@@ -160,7 +158,7 @@ impl Action {
             Self::Write(_) => "write_record",
             Self::LogIn(_) => "log_in",
             Self::StopCommand => "abandon_login",
-            Self::Restart(Why::BringUp) | Self::BringUp => "bring_up",
+            Self::BringUp => "bring_up",
             Self::Restart(Why::Renewal) => "forget_key",
             Self::Restart(_) => "rescue",
             Self::Renew | Self::Postpone(_) => "renew",
@@ -241,15 +239,6 @@ enum Key {
 struct Known {
     prefs: Prefs,
     profile: Option<Profile>,
-}
-
-/// How a bring-up of a stopped node stands.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum BringUp {
-    No,
-    /// tailscaled has forgotten the key of its last login.
-    Restarted,
-    Done,
 }
 
 /// Tries that get rarer.
@@ -337,7 +326,8 @@ pub struct Machine {
     others_login: bool,
     stranded: Backoff,
     offline: Backoff,
-    bring_up: BringUp,
+    /// The node was stopped, and this run has brought it up.
+    brought_up: bool,
     objection: Option<Objection>,
     stopping: Option<Stopping>,
     stay: Stay,
@@ -384,7 +374,7 @@ impl Machine {
             others_login: false,
             stranded: Backoff::default(),
             offline: Backoff::default(),
-            bring_up: BringUp::No,
+            brought_up: false,
             objection: None,
             stopping: None,
             notes: Vec::new(),
@@ -436,6 +426,10 @@ impl Machine {
     /// Whether the preferences matter for a login, and with them their profile.
     pub fn follows_login(&self) -> bool {
         self.history.is_some()
+    }
+
+    fn has_node_key(&self) -> bool {
+        self.status.as_ref().is_some_and(|status| status.have_node_key)
     }
 
     /// Whether the history can be of this profile.

@@ -11,7 +11,7 @@ use crate::policy::is_same_server;
 use crate::prefs::{self, Prefs};
 
 /// The preferences of a node in the course of a login.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct History {
     /// As they are to be if the login fails.
     original: Prefs,
@@ -43,19 +43,7 @@ impl History {
     pub fn new(before: Prefs, asked: Vec<String>, version: (u32, u32)) -> Self {
         let wanted = prefs::chosen(before.clone(), version);
         let ours = prefs::as_flags(&wanted, &asked, version);
-        Self {
-            last: before.clone(),
-            original: before,
-            wanted,
-            asked,
-            ours,
-            replaced: false,
-            in_vain: false,
-            of_login: Prefs::new(),
-            returned: false,
-            return_untold: false,
-            touched: false,
-        }
+        Self { last: before.clone(), original: before, wanted, asked, ours, ..Self::default() }
     }
 
     /// The same node, about to be logged in once more, with these preferences `now`: what the first

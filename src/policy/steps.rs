@@ -186,7 +186,7 @@ impl Machine {
     /// A refused key is not sent again before the file holds another. The secret may have been
     /// replaced since it was read, and the file let go: the record of the login tells which it was.
     pub(super) fn refused(&mut self, refusal: Refusal, begun: Option<BegunLogin>, now: Time) {
-        let has_node_key = self.status.as_ref().is_some_and(|status| status.have_node_key);
+        let has_node_key = self.has_node_key();
         let begun = begun.filter(|_| refusal.what.is_key());
         let refused = begun.as_ref().map(|begun| begun.key.clone());
         if let (Some(BegunLogin { key, server, .. }), Some(record)) = (begun, &mut self.record) {
@@ -215,12 +215,11 @@ impl Machine {
         now: Time,
     ) -> Option<Action> {
         use Situation as S;
-        let has_node_key = self.status.as_ref().is_some_and(|status| status.have_node_key);
         let may_recover = match situation {
             // The last refusal is shown until the answer to the node key is there.
             S::Settling { .. } | S::Offline { .. } => true,
             // Either that lets it in, or it asks for a person.
-            S::NeedsLogin { .. } => has_node_key,
+            S::NeedsLogin { .. } => self.has_node_key(),
             _ => false,
         };
         match &self.key {
@@ -233,7 +232,9 @@ impl Machine {
                 (now < until).then(|| self.wait_for_retry(&refusal.words, until, now))
             }
             // As it was before the login. The node key may be enough.
-            _ if *situation == S::Stopped && has_node_key && !self.is_asked_elsewhere() => None,
+            _ if *situation == S::Stopped && self.has_node_key() && !self.is_asked_elsewhere() => {
+                None
+            }
             // The secret was replaced in the meantime.
             Key::Ready(facts) if refused.is_some_and(|refused| *refused != facts.digest) => None,
             _ => Some(Action::Fail(Failure::Refused(refusal.clone()))),

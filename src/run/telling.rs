@@ -71,10 +71,6 @@ impl Run<'_> {
                 Level::Info,
                 "still not online; restarting the login, without an auth key".to_owned(),
             ),
-            Why::BringUp => (
-                Level::Info,
-                "tailscale is stopped; bringing it up, without an auth key".to_owned(),
-            ),
         };
         self.say_trying(level, what);
     }

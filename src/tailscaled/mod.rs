@@ -25,7 +25,7 @@ use zeroize::Zeroizing;
 pub use crate::tailscaled::bus::{Bus, Notice};
 pub use crate::tailscaled::status::Status;
 
-use crate::prefs::{Prefs, masked};
+use crate::prefs::{Prefs, masked, want_running};
 use crate::redact::excerpt;
 
 /// tailscaled accepts only this host name (and none), see `validHost` in localapi.go.
@@ -199,6 +199,13 @@ impl LocalApi {
         let request = self.client.post(format!("{BASE}/start"));
         let body = json!({ "UpdatePrefs": prefs });
         answer(request.json(&body)).await.map(drop)
+    }
+
+    /// Brings a node up that is stopped, and touches no setting. tailscaled remembers the auth key of its
+    /// last login, and would send it again.
+    pub async fn bring_up(&self) -> Result<(), LocalApiError> {
+        self.start(None).await?;
+        self.edit_prefs(&want_running()).await
     }
 
     /// Renews the node key of a node that is online: `start` is the body of a request with an auth key

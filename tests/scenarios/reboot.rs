@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use tailnet_harness::{KeyFile, Node, Tailnet};
+use tailnet_harness::{KeyFile, Node, Tailnet, needs_version};
 
 use crate::control_server::connection_refused;
 use crate::joined::{Joined, assert_connected, dead_key, has_map_on_disk};
@@ -111,6 +111,12 @@ fn a_stopped_node_is_brought_up_without_its_dead_key_and_keeps_its_settings() {
 
 #[test]
 fn a_node_that_was_stopped_before_a_reboot_is_brought_up_as_well() {
+    // Whoever brings it up: 1.66.4 may look for its DERP home before it is at its control server, and on a
+    // tailnet without peers it never looks again (`maybeSetNearestDERP` in wgengine/magicsock/derp.go).
+    let why = "tailscaled may stay without a DERP home (1.66.4 did in 8 of 43 runs, 1.80.3 cannot)";
+    if !needs_version((1, 80), why) {
+        return;
+    }
     a_stopped_node_is_brought_up(true);
 }
 

@@ -748,6 +748,7 @@ impl World {
             Action::BringUp => {
                 let result = self.mostly();
                 if result.is_ok() {
+                    self.start(None);
                     let up = prefs::want_running();
                     self.profile_mut().wanted.extend(up.clone());
                     self.change(&up);
