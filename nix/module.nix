@@ -236,8 +236,8 @@ in
       tailscale-autoconnect, which joins this machine to its tailnet at boot. It also enables
       {option}`services.tailscale`, and takes the place of {option}`services.tailscale.authKeyFile`.
 
-      A service that needs the tailnet says
-      `wants = after = [ "tailscale-autoconnect.service" ]`. The service then starts when the machine
+      A service that needs the tailnet sets `wants` and `after` to
+      `[ "tailscale-autoconnect.service" ]`. The service then starts when the machine
       is connected and its addresses can be used, or after
       {option}`services.tailscale-autoconnect.readyAfter`
     '';
@@ -296,7 +296,7 @@ in
         type = types.nullOr types.bool;
         default = tailscale.authKeyParameters.preauthorized or null;
         defaultText = literalExpression "config.services.tailscale.authKeyParameters.preauthorized";
-        description = "Whether the device needs no approval. Only for an OAuth client secret.";
+        description = "Whether the device is approved in advance. Only for an OAuth client secret.";
       };
       baseURL = mkOption {
         type = types.nullOr types.str;
@@ -324,8 +324,8 @@ in
         Flags for {command}`tailscale up` when the machine logs in. They come after those of
         {option}`services.tailscale.extraUpFlags`. If a flag is given twice, the last one counts.
 
-        A machine that has joined does not log in again when these flags change. Change it with
-        {option}`services.tailscale.extraSetFlags`.
+        A machine that has joined does not log in again when these flags change. To change its
+        settings, use {option}`services.tailscale.extraSetFlags`.
       '';
     };
 
@@ -334,8 +334,8 @@ in
       default = null;
       example = "infinity";
       description = ''
-        How long services that are ordered after this one wait at most until the machine is connected
-        (`15s` if null). The service continues to try after that. With `infinity`, they wait until the
+        The longest time that services ordered after this one wait for the connection (`15s` if null).
+        This service keeps trying after that. With `infinity`, they wait until the
         machine is connected, and so does a target that wants them, such as `multi-user.target`.
       '';
     };
@@ -345,7 +345,7 @@ in
       default = null;
       example = "10min";
       description = ''
-        When to give up, so that systemd tries again later. With null, the service continues to try.
+        When to give up, so that systemd tries again later. With null, the service keeps trying.
       '';
     };
 
@@ -353,8 +353,9 @@ in
       type = types.bool;
       default = true;
       description = ''
-        Whether the service stays when the machine is connected, and renews its node key in time. If
-        not, the service ends then, and runs again when tailscaled is started or restarted.
+        Whether the service stays when the machine is connected, and renews its node key in time.
+        Otherwise it ends when the machine is connected, and runs again when tailscaled is started or
+        restarted.
       '';
     };
 
@@ -362,8 +363,8 @@ in
       type = types.bool;
       default = false;
       description = ''
-        Whether a machine joins again after somebody has deleted it, as it happens to ephemeral ones.
-        Only for a service that stays.
+        Whether a machine joins again after it was deleted, as ephemeral machines are. Only for a
+        service that stays.
       '';
     };
 
@@ -372,8 +373,8 @@ in
       default = null;
       example = "/var/lib/node-exporter/tailscale-autoconnect.prom";
       description = ''
-        File for the textfile collector of the Prometheus node exporter. It is written every five
-        minutes, in the directory that you give to the collector.
+        File for the textfile collector of the Prometheus node exporter. The module writes it every
+        five minutes. Give its directory to the collector.
       '';
     };
 

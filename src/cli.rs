@@ -19,8 +19,8 @@ use crate::server::{self, http_url};
 /// Join this machine to its tailnet with an auth key from a file
 ///
 /// Waits until tailscaled has settled. If the node is connected, it is done. Otherwise it runs
-/// `tailscale up` with the auth key. A node with a valid node key never needs the auth key, and
-/// the key file need not even exist.
+/// `tailscale up` with the auth key. A node with a valid node key does not need the auth key, and
+/// the key file need not exist.
 #[derive(Debug, Parser)]
 #[command(
     version,
@@ -53,7 +53,7 @@ pub struct Options {
     /// Without that file, end with 0 and do nothing
     ///
     /// For machines that may have no key, as in an image for many. A node that needs no login is brought
-    /// up as ever. A file that comes later is used by the next run.
+    /// up as usual. The next run uses a file that comes later.
     #[arg(long, hide_short_help = true)]
     pub authkey_optional: bool,
 
@@ -67,7 +67,7 @@ pub struct Options {
 
     /// Control server, if it is not Tailscale's
     ///
-    /// May also stand after `--`, but not in both places.
+    /// It may instead be given after `--`.
     #[arg(long, value_name = "URL", value_parser = login_server)]
     pub login_server: Option<String>,
 
@@ -90,22 +90,22 @@ pub struct Options {
 
     /// Give up after this time [default: never]
     ///
-    /// Without it, the program keeps trying until the node is connected or cannot connect. Half a
-    /// second is the least: it is enough to see that the node is connected.
+    /// Without it, the program keeps trying until the node is connected or cannot connect. The
+    /// least is half a second: enough to see that the node is connected.
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub timeout: Option<Duration>,
 
     /// Tell systemd READY by then
     ///
-    /// The boot goes on then, and so does the work. With `infinity`, systemd is told only when the
+    /// The boot then continues, and so does the work. With `infinity`, systemd is told only when the
     /// node is connected.
     #[arg(long, value_name = "TIME", default_value = "15s", value_parser = duration)]
     pub ready_after: Duration,
 
     /// Stay when connected, and renew the node key in time
     ///
-    /// The process continues after READY. It renews the node key with the auth key at 70 to 90 % of
-    /// its life, and logs in again when the node key has expired. It leaves a node alone that
+    /// The process does not end after READY. It renews the node key with the auth key at 70 to 90 % of
+    /// its lifetime, and logs in again when the node key has expired. It leaves a node alone that
     /// somebody has stopped, logged out, expired or deleted.
     #[arg(long)]
     pub stay: bool,
@@ -120,8 +120,8 @@ pub struct Options {
     ///
     /// Prints what it sees, what a run would do, and one thing to do next. It sends no key. The
     /// exit status is the one that a run would end with as things stand: 0 only if the node is
-    /// connected now, and 75, or 69 without tailscaled, where a run would wait or try. Give it the
-    /// other options of the run too.
+    /// connected now. If a run would wait or try, it is 75, or 69 without tailscaled. Give it the
+    /// options of the run.
     #[arg(long = "check")]
     pub check_only: bool,
 
@@ -144,7 +144,7 @@ pub struct Options {
 
     /// Say warnings and errors only
     ///
-    /// There is no live line on a terminal either.
+    /// A terminal shows no live line either.
     #[arg(short, long)]
     pub quiet: bool,
 
@@ -229,7 +229,7 @@ impl Options {
             return Err(Mistake::CannotRun { program, error }.into());
         }
         if self.metrics && (!self.check_only || self.json) {
-            return usage("--metrics is a form of --check, and not together with --json");
+            return usage("--metrics needs --check, and cannot be used with --json");
         }
         flags::check(&self.up_flags).map_err(Failure::Usage)?;
         if self.login_server.is_some() && self.login_server_flag().is_some() {

@@ -67,7 +67,7 @@ pub enum Failure {
     #[error("there is no auth key file {}, which is optional; nothing to do", .0.display())]
     NoKey(PathBuf),
     #[error(
-        "the auth key in {} was refused in a run before, and is not sent again: {words}; \
+        "the auth key in {} was refused in an earlier run, and is not sent again: {words}; \
          make a new key, put it into the key file and start again", .file.display()
     )]
     RefusedBefore { file: PathBuf, words: String },
@@ -88,7 +88,7 @@ impl Refused {
                 "make a new key, put it into the key file and start again"
             }
             Self::Owner => {
-                "let the owner of the key in again, or make a key of another, and start again"
+                "give the owner of the key access again, or make a key of another user, and start again"
             }
             Self::Tags => {
                 "correct --advertise-tags, or make a new key that may have these tags, and start again"

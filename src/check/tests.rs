@@ -352,7 +352,7 @@ fn the_verdicts_one_by_one() {
         (with_access("Stopped", locked()), Kind::Failure, 78, "or unlock it"),
         (at_other_server(KeyKind::Auth), Kind::Failure, 78, "use a key that this server has made"),
         (at_other_server(KeyKind::Headscale), Kind::NeedsLogin, 75, "needs a login"),
-        (refused_before, Kind::Failure, 77, "refused in a run before"),
+        (refused_before, Kind::Failure, 77, "refused in an earlier run"),
         (
             of(asking(status("NeedsMachineAuth"))),
             Kind::Approval,

@@ -163,7 +163,7 @@ pub fn table(rows: &[Row], field: &Field) -> String {
         }
         text.push_str(" |\n");
     }
-    text.push_str("\nMedians, with the quartiles in brackets, and how many times ours that is.\n");
+    text.push_str("\nMedians, with the quartiles in brackets, and each as a multiple of ours.\n");
     text
 }
 

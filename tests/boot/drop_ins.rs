@@ -68,7 +68,7 @@ fn what_is_remembered_can_be_kept_in_run() {
     let sent = tailnet.state().key(&dead).attempts;
     let _ = machine.try_run(&["systemctl", "restart", UNIT]);
     machine.wait_ours("failed", failed);
-    machine.wait_exit_shown("77/NOPERM", "was refused in a run before");
+    machine.wait_exit_shown("77/NOPERM", "was refused in an earlier run");
 
     assert_eq!(tailnet.state().key(&dead).attempts, sent);
     assert!(!machine.inside("var/lib/tailscale-autoconnect").exists());

@@ -139,7 +139,7 @@ pub fn refused_key(debian: Debian) {
     let sent = tailnet.state().key(&dead).attempts;
     tailnet.assert_no_key_is_sent();
     // Nor does a run send it again, whatever comes between.
-    let again = "was refused in a run before";
+    let again = "was refused in an earlier run";
     let refuses_by_itself = |machine: &Machine| {
         let ours = machine.wait_ours("failed", |unit| unit.is("ActiveState", "failed"));
         assert_eq!(ours.end(), "exited 77");

@@ -762,7 +762,7 @@ fn a_refused_key_of_a_fresh_node_is_named_with_the_file_for_the_next_one() {
     fresh
         .check(&fresh.program())
         .is(77, "failure", "the auth key in ")
-        .advises("was refused in a run before, and is not sent again: authkey expired");
+        .advises("was refused in an earlier run, and is not sent again: authkey expired");
     fresh.file.swap(&fresh.key);
     fresh.check(&fresh.program()).is(75, "needs-login", "this node needs a login");
     fresh.tailnet.assert_no_key_is_sent();
