@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
+use expect_test::expect;
 use serde_json::json;
 
 use crate::check::finding::{Finding, Kind, conclude};
@@ -532,6 +533,35 @@ fn what_stands_in_the_way_is_a_problem_and_the_rest_is_not() {
     assert_eq!(mark(seen(Ok(erring(status("NoState")))), "health"), Mark::Problem);
     let connected = online(erring(status("Running")));
     assert_eq!(mark(seen(Ok(connected)), "health"), Mark::Note);
+}
+
+#[test]
+fn the_text_says_what_is_seen_what_a_run_would_do_and_the_verdict() {
+    let report = Report::new(seen(Ok(with_error(status("NeedsLogin"), REFUSAL))));
+    expect![[r#"
+        ok       socket          /s, owner root, mode 0600
+        ok       tailscaled      1.98.10-t1-g2, userspace networking
+        ok       permission      this user may change its settings
+        problem  state           NeedsLogin: it is new, or was logged out
+        note     online          no
+        note     node key        none
+        ok       control server  https://controlplane.tailscale.com (Tailscale's), not
+                                 used so far
+        problem  health          You are logged out. The last login error was: invalid
+                                 key: API key does not exist
+        ok       key file        /k: an auth key of Tailscale; owner root, mode 0600,
+                                 written 1 minute ago
+        ok       other run       none holds the auth key
+        ok       command         /usr/bin/tailscale, version 1.98.10
+        ok       settings        as on a new node
+                 a run would     restart the login without a key, then log in with the
+                                 auth key
+
+        verdict: the control server refused the auth key that was sent last (invalid
+        key: API key does not exist); put a new key into /k if it still holds that one,
+        and start a run: systemctl restart tailscale-autoconnect
+    "#]]
+    .assert_eq(&report.to_text(false));
 }
 
 #[test]

@@ -1,10 +1,8 @@
 //! The completions of the shells, in `units/completions/`, are what clap makes of the options.
 
-use std::fs;
-use std::path::Path;
-
 use clap::{Arg, Command, ValueHint};
 use clap_complete::{Generator, Shell};
+use expect_test::expect_file;
 
 use crate::cli::Options;
 
@@ -34,19 +32,9 @@ fn hinted(option: Arg) -> Arg {
 
 #[test]
 fn the_completions_are_made_of_the_options() {
-    let update = std::env::var_os("UPDATE").is_some_and(|update| update == "1");
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("units/completions");
     for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
-        let file = folder.join(shell.file_name(NAME));
-        let made = completions(shell);
-        if update {
-            fs::write(&file, &made).unwrap();
-        }
-        let is_current = fs::read_to_string(&file).is_ok_and(|text| text == made);
-        assert!(
-            is_current,
-            "{} is out of date: UPDATE=1 cargo test --bins completions",
-            file.display()
-        );
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/units/completions/");
+        let file = folder.to_owned() + &shell.file_name(NAME);
+        expect_file![file].assert_eq(&completions(shell));
     }
 }
