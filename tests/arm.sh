@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Builds the program and its Debian package for arm64 with Debian's own cross toolchain, and runs
-# the program in the tests of the command line under qemu. Exit code 77 if the toolchain cannot be had.
+# Builds the program and its Debian package for arm64 with Debian's own cross toolchain. Under qemu, it runs
+# the unit tests, and the program in the tests of the command line and on a stand-in for tailscaled. Exit
+# code 77 if the toolchain cannot be had.
 #
 # The toolchain is in a Debian root of its own, made once (two gigabytes, some minutes) and kept in
 # the cache of tests/tailnet/build.sh: the release of this machine may have too old a compiler.
@@ -80,10 +81,23 @@ version=$("$arm" --version)
 say "$version"
 [[ $version == "tailscale-autoconnect $(dpkg-deb --field "$package" Version | sed 's/-[0-9]*$//')" ]]
 
-# The tests of the command line run here. The program that they start is the one of the package: a mount
-# namespace of theirs has it in the place of the one for this machine.
+# The unit tests, built for arm64, in the root. Under qemu, they are optimized and each property gets few cases.
+in_root env SEQUENCES=20 PROPTEST_CASES=16 CARGO_PROFILE_DEV_OPT_LEVEL=1 \
+    CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER='qemu-aarch64 -L /usr/aarch64-linux-gnu' \
+    cargo test --quiet --locked --target "$target" --bins
+
+# The tests of the command line and those on a stand-in for tailscaled run here. The program that they
+# start is the one of the package: a mount namespace of theirs has it in the place of the one for this
+# machine.
+left_out=()
+leave_out() {
+    say "--- SKIP: $1: $2"
+    left_out+=(--skip "$1")
+}
+leave_out a_connected_node_needs_no_time "the program has half a second in it, too little under qemu"
+leave_out a_command_that_is_being_written_is_run_later \
+    "under qemu, a program is not told that a command cannot be started"
 runner="['unshare', '--mount', '--propagation', 'private', 'sh', '-euc',
     'mount --bind \"\$1\" \"\$2\"; shift 2; exec \"\$@\"', 'sh', '$arm', '$(target_folder)/debug/tailscale-autoconnect']"
-cargo test --quiet --locked --config "target.'cfg(all())'.runner = ${runner//$'\n'/}" \
-    --no-fail-fast --test command_line -- --skip a_connected_node_needs_no_time
-say "left out: a_connected_node_needs_no_time (the program has half a second in it, too little under qemu)"
+EMULATED=1 cargo test --quiet --locked --config "target.'cfg(all())'.runner = ${runner//$'\n'/}" \
+    --no-fail-fast --test command_line --test fake_tailscaled -- "${left_out[@]}"

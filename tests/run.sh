@@ -48,7 +48,7 @@ declare -A about=(
     [clippy]="no lint complains of the Rust code"
     [scripts]="shellcheck finds nothing in the scripts, actionlint nothing in the workflows"
     [go]="the control server of the test tailnet: gofmt, go vet, its tests"
-    [deny]="licences and sources of the dependencies"
+    [deny]="licenses and sources of the dependencies"
     [advisories]="no dependency has a known vulnerability"
     [build]="the program, real tailscaled, the control server"
     [oldest]="the oldest Rust that Cargo.toml allows can build the program"
@@ -63,7 +63,7 @@ declare -A about=(
     [demo]="tests/demo.sh"
     [measure]="tests/measure.sh timed: the times that must be kept"
     [idle]="tests/measure.sh idle: what a run that waits costs; it begins after the build, beside the others"
-    [arm]="tests/arm.sh: the Debian package for arm64, and its tests of the command line under qemu (only by name)"
+    [arm]="tests/arm.sh: the Debian package for arm64, and the tests without daemons under qemu (only by name)"
 )
 for version in "${versions[@]}"; do
     about[$version]="all scenarios on tailscale $version (only with --versions, or by name)"
@@ -289,6 +289,7 @@ run_step() {
 # Which tests were ignored, and why, as the test runners or they themselves say.
 reasons() {
     sed -nE 's/^test (.*) \.\.\. ignored, (.*)/; \1: \2/p
+        s/^--- SKIP: (.*): (.*)/; \1: \2/p
         s/.*skipped on ([0-9.]+): (.*)/; on \1, \2/p' "$1" | tr -d '\n'
 }
 

@@ -7,12 +7,12 @@ use std::time::Duration;
 use serde_json::json;
 use tailnet_harness::{FakeCli, FakeTailscaled, Finished, KeyFile, Response, status_json};
 
-use crate::{BUS, PREFS, START, STATUS, changes, program_with_key, stays};
+use crate::{BUS, PREFS, START, STATUS, a_moment, changes, program_with_key, stays};
 
 /// The most memory that a run may have resident. A run that meets no harm has a third of it.
 const MOST_KIB: u64 = 32 * 1024;
 
-/// The longest that a run may take, with a `--timeout` of 700 ms. Generous: the machine may have much
+/// The longest that a run may take, with a `--timeout` of [`a_moment`]. Generous: the machine may have much
 /// else to do.
 const LONGEST: Duration = Duration::from_secs(15);
 
@@ -107,10 +107,8 @@ impl Ending {
             _ if request.path == place => answer.clone(),
             _ => sound(request),
         });
-        let run = program_with_key(&fake, key.path())
-            .tailscale(cli.path())
-            .args(["--timeout", "700ms"])
-            .spawn();
+        let run =
+            program_with_key(&fake, key.path()).tailscale(cli.path()).args(a_moment()).spawn();
         let (run, kib) = run.wait_measured();
         Self { run, kib, calls: cli.calls(), changes: changes(&fake) }
     }
@@ -231,7 +229,7 @@ fn a_redirect_is_not_followed() {
     for code in [301, 302, 303, 307, 308] {
         let answer = format!("HTTP/1.1 {code} Moved\r\nLocation: /elsewhere\r\n\r\n");
         let fake = FakeTailscaled::start(move |_| Response::raw(answer.clone()));
-        let run = crate::program(&fake).args(["--timeout", "1s"]).spawn();
+        let run = crate::program(&fake).spawn();
         run.wait_status_text(&format!("waiting for a usable answer of tailscaled: {code}"));
         fake.wait_count(STATUS, 2);
         assert_eq!(fake.count("/elsewhere"), 0);
@@ -292,7 +290,8 @@ fn with_command(script: &str, args: &[&str]) -> (Finished, u64, FakeCli) {
 fn a_command_that_talks_without_end() {
     let all = "yes | tr -d '\\n' & yes \"$(head -c 50000 /dev/zero | tr '\\0' x)\" >&2";
     for talk in ["exec yes", "exec yes >&2", "exec cat /dev/zero >&2", all] {
-        let (run, _, _) = with_command(talk, &["-vv", "--timeout", "1s"]);
+        let [option, time] = a_moment();
+        let (run, _, _) = with_command(talk, &["-vv", option, time]);
         run.assert_code(75);
     }
 }
@@ -348,7 +347,7 @@ fn a_command_that_names_other_flags_is_not_called_with_them() {
 #[test]
 fn a_control_server_that_asks_for_endless_patience() {
     let talk = "echo 'backend error: rate limited; will retry after 500000000000y' >&2; exit 1";
-    let (run, _, cli) = with_command(talk, &["--timeout", "1500ms"]);
+    let (run, _, cli) = with_command(talk, &["--timeout", "4s"]);
     run.assert_code(75);
     assert!(run.stderr.contains("rate limited"), "{}", run.stderr);
     assert_eq!(cli.calls().len(), 1);

@@ -34,6 +34,12 @@ fn program_with_key(fake: &FakeTailscaled, file: &Path) -> Run {
         .authkey_file(file)
 }
 
+/// A time limit in which a run has looked at its daemon. tests/arm.sh runs the program under an emulator,
+/// where its start alone takes a second or two on a busy machine.
+fn a_moment() -> [&'static str; 2] {
+    ["--timeout", if std::env::var_os("EMULATED").is_some() { "4s" } else { "1s" }]
+}
+
 /// A daemon that is in this state and stays there, with the bus open.
 fn stays(status: Value) -> impl Fn(&Request) -> Response + Send + Sync + 'static {
     move |request| match request {

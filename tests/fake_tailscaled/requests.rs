@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use tailnet_harness::{FakeCli, FakeTailscaled, KeyFile, Request, Response, status_json};
 
-use crate::{BUS, PREFS, START, STATUS, changes, program, program_with_key, stays};
+use crate::{BUS, PREFS, START, STATUS, a_moment, changes, program, program_with_key, stays};
 
 const BRING_UP: &str = "PATCH /localapi/v0/prefs {\"WantRunning\":true,\"WantRunningSet\":true}";
 const RESTART_LOGIN: &str = "POST /localapi/v0/start {\"UpdatePrefs\":null}";
@@ -38,7 +38,7 @@ fn a_stopped_node_is_brought_up_and_never_gets_a_key() {
 #[test]
 fn a_node_that_is_stopped_again_is_left_alone() {
     let fake = stopped(|_| Response::json(json!({ "WantRunning": true })));
-    let run = program(&fake).args(["--timeout", "1s"]).run();
+    let run = program(&fake).args(a_moment()).run();
     run.assert_code(75);
     assert_eq!(changes(&fake), [RESTART_LOGIN, BRING_UP]);
     assert!(run.stderr.contains("someone stopped tailscale"), "{}", run.stderr);
@@ -160,7 +160,7 @@ fn without_permission_to_restart_the_login_it_is_only_waited() {
         [(403, "access denied\n", "access denied"), (500, LOCKED, "config file is locked")]
     {
         let fake = stranded(Response::status(code, said));
-        let run = program(&fake).args(["--timeout", "1s"]).run();
+        let run = program(&fake).args(a_moment()).run();
         run.assert_code(75);
         assert_eq!(changes(&fake), [RESTART_LOGIN]);
         let warning = "tailscaled does not let us restart the login: ";

@@ -10,7 +10,7 @@ use tailnet_harness::{
     FakeTailscaled, Finished, Notification, PATIENCE, Response, Run, Signal, status_json,
 };
 
-use crate::{STATUS, connect, program, stays};
+use crate::{STATUS, a_moment, connect, program, stays};
 
 fn waiting() -> FakeTailscaled {
     FakeTailscaled::with_status(status_json("NeedsMachineAuth", json!({})))
@@ -36,7 +36,7 @@ fn a_run_that_connects_is_ready_and_says_so_once() {
 #[test]
 fn a_run_that_fails_says_why_and_never_that_it_is_ready() {
     let fake = waiting();
-    let run = program(&fake).args(["--timeout", "300ms"]).run();
+    let run = program(&fake).args(a_moment()).run();
     run.assert_code(75);
     assert_eq!(run.ready_at(), None);
     assert_eq!(
@@ -67,7 +67,7 @@ fn ready_comes_after_the_grace_while_the_work_goes_on() {
 #[test]
 fn a_failure_after_ready_keeps_its_exit_code() {
     let fake = waiting();
-    let run = program(&fake).args(["--ready-after", "200ms", "--timeout", "1s"]).run();
+    let run = program(&fake).args(["--ready-after", "200ms"]).args(a_moment()).run();
     run.assert_code(75);
     assert!(run.ready_at().is_some());
 }
@@ -75,7 +75,7 @@ fn a_failure_after_ready_keeps_its_exit_code() {
 #[test]
 fn the_start_timeout_is_extended_before_ready_and_not_after() {
     let fake = waiting();
-    let run = program(&fake).args(["--ready-after", "400ms", "--timeout", "1s"]).run();
+    let run = program(&fake).args(["--ready-after", "400ms"]).args(a_moment()).run();
     let extends = places(&run.notifications, "EXTEND_TIMEOUT_USEC");
     let ready = places(&run.notifications, "READY");
     assert_eq!(extends.len(), 1, "{:?}", run.notifications);
@@ -86,7 +86,7 @@ fn the_start_timeout_is_extended_before_ready_and_not_after() {
 #[test]
 fn without_a_grace_ready_comes_at_once_and_no_time_is_asked_for() {
     let fake = waiting();
-    let run = program(&fake).args(["--ready-after", "0", "--timeout", "500ms"]).run();
+    let run = program(&fake).args(["--ready-after", "0"]).args(a_moment()).run();
     run.assert_code(75);
     assert!(run.ready_at().is_some());
     assert!(places(&run.notifications, "EXTEND_TIMEOUT_USEC").is_empty());
