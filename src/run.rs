@@ -263,19 +263,11 @@ impl<'a> Run<'a> {
         self.machine.on(Event::Clock(clock), self.now());
         let wants_prefs = self.machine.wants_prefs();
         let follows = wants_prefs && self.machine.follows_login();
-        let prefs = async {
-            match wants_prefs {
-                true => self.api.prefs().await.ok(),
-                false => None,
-            }
-        };
-        let profile = async {
-            match follows {
-                true => self.api.profile().await.ok(),
-                false => None,
-            }
-        };
-        let (status, prefs, profile) = tokio::join!(self.api.status(), prefs, profile);
+        let (status, prefs, profile) = tokio::join!(
+            self.api.status(),
+            if_wanted(wants_prefs, self.api.prefs()),
+            if_wanted(follows, self.api.profile()),
+        );
         if let Err(LocalApiError::Unreachable(why)) = &status {
             log::debug!("tailscaled: {why}");
             self.bus.close();
@@ -351,17 +343,12 @@ impl<'a> Run<'a> {
     async fn write(&mut self, mut record: Record) -> Event {
         let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let asked = record.clone();
-        if record.login.as_ref().is_some_and(|login| login.at == 0) {
+        if let Some(login) = record.login.as_mut().filter(|login| login.at == 0) {
+            login.at = at;
             record.last.machine = machine_id().unwrap_or_default();
         }
-        for at_of in record
-            .login
-            .iter_mut()
-            .map(|login| &mut login.at)
-            .chain(record.refused.iter_mut().map(|refused| &mut refused.at))
-            .filter(|at| **at == 0)
-        {
-            *at_of = at;
+        if let Some(refused) = record.refused.as_mut().filter(|refused| refused.at == 0) {
+            refused.at = at;
         }
         let (store, written) = (self.config.store.clone(), record.clone());
         let result = in_time(move || {
@@ -426,6 +413,13 @@ impl<'a> Run<'a> {
             () = sleep(timer) => Event::Woke,
         }
     }
+}
+
+async fn if_wanted<T>(
+    is_wanted: bool,
+    request: impl Future<Output = Result<T, LocalApiError>>,
+) -> Option<T> {
+    if is_wanted { request.await.ok() } else { None }
 }
 
 /// The end of the CLI, if it runs.

@@ -15,7 +15,7 @@ use crate::policy::Situation;
 use crate::redact::{excerpt, one_line};
 use crate::server::is_tailscales;
 use crate::tailscaled::{LocalApiError, Status};
-use crate::up::{NoVersion, last_login_error, trouble};
+use crate::up::{NoVersion, trouble};
 
 /// Raised when a field of the JSON object goes or changes its meaning, not when one is added.
 const SCHEMA: u32 = 1;
@@ -327,7 +327,7 @@ fn permission(seen: &Seen) -> Option<Line> {
 fn state(seen: &Seen, status: &Status) -> Line {
     let mark = match seen.situation() {
         situation if situation.is_connected() => Mark::Ok,
-        Situation::Settling { trouble: None, .. } => Mark::Note,
+        Situation::Settling { error: None } => Mark::Note,
         _ => Mark::Problem,
     };
     let state = excerpt(&status.backend_state, 40);
@@ -425,7 +425,7 @@ fn health(seen: &Seen, status: &Status) -> Vec<Line> {
     messages.sort();
     let lines = messages.into_iter().take(MOST_MESSAGES).map(|message| {
         let alone = std::slice::from_ref(message);
-        let bad = last_login_error(alone).is_some() || trouble(alone).is_some();
+        let bad = trouble(alone).is_some();
         let mark = if bad && !status.node.online { Mark::Problem } else { Mark::Note };
         line(mark, "health", excerpt(message, MESSAGE_LENGTH))
     });

@@ -84,32 +84,29 @@ impl Machine {
             S::Connected | S::ConnectedWithDeadKey(_) | S::AddressPending(_) => self.finish(),
 
             // A moment after its start it is not online yet.
-            S::Settling { trouble, .. }
-            | S::SettlingNew { trouble, .. }
-            | S::Offline { trouble, .. }
-                if elsewhere && (trouble.is_some() || lasted >= SETTLING_PATIENCE) =>
+            S::Settling { .. } | S::SettlingNew { .. } | S::Offline { .. }
+                if elsewhere && (error.is_some() || lasted >= SETTLING_PATIENCE) =>
             {
                 self.log_in(now)
             }
             S::Stopped | S::NeedsApproval if elsewhere => self.log_in(now),
             // Nothing comes of it by itself: a login has failed half-way, as on a disk that was full.
-            S::SettlingNew { trouble: None, .. }
-            | S::SettlingNew { error: Some(LoginError::Unknown(_)), .. }
+            S::SettlingNew { error: None | Some(LoginError::Unknown(_)) }
                 if lasted >= SETTLING_PATIENCE =>
             {
                 self.log_in_unless_others(lasted, now)
             }
             // An auth key would not help here, and could take the node off.
-            S::Settling { .. } | S::Offline { .. } if self.may_restart(error, lasted, now) => {
+            S::Settling { .. } | S::Offline { .. } if self.may_restart(lasted, now) => {
                 Action::Restart(Why::Offline)
             }
-            S::Settling { trouble: None, .. } | S::SettlingNew { trouble: None, .. } => {
+            S::Settling { error: None } | S::SettlingNew { error: None } => {
                 let until = self.since.saturating_add(SETTLING_PATIENCE);
                 self.wait_until(Waiting::Settling, until, now)
             }
-            S::Settling { trouble, .. }
-            | S::SettlingNew { trouble, .. }
-            | S::Offline { trouble, .. } => self.wait(Waiting::ControlServer(trouble.clone()), now),
+            S::Settling { .. } | S::SettlingNew { .. } | S::Offline { .. } => {
+                self.wait_for_server(now)
+            }
 
             S::Stopped if self.brought_up => self.wait(Waiting::StoppedByOther, now),
             S::Stopped => Action::BringUp,
@@ -139,19 +136,13 @@ impl Machine {
             return self.with_key(now, |_| Action::ReadPrefs);
         }
         let is_others = self.others_login && self.stranded.tries == 0 && !self.is_asked_elsewhere();
-        let error = self.situation.as_ref().and_then(Situation::login_error);
         // One that is told what nobody here knows may never come to its end.
-        let is_unreachable = matches!(error, Some(LoginError::Unreachable(_)));
+        let is_unreachable = matches!(self.login_error(), Some(LoginError::Unreachable(_)));
         if is_others && self.logins == 0 && (lasted < OTHERS_PATIENCE || is_unreachable) {
-            return match error {
-                Some(error) if is_unreachable => {
-                    self.wait(Waiting::ControlServer(Some(error.words().to_owned())), now)
-                }
-                _ => self.wait_until(
-                    Waiting::LoggingIn,
-                    self.since.saturating_add(OTHERS_PATIENCE),
-                    now,
-                ),
+            let until = self.since.saturating_add(OTHERS_PATIENCE);
+            return match is_unreachable {
+                true => self.wait_for_server(now),
+                false => self.wait_until(Waiting::LoggingIn, until, now),
             };
         }
         self.log_in(now)
@@ -271,15 +262,19 @@ impl Machine {
     /// Whether a restart of the login without a key is due. Since 1.82 it leaves the network map in
     /// place; before, it cuts a running node off until the control server answers (measured on
     /// 1.80.3, 1.98.10 and 1.102.5).
-    fn may_restart(&self, error: Option<&LoginError>, lasted: Duration, now: Time) -> bool {
-        let is_cause = match self.situation {
+    fn may_restart(&self, lasted: Duration, now: Time) -> bool {
+        let is_cause = match (&self.situation, self.login_error()) {
             // One with a dead key is stranded, which has a back-off of its own.
-            _ if matches!(error, Some(LoginError::Refused(_))) => false,
-            Some(Situation::Offline { .. }) => self.version() >= (1, 82),
+            (_, Some(LoginError::Refused(_))) => false,
+            (Some(Situation::Offline { .. }), _) => self.version() >= (1, 82),
             // tailscaled goes on by itself where the control server cannot be reached.
-            _ => matches!(error, Some(LoginError::Unknown(_))),
+            (_, error) => matches!(error, Some(LoginError::Unknown(_))),
         };
         is_cause && lasted >= OFFLINE_PATIENCE && now >= self.offline.not_before
+    }
+
+    pub(super) fn login_error(&self) -> Option<&LoginError> {
+        self.situation.as_ref()?.login_error()
     }
 
     pub(super) fn version(&self) -> (u32, u32) {
@@ -318,6 +313,12 @@ impl Machine {
             Action::Wait(what, until) if limit > now => Action::Wait(what, until.min(limit)),
             wait => wait,
         }
+    }
+
+    /// Waits for the control server, and says why.
+    pub(super) fn wait_for_server(&self, now: Time) -> Action {
+        let why = self.login_error().map(|error| error.words().to_owned());
+        self.wait(Waiting::ControlServer(why), now)
     }
 
     /// Waits for the next login.

@@ -224,11 +224,8 @@ impl Machine {
     }
 
     fn on_restarted(&mut self, result: Result<(), LocalApiError>, now: Time) {
-        let is_stranded = match &self.situation {
-            Some(Situation::ConnectedWithDeadKey(_)) => true,
-            Some(situation) => matches!(situation.login_error(), Some(LoginError::Refused(_))),
-            None => false,
-        };
+        let is_stranded = matches!(self.situation, Some(Situation::ConnectedWithDeadKey(_)))
+            || matches!(self.login_error(), Some(LoginError::Refused(_)));
         self.situation = None;
         if result.as_ref().err().is_none_or(LocalApiError::is_refusal)
             && let Stay::Begun(Keeping::Failed { words, refused }) = self.stay.clone()

@@ -19,12 +19,10 @@ pub enum Situation {
     /// Coming up, or trying to reach the control server, with a node key.
     Settling {
         error: Option<LoginError>,
-        trouble: Option<String>,
     },
     /// The same with nothing to come up with.
     SettlingNew {
         error: Option<LoginError>,
-        trouble: Option<String>,
     },
     /// Running and online.
     Connected,
@@ -36,7 +34,6 @@ pub enum Situation {
     /// Running on the last network map it knew.
     Offline {
         error: Option<LoginError>,
-        trouble: Option<String>,
     },
     Stopped,
     /// tailscaled needs an auth key.
@@ -68,8 +65,8 @@ impl Situation {
         }
         match state {
             "NoState" | "Starting" => match tells_of_node_key(status) && !status.have_node_key {
-                true => Self::SettlingNew { error, trouble: trouble() },
-                false => Self::Settling { error, trouble: trouble() },
+                true => Self::SettlingNew { error: trouble() },
+                false => Self::Settling { error: trouble() },
             },
             "Running" if status.node.online => match (unbound, error) {
                 (Some(address), _) => Self::AddressPending(address),
@@ -79,7 +76,7 @@ impl Situation {
                 (None, _) => Self::Connected,
             },
             "Running" | "NeedsLogin" if asks => Self::AsksForPerson { error },
-            "Running" => Self::Offline { error, trouble: trouble() },
+            "Running" => Self::Offline { error: trouble() },
             "Stopped" => Self::Stopped,
             "NeedsLogin" => Self::NeedsLogin { error },
             "NeedsMachineAuth" => Self::NeedsApproval,
@@ -101,9 +98,9 @@ impl Situation {
     /// The error of the last login that tailscaled shows.
     pub fn login_error(&self) -> Option<&LoginError> {
         match self {
-            Self::Settling { error, .. }
-            | Self::SettlingNew { error, .. }
-            | Self::Offline { error, .. }
+            Self::Settling { error }
+            | Self::SettlingNew { error }
+            | Self::Offline { error }
             | Self::NeedsLogin { error }
             | Self::AsksForPerson { error } => error.as_ref(),
             _ => None,

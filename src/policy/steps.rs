@@ -47,8 +47,8 @@ impl Machine {
                 self.after_refusal(situation, *since, refusal, key.as_ref(), now)
             }
             Login::Pausing { words, until, .. } => match situation {
-                S::Settling { error: None, .. }
-                | S::SettlingNew { error: None, .. }
+                S::Settling { error: None }
+                | S::SettlingNew { error: None }
                 | S::NeedsLogin { .. }
                 | S::AsksForPerson { .. }
                     if now < *until =>
@@ -98,19 +98,9 @@ impl Machine {
         }
         match situation {
             S::Stopped if self.has_come(before) => Some(self.wait(Waiting::StoppedByOther, now)),
-            S::Settling { trouble: Some(why), .. }
-            | S::SettlingNew { trouble: Some(why), .. }
-            | S::Offline { trouble: Some(why), .. } => {
-                Some(self.wait(Waiting::ControlServer(Some(why.clone())), now))
-            }
             S::Unknown(_) | S::StoreFailed(_) => None,
-            _ => Some(self.wait(
-                match situation.login_error() {
-                    Some(error) => Waiting::ControlServer(Some(error.words().to_owned())),
-                    None => Waiting::LoggingIn,
-                },
-                now,
-            )),
+            _ if situation.login_error().is_some() => Some(self.wait_for_server(now)),
+            _ => Some(self.wait(Waiting::LoggingIn, now)),
         }
     }
 
@@ -131,8 +121,8 @@ impl Machine {
             (false, _) => matches!(
                 situation,
                 S::NeedsLogin { error: None }
-                    | S::SettlingNew { trouble: None, .. }
-                    | S::Offline { error: None, trouble: None }
+                    | S::SettlingNew { error: None }
+                    | S::Offline { error: None }
                     | S::NeedsApproval
             )
             .then_some(TAILSCALEDS_PATIENCE),
@@ -142,13 +132,11 @@ impl Machine {
     /// Whether the key may be in use: others must not have it. While the control server is waited
     /// for, it is not.
     pub(super) fn needs_key(&self) -> bool {
-        let situation = self.situation.as_ref();
         match &self.login {
             Login::UnderWay { .. } => {
-                let error = situation.and_then(Situation::login_error);
-                !matches!(error, Some(LoginError::Unreachable(_)))
+                !matches!(self.login_error(), Some(LoginError::Unreachable(_)))
                     // It has been reached since.
-                    || matches!(situation, Some(Situation::AsksForPerson { .. }))
+                    || matches!(self.situation, Some(Situation::AsksForPerson { .. }))
             }
             Login::None | Login::Pausing { .. } | Login::Came => self.is_renewing(),
             _ => true,

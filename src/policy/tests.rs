@@ -43,8 +43,7 @@ fn needs_login(situation: &Situation, elsewhere: bool) -> bool {
     match situation {
         Situation::NeedsLogin { .. }
         | Situation::AsksForPerson { .. }
-        | Situation::SettlingNew { trouble: None, .. }
-        | Situation::SettlingNew { error: Some(LoginError::Unknown(_)), .. } => true,
+        | Situation::SettlingNew { error: None | Some(LoginError::Unknown(_)) } => true,
         Situation::Settling { .. }
         | Situation::SettlingNew { .. }
         | Situation::Offline { .. }

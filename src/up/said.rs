@@ -82,8 +82,9 @@ pub fn last_login_error(health: &[String]) -> Option<LoginError> {
     })
 }
 
-/// What keeps a node from the control server, as far as tailscaled says.
-pub fn trouble(health: &[String]) -> Option<String> {
+/// What keeps a node from the control server, as far as tailscaled says: the error of its last login, or
+/// else that it sees no network.
+pub fn trouble(health: &[String]) -> Option<LoginError> {
     const SIGNS: [&str; 5] = [
         "cannot connect",
         "nable to connect",
@@ -91,11 +92,10 @@ pub fn trouble(health: &[String]) -> Option<String> {
         "network down",
         "State store failed",
     ];
-    let login = last_login_error(health).map(|error| error.words().to_owned());
     // The order of health messages is random; the words are not to change with it.
-    login.or_else(|| {
+    last_login_error(health).or_else(|| {
         let signs = health.iter().filter(|message| SIGNS.iter().any(|sign| message.contains(sign)));
-        signs.min().map(|message| brief(message))
+        signs.min().map(|message| LoginError::Unreachable(brief(message)))
     })
 }
 

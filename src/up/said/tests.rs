@@ -106,7 +106,7 @@ fn what_keeps_a_node_from_the_control_server_is_found_whatever_the_order() {
     let down = "Tailscale cannot connect because the network is down.".to_owned();
     let routes = "Some peers are advertising routes but --accept-routes is false".to_owned();
     for health in [vec![down.clone(), routes.clone()], vec![routes.clone(), down.clone()]] {
-        assert_eq!(trouble(&health), Some(down.clone()));
+        assert_eq!(trouble(&health), Some(LoginError::Unreachable(down.clone())));
     }
     assert_eq!(trouble(&[routes]), None);
 }
@@ -242,8 +242,8 @@ proptest! {
             .into_iter()
             .chain(["last login error=\n\n".to_owned()])
             .collect();
-        last_login_error(&health);
-        let said = trouble(&health).unwrap_or_default();
+        let trouble = trouble(&health).expect("an error");
+        let said = trouble.words();
         prop_assert!(said.chars().count() <= 201 && said.lines().count() <= 1, "{said}");
     }
 }
