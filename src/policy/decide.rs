@@ -175,7 +175,7 @@ impl Machine {
             // Of a login that is over, as on a profile that is no longer in use.
             return Action::StopCommand;
         }
-        if let Login::Pausing { words, until, .. } = &self.login
+        if let Login::Pausing { words, until } = &self.login
             && now < *until
         {
             return self.wait_for_retry(words, *until, now);
@@ -301,7 +301,7 @@ impl Machine {
             Some(Situation::NoDaemon) => LOOK_LEAST_WITHOUT_DAEMON,
             _ => LOOK_LEAST,
         };
-        let since = self.since.max(self.login.since());
+        let since = self.since.max(self.login_since);
         let rest = (now.saturating_sub(since) / 10).clamp(least, LOOK_MOST);
         let look = self.looked.saturating_add(rest).max(now.saturating_add(OVERDUE));
         Action::Wait(what, look)

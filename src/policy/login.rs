@@ -28,19 +28,19 @@ pub enum Login {
     None,
     /// The record of one that a run before has begun; whether it is still under way is not known yet.
     Found,
-    /// The CLI runs, or tailscaled has the key and tries by itself. `before` is what was seen before.
-    UnderWay { since: Time, before: Situation },
+    /// The CLI runs, or tailscaled has the key and tries by itself.
+    UnderWay,
     /// It seems to have failed. `told` by our own CLI; else it may be somebody else's.
-    Doubted { since: Time, before: Situation, error: LoginError, told: bool },
+    Doubted { error: LoginError, told: bool },
     /// The CLI has ended, and whether tailscaled has the key is not known yet.
-    Broke { since: Time, before: Situation, ended: Ended },
+    Broke(Ended),
     /// It has failed, and what it changed is being taken back.
-    Failing { since: Time, then: Then },
+    Failing(Then),
     /// It was refused and taken back. The node may still come up on its node key. `key` is the digest of
     /// the key that was refused, if it is known and the refusal is about it.
-    Refused { since: Time, refusal: Refusal, key: Option<String> },
+    Refused { refusal: Refusal, key: Option<String> },
     /// It failed in passing; the next one comes then.
-    Pausing { since: Time, words: String, until: Time },
+    Pausing { words: String, until: Time },
     /// The control server has let the node in; whether the settings are as they were is not known yet.
     Came,
     /// It cannot work as things are.
@@ -58,22 +58,11 @@ pub enum Then {
     Anew,
 }
 
-impl Login {
-    /// Since when it has stood so; zero if that doesn't matter.
-    pub fn since(&self) -> Time {
-        match self {
-            Self::UnderWay { since, .. }
-            | Self::Doubted { since, .. }
-            | Self::Broke { since, .. }
-            | Self::Failing { since, .. }
-            | Self::Refused { since, .. }
-            | Self::Pausing { since, .. } => *since,
-            _ => Time::ZERO,
-        }
-    }
-}
-
 impl Machine {
+    pub(super) fn come_to(&mut self, login: Login, now: Time) {
+        (self.login, self.login_since) = (login, now);
+    }
+
     // ---- what happens to it
 
     pub(super) fn on_record(&mut self, mut record: Record) {
@@ -103,10 +92,10 @@ impl Machine {
     pub(super) fn on_started(&mut self, started: Result<(), NotStarted>, now: Time) {
         match started {
             Ok(()) => {
-                let before = self.situation.clone().unwrap_or(Situation::NoDaemon);
+                self.before = self.situation.clone();
                 self.history = self.known.as_ref().map(|known| self.history_of_login(known));
                 self.profile = self.known.as_ref().and_then(|known| known.profile.clone());
-                self.login = Login::UnderWay { since: now, before };
+                self.come_to(Login::UnderWay, now);
                 self.command_runs = true;
                 self.logins += 1;
             }
@@ -124,21 +113,21 @@ impl Machine {
     pub(super) fn on_ended(&mut self, ended: Ended, now: Time) {
         self.command_runs = false;
         self.stale();
-        let (Login::UnderWay { before, .. } | Login::Doubted { before, .. }) = &self.login else {
+        if !matches!(self.login, Login::UnderWay | Login::Doubted { .. }) {
             return;
-        };
-        let before = before.clone();
-        self.login = match ended {
+        }
+        let login = match ended {
             Ended::Done => return,
             // Also one that may pass: tailscaled tries again at once, and to take the login back in that
             // moment could burn the key.
-            Ended::LoginError(error) => Login::Doubted { since: now, before, error, told: true },
+            Ended::LoginError(error) => Login::Doubted { error, told: true },
             Ended::RateLimited(words) => {
                 self.notes.push(Note::LoginBroke(words));
                 return;
             }
-            ended => Login::Broke { since: now, before, ended },
+            ended => Login::Broke(ended),
         };
+        self.come_to(login, now);
     }
 
     pub(super) fn on_command_stopped(&mut self, now: Time) {
@@ -147,11 +136,8 @@ impl Machine {
         // What it may have done in its last moment is to be read.
         self.known = None;
         // At the end of a run, what it has sent may come a moment later.
-        if self.stopping.is_none()
-            && let Login::UnderWay { before, .. } = &self.login
-        {
-            let before = before.clone();
-            self.login = Login::Broke { since: now, before, ended: Ended::Idle };
+        if self.stopping.is_none() && self.login == Login::UnderWay {
+            self.come_to(Login::Broke(Ended::Idle), now);
         }
     }
 
@@ -164,7 +150,7 @@ impl Machine {
                 if let Some(history) = history.filter(|history| history.has_succeeded(&prefs)) {
                     // It had come to its end in that very moment. Once more, so that it is up.
                     history.resume(&prefs);
-                    self.login = Login::Failing { since: now, then: Then::Anew };
+                    self.come_to(Login::Failing(Then::Anew), now);
                     return;
                 }
             }
@@ -183,7 +169,7 @@ impl Machine {
         }
         self.objection = None;
         let then = match std::mem::replace(&mut self.login, Login::None) {
-            Login::Failing { then, .. } => then,
+            Login::Failing(then) => then,
             // The run ends beside it.
             _ => Then::Anew,
         };
@@ -209,7 +195,7 @@ impl Machine {
     /// tailscaled no longer has the key.
     pub(super) fn lost_the_key(&mut self, why: &str, now: Time) {
         let is_tailscaleds =
-            matches!(self.login, Login::UnderWay { .. } | Login::Doubted { told: false, .. });
+            matches!(self.login, Login::UnderWay | Login::Doubted { told: false, .. });
         if is_tailscaleds && !self.command_runs {
             self.pause(why.to_owned(), RETRY_FIRST, now);
         }
@@ -218,7 +204,7 @@ impl Machine {
     fn pause(&mut self, words: String, first: Duration, now: Time) {
         self.failures.next(now, first, &mut self.rng);
         let until = self.failures.not_before;
-        self.login = Login::Pausing { since: now, words, until };
+        self.come_to(Login::Pausing { words, until }, now);
     }
 
     /// Nothing is left of a login.
@@ -234,7 +220,7 @@ impl Machine {
     // ---- what is seen of it
 
     pub(super) fn look_at_login(&mut self, situation: &Situation, now: Time) {
-        let error = situation.login_error();
+        let (error, since) = (situation.login_error(), self.login_since);
         let is_in = situation.is_connected()
             || (*situation == Situation::NeedsApproval
                 && self.is_replaced()
@@ -250,22 +236,22 @@ impl Machine {
                 self.login = Login::None;
             }
             Login::Found => self.look_at_found(situation, now),
-            Login::UnderWay { since, before } => match error {
+            Login::UnderWay => match error {
                 Some(error @ (LoginError::Refused(_) | LoginError::Unknown(_))) => {
-                    let is_stale =
-                        before.login_error().map(LoginError::words) == Some(error.words());
+                    let before = self.before.as_ref().and_then(Situation::login_error);
+                    let is_stale = before.map(LoginError::words) == Some(error.words());
                     if !is_stale || now >= since.saturating_add(STALE_DOUBT) {
-                        let (before, error) = (before.clone(), error.clone());
-                        self.login = Login::Doubted { since: now, before, error, told: false };
+                        let error = error.clone();
+                        self.come_to(Login::Doubted { error, told: false }, now);
                     }
                 }
                 // It has lost the key, by a restart or by somebody else's login; or it is to no avail.
                 _ if matches!(situation, Situation::AsksForPerson { .. })
-                    && (self.has_come(before) || !self.command_runs)
-                    && now >= self.since.max(*since).saturating_add(DOUBT) =>
+                    && (self.has_come() || !self.command_runs)
+                    && now >= self.since.max(since).saturating_add(DOUBT) =>
                 {
                     let why = "the control server asks for a person".to_owned();
-                    self.login = Login::Failing { since: now, then: Then::Pause(why, RETRY_FIRST) };
+                    self.come_to(Login::Failing(Then::Pause(why, RETRY_FIRST)), now);
                 }
                 None if matches!(situation, Situation::NeedsLogin { .. })
                     && self.is_replaced()
@@ -276,16 +262,14 @@ impl Machine {
                 }
                 _ => {}
             },
-            Login::Doubted { since, before, told, error: doubted }
-                if now >= since.saturating_add(DOUBT) =>
-            {
+            Login::Doubted { told, error: doubted } if now >= since.saturating_add(DOUBT) => {
                 let is_shown =
                     matches!(error, Some(LoginError::Refused(_) | LoginError::Unknown(_)));
                 if *told || is_shown {
                     let error = error.filter(|_| is_shown).unwrap_or(doubted).clone();
                     self.believe(error, *told, now);
                 } else if now >= since.saturating_add(RECOVERY_PATIENCE) {
-                    self.login = Login::UnderWay { since: now, before: before.clone() };
+                    self.come_to(Login::UnderWay, now);
                 }
             }
             _ => {}
@@ -312,7 +296,7 @@ impl Machine {
             // Each try costs the control server some registers.
             error => Then::Pause(error.words().to_owned(), 4 * RETRY_FIRST),
         };
-        self.login = Login::Failing { since: now, then };
+        self.come_to(Login::Failing(then), now);
     }
 
     /// The node is in, and nothing is left to put back.
@@ -336,10 +320,7 @@ impl Machine {
                     self.look_at_found(&situation, now);
                 }
             }
-            Login::Broke { before, ended, .. } => {
-                let (before, ended) = (before.clone(), ended.clone());
-                self.resolve(before, ended, now);
-            }
+            Login::Broke(ended) => self.resolve(ended.clone(), now),
             _ => {}
         }
         self.settle_if_done();
@@ -383,7 +364,7 @@ impl Machine {
             // It never came to tailscaled, or tailscaled has forgotten it, or a node key says more.
             self.login = Login::None;
         } else if !is_same {
-            self.login = Login::Failing { since: now, then: Then::Anew };
+            self.come_to(Login::Failing(Then::Anew), now);
         } else {
             self.look_at_key(now);
         }
@@ -395,20 +376,21 @@ impl Machine {
             return;
         }
         let begun = self.record.as_ref().and_then(|record| record.login.as_ref());
-        let before = self.situation.clone().unwrap_or(Situation::NoDaemon);
-        self.login = match &self.key {
+        self.before = self.situation.clone();
+        let login = match &self.key {
             Key::Ready(facts) if begun.is_some_and(|begun| begun.key != facts.digest) => {
-                Login::Failing { since: now, then: Then::Anew }
+                Login::Failing(Then::Anew)
             }
             // Without a file nothing better can be done than to let it end.
-            Key::Ready(_) | Key::Wanting(_) => Login::UnderWay { since: now, before },
+            Key::Ready(_) | Key::Wanting(_) => Login::UnderWay,
             Key::Unread | Key::Busy => return,
         };
+        self.come_to(login, now);
     }
 
     /// The CLI has ended so, and it is known whether tailscaled has the key.
-    fn resolve(&mut self, before: Situation, ended: Ended, now: Time) {
-        let has_come = self.has_come(&before);
+    fn resolve(&mut self, ended: Ended, now: Time) {
+        let has_come = self.has_come();
         if let Ended::UnknownFlag(name, _) = &ended
             && self.history.as_ref().is_some_and(|history| {
                 history.ours.iter().any(|flag| flags::name(flag) == Some(name))
@@ -439,7 +421,7 @@ impl Machine {
                 });
                 if has_come {
                     // tailscaled tries by itself with a key that it has been given.
-                    self.login = Login::UnderWay { since: now, before };
+                    self.come_to(Login::UnderWay, now);
                     return;
                 }
                 match ended.is_complaint() && self.complains(&words) >= COMPLAINTS {
@@ -450,7 +432,7 @@ impl Machine {
         };
         // What a CLI has sent that was killed may come a moment later, and is taken back in any case.
         match has_come || ended == Ended::Killed {
-            true => self.login = Login::Failing { since: now, then },
+            true => self.come_to(Login::Failing(then), now),
             false => self.came_to_nothing(then, now),
         }
     }
@@ -458,7 +440,7 @@ impl Machine {
     /// A login has changed nothing. One of this run that was lost before it may have.
     fn came_to_nothing(&mut self, then: Then, now: Time) {
         if self.history.as_ref().is_some_and(History::is_changed) {
-            self.login = Login::Failing { since: now, then };
+            self.come_to(Login::Failing(then), now);
             return;
         }
         // What changes from now on is somebody else's doing.

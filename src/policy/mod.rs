@@ -306,6 +306,9 @@ pub struct Machine {
     key: Key,
     key_wanted_since: Option<Time>,
     login: Login,
+    login_since: Time,
+    /// What was seen before it.
+    before: Option<Situation>,
     history: Option<History>,
     /// The profile that the history is of.
     profile: Option<Profile>,
@@ -362,6 +365,8 @@ impl Machine {
             key: Key::Unread,
             key_wanted_since: None,
             login: Login::None,
+            login_since: Time::ZERO,
+            before: None,
             history: None,
             profile: None,
             command_runs: false,

@@ -33,20 +33,20 @@ impl Machine {
             // The node came up without it. It may still be on its way to the preferences.
             Login::Came if self.command_runs && !self.is_replaced() => Some(Action::StopCommand),
             Login::Came => Some(Action::ReadPrefs),
-            Login::Broke { .. } => Some(Action::ReadPrefs),
-            Login::Failing { .. } => Some(self.take_back()),
+            Login::Broke(_) => Some(Action::ReadPrefs),
+            Login::Failing(_) => Some(self.take_back()),
             _ if situation.is_connected() => None,
             Login::Impossible(failure) => Some(Action::Fail(failure.clone())),
 
-            Login::UnderWay { since, before } => self.under_way(situation, *since, before, now),
-            Login::Doubted { since, error, .. } => {
+            Login::UnderWay => self.under_way(situation, now),
+            Login::Doubted { error, .. } => {
                 let doubted = Waiting::Verdict(error.words().to_owned());
-                Some(self.wait_until(doubted, since.saturating_add(DOUBT), now))
+                Some(self.wait_until(doubted, self.login_since.saturating_add(DOUBT), now))
             }
-            Login::Refused { since, refusal, key } => {
-                self.after_refusal(situation, *since, refusal, key.as_ref(), now)
+            Login::Refused { refusal, key } => {
+                self.after_refusal(situation, refusal, key.as_ref(), now)
             }
-            Login::Pausing { words, until, .. } => match situation {
+            Login::Pausing { words, until } => match situation {
                 S::Settling { error: None }
                 | S::SettlingNew { error: None }
                 | S::NeedsLogin { .. }
@@ -84,20 +84,14 @@ impl Machine {
 
     /// The CLI runs, or has ended and left the key with tailscaled, which tries by itself. A second
     /// login now could burn a single-use key.
-    fn under_way(
-        &self,
-        situation: &Situation,
-        since: Time,
-        before: &Situation,
-        now: Time,
-    ) -> Option<Action> {
+    fn under_way(&self, situation: &Situation, now: Time) -> Option<Action> {
         use Situation as S;
-        let lasted = now.saturating_sub(since.max(self.since));
+        let lasted = now.saturating_sub(self.login_since.max(self.since));
         if self.patience(situation).is_some_and(|patience| lasted >= patience) {
             return self.command_runs.then_some(Action::StopCommand);
         }
         match situation {
-            S::Stopped if self.has_come(before) => Some(self.wait(Waiting::StoppedByOther, now)),
+            S::Stopped if self.has_come() => Some(self.wait(Waiting::StoppedByOther, now)),
             S::Unknown(_) | S::StoreFailed(_) => None,
             _ if situation.login_error().is_some() => Some(self.wait_for_server(now)),
             _ => Some(self.wait(Waiting::LoggingIn, now)),
@@ -133,7 +127,7 @@ impl Machine {
     /// for, it is not.
     pub(super) fn needs_key(&self) -> bool {
         match &self.login {
-            Login::UnderWay { .. } => {
+            Login::UnderWay => {
                 !matches!(self.login_error(), Some(LoginError::Unreachable(_)))
                     // It has been reached since.
                     || matches!(self.situation, Some(Situation::AsksForPerson { .. }))
@@ -144,11 +138,13 @@ impl Machine {
     }
 
     /// Whether anything of the login has come to tailscaled.
-    pub(super) fn has_come(&self, before: &Situation) -> bool {
-        // An expired node comes to ask for a person by itself.
-        let asks = matches!(self.situation, Some(Situation::AsksForPerson { .. }));
-        let seen = !asks && self.situation.as_ref().is_some_and(|situation| situation != before);
-        seen || self.is_replaced()
+    pub(super) fn has_come(&self) -> bool {
+        let shows = match &self.situation {
+            // An expired node comes to that by itself.
+            None | Some(Situation::AsksForPerson { .. }) => false,
+            situation => *situation != self.before,
+        };
+        shows || self.is_replaced()
     }
 
     /// The control server has let the node in, and what came of that was told as it came: what
@@ -190,14 +186,13 @@ impl Machine {
                 (!is_early).then_some(RefusedKey { at: 0, digest: key, server, words });
         }
         self.key = Key::Unread;
-        self.login = Login::Refused { since: now, refusal, key: refused };
+        self.come_to(Login::Refused { refusal, key: refused }, now);
     }
 
     /// The control server refused our key, and tailscaled has forgotten it.
     fn after_refusal(
         &self,
         situation: &Situation,
-        since: Time,
         refusal: &Refusal,
         refused: Option<&String>,
         now: Time,
@@ -210,13 +205,14 @@ impl Machine {
             S::NeedsLogin { .. } => self.has_node_key(),
             _ => false,
         };
+        let recovered = self.login_since.saturating_add(RECOVERY_PATIENCE);
         match &self.key {
             Key::Unread => Some(Action::ReadKey),
-            _ if may_recover && now < since.saturating_add(RECOVERY_PATIENCE) => Some(
-                self.wait_until(Waiting::Settling, since.saturating_add(RECOVERY_PATIENCE), now),
-            ),
+            _ if may_recover && now < recovered => {
+                Some(self.wait_until(Waiting::Settling, recovered, now))
+            }
             Key::Ready(facts) if self.stored.last.early.as_ref() == Some(&facts.digest) => {
-                let until = since.saturating_add(EARLY_PAUSE);
+                let until = self.login_since.saturating_add(EARLY_PAUSE);
                 (now < until).then(|| self.wait_for_retry(&refusal.words, until, now))
             }
             // As it was before the login. The node key may be enough.
@@ -267,24 +263,20 @@ impl Machine {
         }
         match &self.login {
             // It has failed.
-            Login::Failing { .. } | Login::Doubted { .. } => self.take_back(),
-            Login::UnderWay { .. } | Login::Broke { .. } if error.is_some() => self.take_back(),
+            Login::Failing(_) | Login::Doubted { .. } => self.take_back(),
+            Login::UnderWay | Login::Broke(_) if error.is_some() => self.take_back(),
             // It was to be tried again before anything would be taken back.
             Login::Pausing { .. } if self.is_replaced() => self.take_back(),
             _ if self.known.is_none() => Action::ReadPrefs,
             login => match self.put_back() {
                 Some(action) => action,
-                None if matches!(login, Login::UnderWay { .. } | Login::Came) && !is_over => {
+                None if matches!(login, Login::UnderWay | Login::Came) && !is_over => {
                     let limit = stopping.since.saturating_add(END_PATIENCE);
                     self.wait_until(Waiting::LoggingIn, limit, now)
                 }
                 None => match login {
                     // Nothing has come of this one. One that was lost before it has changed something.
-                    Login::UnderWay { before, .. }
-                        if !self.has_come(before) && history.is_changed() =>
-                    {
-                        self.take_back()
-                    }
+                    Login::UnderWay if !self.has_come() && history.is_changed() => self.take_back(),
                     // It may be on its way to the control server, and is left to end: to break it
                     // off could burn its key.
                     _ => end,
