@@ -374,6 +374,28 @@ fn a_switch_in_the_moment_of_a_put_back_costs_neither_profile_a_setting() {
     assert_kept(node, &before);
 }
 
+#[test]
+fn a_first_login_that_was_killed_leaves_a_profile_alone_that_was_there_before() {
+    let joined = Joined::new();
+    let Joined { tailnet, node, .. } = &joined;
+    let theirs = (profile(node), settings(node));
+    new_profile(node);
+    set(node, &["--webclient", "--hostname=mine"]);
+    let file = KeyFile::new(tailnet.reusable_key());
+    tailnet.fault("down");
+    let run = joined.program(&file).spawn();
+    run.wait_status_text(WAITING);
+    run.signal(Signal::KILL);
+    run.wait();
+
+    tailnet.lift_faults();
+    switch_to(node, &theirs.0);
+    node.wait_online();
+    assert_connected(&joined.program(&file).run());
+    assert_eq!(profile(node), theirs.0);
+    assert_kept(node, &theirs.1);
+}
+
 /// Goes over to a new profile.
 pub fn new_profile(node: &Node) {
     let made = node.local_request("PUT", "/localapi/v0/profiles/", None);
