@@ -100,4 +100,4 @@ leave_out a_command_that_is_being_written_is_run_later \
 runner="['unshare', '--mount', '--propagation', 'private', 'sh', '-euc',
     'mount --bind \"\$1\" \"\$2\"; shift 2; exec \"\$@\"', 'sh', '$arm', '$(target_folder)/debug/tailscale-autoconnect']"
 EMULATED=1 cargo test --quiet --locked --config "target.'cfg(all())'.runner = ${runner//$'\n'/}" \
-    --no-fail-fast --test command_line --test fake_tailscaled -- "${left_out[@]}"
+    --no-fail-fast --test command_line --test fake_tailscaled -- --test-threads=3 "${left_out[@]}"

@@ -34,10 +34,15 @@ fn program_with_key(fake: &FakeTailscaled, file: &Path) -> Run {
         .authkey_file(file)
 }
 
-/// A time limit in which a run has looked at its daemon. tests/arm.sh runs the program under an emulator,
-/// where its start alone takes a second or two on a busy machine.
+/// Whether the program runs under an emulator, as in tests/arm.sh. Its start alone takes a second or two
+/// there on a busy machine.
+fn is_emulated() -> bool {
+    std::env::var_os("EMULATED").is_some()
+}
+
+/// A time limit in which a run has looked at its daemon.
 fn a_moment() -> [&'static str; 2] {
-    ["--timeout", if std::env::var_os("EMULATED").is_some() { "4s" } else { "1s" }]
+    ["--timeout", if is_emulated() { "4s" } else { "1s" }]
 }
 
 /// A daemon that is in this state and stays there, with the bus open.
