@@ -181,8 +181,9 @@ fn is_seen_soon(joined: &Joined) {
 
     let run = run.wait();
 
+    // It takes a while on a busy machine. A run that does not see it never ends.
     let late = online.elapsed();
-    assert!(late < Duration::from_secs(2), "{late:?}");
+    assert!(late < Duration::from_secs(10), "{late:?}");
     assert_connected(&run);
     assert_eq!(joined.registers_with_key(), sent);
     joined.assert_same_device();
