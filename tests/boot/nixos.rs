@@ -1,7 +1,6 @@
-//! A NixOS host that enables the module: the units that come out of the evaluated configuration, and
-//! what agenix does when such a host boots and is switched. tests/nix/boot.nix evaluates it, on
-//! stand-ins for nixpkgs' lib and agenix, or on the real ones that `NIXPKGS_LIB` and `AGENIX_MODULE`
-//! name.
+//! The NixOS host of README.md: the units that come out of its evaluated configuration, and what agenix
+//! does when such a host boots and is switched. tests/nix/boot.nix evaluates it, on stand-ins for
+//! nixpkgs' lib and agenix, or on the real ones that `NIXPKGS_LIB` and `AGENIX_MODULE` name.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -10,6 +9,7 @@ use std::{env, fs};
 
 use serde::Deserialize;
 use tailnet_harness::Tailnet;
+use tempfile::TempDir;
 
 use crate::machine::{Debian, Machine, UNIT};
 
@@ -37,14 +37,30 @@ struct Host {
     install_secrets: String,
 }
 
+/// The flake in README.md, as it stands there, beside the configuration that a host has of its own: what a
+/// comment says that it is with.
+fn flake_of_the_readme() -> TempDir {
+    let (_, flake) = include_str!("../../README.md").split_once("\n```nix\n").expect("a flake");
+    let (flake, _) = flake.split_once("```").expect("its end");
+    let (_, own) = flake.split_once("./configuration.nix # with ").expect("a comment");
+    let (own, _) = own.split_once(':').expect("an option and what it is for");
+    let folder = tempfile::tempdir().expect("a folder of our own");
+    let write = |name, text: &str| fs::write(folder.path().join(name), text).expect("it is ours");
+    write("flake.nix", flake);
+    write("configuration.nix", &format!("{{ {own}; }}"));
+    folder
+}
+
 fn evaluate(login_server: &str, age: &str, decrypts: Decrypts) -> Host {
+    let folder = flake_of_the_readme();
     let real = |argument: &str, variable: &str, import: &str| {
         env::var(variable).map_or(String::new(), |path| format!("{argument} = {import}{path};"))
     };
     let expression = format!(
-        "import {}/tests/nix/boot.nix {{ loginServer = \"{login_server}\"; age = \"{age}\"; \
-         userborn = {}; {} {} }}",
+        "import {}/tests/nix/boot.nix {{ flake = {}/flake.nix; loginServer = \"{login_server}\"; \
+         age = \"{age}\"; userborn = {}; {} {} }}",
         env!("CARGO_MANIFEST_DIR"),
+        folder.path().display(),
         decrypts == Decrypts::ByService,
         real("lib", "NIXPKGS_LIB", "import "),
         real("agenix", "AGENIX_MODULE", ""),

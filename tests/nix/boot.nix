@@ -1,6 +1,7 @@
-# What of NixOS a machine of the boot tests needs to boot as a host that enables the module: its units,
-# and what agenix does. The programs are in /usr, and the secret is /etc/tailscale-token.age.
+# What of NixOS a machine of the boot tests needs to boot as the host of a flake: its units, and what agenix
+# does. The programs are in /usr, and the secret is /etc/tailscale-token.age.
 {
+  flake,
   lib ? import ./stand-ins/lib.nix,
   agenix ? ./stand-ins/agenix.nix,
   age ? "/usr/bin/age",
@@ -9,7 +10,7 @@
 }:
 
 let
-  inherit (import ./evaluate.nix { inherit lib; }) machine systemd;
+  inherit (import ./evaluate.nix { inherit lib; }) host systemd;
 
   usr = name: {
     type = "derivation";
@@ -18,15 +19,13 @@ let
     meta.mainProgram = name;
   };
 
-  config = machine [
-    agenix
+  config = host flake agenix [
     {
       age = {
         ageBin = age;
-        secrets.tailscale-token.file = "/etc/tailscale-token.age";
+        secrets.tailscale-token.file = lib.mkForce "/etc/tailscale-token.age";
       };
       services = {
-        openssh.enable = true;
         userborn.enable = userborn;
         tailscale = {
           package = usr "tailscale";

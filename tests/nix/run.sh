@@ -158,20 +158,14 @@ readme() {
         (($(wc -l <"$1") < 20))
         diff <(echo "[\"/run/agenix/tailscale-token\",[],true,\"nixpkgs\"]") <(evaluate "
             let
-              inherit (import $2/evaluate.nix { lib = import $2/stand-ins/lib.nix; }) machine;
-              flake = import $1;
-              host = flake.outputs {
-                nixpkgs.lib.nixosSystem = host: machine host.modules;
-                agenix.nixosModules.default = $2/stand-ins/agenix.nix;
-                tailscale-autoconnect.nixosModules.default = { };
-              };
-              config = host.nixosConfigurations.host;
+              inherit (import $2/evaluate.nix { lib = import $2/stand-ins/lib.nix; }) host;
+              config = host $1 $2/stand-ins/agenix.nix [ ];
             in
             [
               config.services.tailscale-autoconnect.authKeyFile
               (map (a: a.message) (builtins.filter (a: !a.assertion) config.assertions))
               config.services.openssh.enable
-              flake.inputs.tailscale-autoconnect.inputs.nixpkgs.follows
+              (import $1).inputs.tailscale-autoconnect.inputs.nixpkgs.follows
             ]" | jq -c .)' - "$host" "$here"
 
     for file in "$dir"/readme/nix/README.md/*.nix; do
