@@ -76,9 +76,11 @@ impl Machine {
         self.record = Some(record);
     }
 
-    /// What another run has found out meanwhile. Of a login of its own it has told us nothing.
+    /// What another run has found out meanwhile. Of a login of its own it has told us nothing. What this
+    /// run could not write says more.
     pub(super) fn on_record_again(&mut self, again: Record) {
         if again.salt != <[u8; 16]>::default()
+            && self.unsaved.is_none()
             && let Some(record) = &mut self.record
         {
             for record in [record, &mut self.stored] {
@@ -221,7 +223,7 @@ impl Machine {
 
     pub(super) fn look_at_login(&mut self, situation: &Situation, now: Time) {
         let (error, since) = (situation.login_error(), self.login_since);
-        let is_in = situation.is_connected()
+        let is_in = (situation.is_connected() && !self.is_leaving())
             || (*situation == Situation::NeedsApproval
                 && self.is_replaced()
                 && !self.is_asked_elsewhere());

@@ -168,6 +168,13 @@ impl History {
         self.return_untold = true;
     }
 
+    /// Whether the login takes a node to another login server.
+    pub fn moves(&self) -> bool {
+        let [own, last] =
+            [&self.original, &self.last].map(|prefs| prefs::text(prefs, "ControlURL"));
+        !node_id(&self.original).is_empty() && !is_same_server(own, last)
+    }
+
     /// Whether the last login that tailscaled was asked for may be somebody else's.
     pub fn is_touched(&self) -> bool {
         self.touched

@@ -35,7 +35,7 @@ impl Machine {
             Login::Came => Some(Action::ReadPrefs),
             Login::Broke(_) => Some(Action::ReadPrefs),
             Login::Failing(_) => Some(self.take_back()),
-            _ if situation.is_connected() => None,
+            _ if situation.is_connected() && !self.is_leaving() => None,
             Login::Impossible(failure) => Some(Action::Fail(failure.clone())),
 
             Login::UnderWay => self.under_way(situation, now),
@@ -151,6 +151,13 @@ impl Machine {
     /// changes from then on is not the doing of the login.
     pub(super) fn is_let_in(&self) -> bool {
         self.history.as_ref().is_some_and(|history| history.has_succeeded(history.last()))
+    }
+
+    /// The command takes the node to another login server. Until it says that the node is up, tailscaled
+    /// may still show it as it is at the old one.
+    pub(super) fn is_leaving(&self) -> bool {
+        let moves = self.history.as_ref().is_some_and(History::moves);
+        moves && self.command_runs && !self.is_let_in()
     }
 
     /// None of the settings has to be put back.

@@ -192,6 +192,40 @@ fn a_node_that_is_about_to_come_online_is_not_moved_to_another_server() {
 
 /// The login came while a pause was waited out, or beside a run that waits for the key file.
 #[test]
+fn a_node_that_is_still_online_at_the_server_that_it_leaves_has_not_come_to_the_other_one() {
+    const OTHER: &str = "https://other.example";
+    let settling = with_error(known_node("Starting"), "fetch control key: connection refused");
+    let mut walk = Walk::at(OTHER, settling.clone(), of(OWN));
+    walk.logs_in();
+    walk.tells(with(&of(OWN), json!({ "ControlURL": OTHER })));
+    let action = walk.see(online());
+    assert_eq!(waits_for(&action), &Waiting::LoggingIn);
+    assert!(walk.store.login.is_some());
+
+    let mut stopped = walk;
+    stopped.see(settling);
+    stopped.take(Event::Stop);
+    let action = stopped.waits(seconds(2));
+    assert!(
+        matches!(&action, Action::TakeBack { prefs, .. } if prefs["ControlURL"] == OWN),
+        "{action:?}"
+    );
+}
+
+#[test]
+fn a_node_that_its_command_says_is_up_has_come_to_the_other_server() {
+    const OTHER: &str = "https://other.example";
+    let settling = with_error(known_node("Starting"), "fetch control key: connection refused");
+    let mut walk = Walk::at(OTHER, settling, of(OWN));
+    walk.logs_in();
+    walk.tells(with(&of(OWN), json!({ "ControlURL": OTHER })));
+    walk.see(online());
+    let action = walk.on(Event::Ended(Ended::Done));
+    assert!(matches!(action, Action::Finish(_)), "{action:?}");
+    assert_eq!(walk.store.login, None);
+}
+
+#[test]
 fn what_a_login_changed_is_put_back_whatever_was_thought_of_it_when_it_came() {
     let before = with(&of(OWN), json!({ "RunWebClient": true }));
     let mut walk = Walk::at(OWN, known_node("NeedsLogin"), before.clone());

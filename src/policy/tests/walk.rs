@@ -63,6 +63,8 @@ pub struct Walk {
     pub profile: &'static str,
     pub key: Result<KeyFacts, NoKey>,
     pub store: Record,
+    /// The record cannot be written.
+    pub disk_full: bool,
     /// There is a bus.
     pub live: bool,
     pub done: Vec<&'static str>,
@@ -78,6 +80,7 @@ impl Walk {
             profile: "a",
             key: digest("d1"),
             store: Record { salt: [1; 16], ..Record::default() },
+            disk_full: false,
             live: true,
             done: Vec::new(),
         }
@@ -116,14 +119,19 @@ impl Walk {
                     profile: Some(named(self.profile)),
                     live: self.live,
                 },
-                Action::ReadKey => Event::Key(self.key.clone()),
+                Action::ReadKey => {
+                    self.take(Event::RecordAgain(self.store.clone()));
+                    Event::Key(self.key.clone())
+                }
                 Action::ReleaseKey => Event::Released,
                 Action::Write(record) => {
-                    self.store = record.clone();
+                    if !self.disk_full {
+                        self.store = record.clone();
+                    }
                     Event::Written {
                         asked: record.clone(),
                         written: Box::new(record.clone()),
-                        saved: true,
+                        saved: !self.disk_full,
                     }
                 }
                 Action::StopCommand => Event::CommandStopped,

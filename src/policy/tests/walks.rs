@@ -138,6 +138,17 @@ fn a_key_that_may_not_be_known_yet_is_sent_twice_however_often_a_run_is_started(
 }
 
 #[test]
+fn a_key_that_may_not_be_known_yet_is_sent_once_more_where_the_disk_is_full() {
+    let mut walk = new_login();
+    walk.disk_full = true;
+    walk.begin(json!({}));
+    walk.on(Event::Ended(Ended::LoginError(refusal())));
+    let early = walk.after(Duration::from_secs(2));
+    assert!(matches!(early, Action::Wait(Waiting::Retry(..), _)), "{early:?}");
+    assert!(is_login(&walk.waits(Duration::from_secs(40))));
+}
+
+#[test]
 fn a_secret_that_the_api_refuses_is_final_also_after_another_key_was_refused() {
     let mut walk = Walk::new(status("NeedsLogin"));
     let server = TAILSCALES_SERVER.to_owned();
