@@ -122,6 +122,18 @@ need_cargo_deb() {
     cargo install --locked --quiet --root "$cache/tools" cargo-deb@3.8.0
 }
 
+# take_write ARGUMENT… puts into $write whether one of them is --write, and the others into $arguments.
+take_write() {
+    local argument
+    arguments=() write=false
+    for argument; do
+        case $argument in
+            --write) write=true ;;
+            *) arguments+=("$argument") ;;
+        esac
+    done
+}
+
 # has_markers NAME fails, and says so, unless README.md has a place for figures of this name.
 has_markers() {
     awk -v begin="<!-- $1:begin -->" -v end="<!-- $1:end -->" '
@@ -132,8 +144,10 @@ has_markers() {
     return 1
 }
 
-# into_readme NAME FILE puts the figures of this name from the file into README.md.
+# into_readme NAME FILE puts the figures of this name from the file into README.md. Without any, those that
+# are there stay.
 into_readme() {
+    [[ -s $2 ]] || return 0
     awk -v begin="<!-- $1:begin -->" -v end="<!-- $1:end -->" -v table="$2" '
         $0 == end   { inside = 0 }
         !inside     { print }

@@ -20,13 +20,7 @@ results=()
 cd -- "$root"
 # What the daemons leave lying about if this is ended early.
 export TMPDIR=$dir
-arguments=() write=false
-for argument; do
-    case $argument in
-        --write) write=true ;;
-        *) arguments+=("$argument") ;;
-    esac
-done
+take_write "$@"
 ! $write || has_markers faults
 start tied cargo bench --quiet --locked --profile dev --bench faults -- \
     "${results[@]}" --table "$dir/faults.md" "${arguments[@]}"

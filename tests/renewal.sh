@@ -9,13 +9,7 @@ set -euo pipefail
 # shellcheck source=tests/common.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
 
-arguments=() write=false
-for argument; do
-    case $argument in
-        --write) write=true ;;
-        *) arguments+=("$argument") ;;
-    esac
-done
+take_write "$@"
 need cc:build-essential
 need_cargo
 cd -- "$root"

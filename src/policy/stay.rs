@@ -284,11 +284,6 @@ impl Machine {
             && self.left() <= self.part_of_life(BETWEEN_TRIES, Duration::MAX)
     }
 
-    /// How long a node that has gone offline may take to come back by itself.
-    fn moment(&self) -> Duration {
-        self.part_of_life(BETWEEN_TRIES, OFFLINE_PATIENCE)
-    }
-
     fn renew_at(&self) -> Option<Clock> {
         self.known_node_key().map(renew_at)
     }
@@ -336,8 +331,10 @@ impl Machine {
                 let rest = due.max(until.saturating_sub(now)).min(QUIET);
                 Some(Action::Wait(self.staying(), now.saturating_add(rest)))
             }
-            (Keeping::Resting { until, .. }, S::Offline { .. } | S::Settling { .. })
-                if now >= *until && self.is_due() && self.lasted(now) >= self.moment() =>
+            // It may be back by itself in a moment.
+            (_, S::Offline { .. } | S::Settling { .. })
+                if self.is_time(keeping, now)
+                    && self.lasted(now) >= self.part_of_life(BETWEEN_TRIES, OFFLINE_PATIENCE) =>
             {
                 Some(Action::Postpone(Obstacle::Offline))
             }
@@ -347,12 +344,7 @@ impl Machine {
 
     fn is_time(&self, keeping: &Keeping, now: Time) -> bool {
         let is_rested = matches!(keeping, Keeping::Resting { until, .. } if now >= *until);
-        let is_connected = self.situation.as_ref().is_some_and(Situation::is_connected);
-        is_rested && is_connected && self.is_due()
-    }
-
-    fn is_due(&self) -> bool {
-        self.renew_at().is_some_and(|at| self.clock >= at)
+        is_rested && self.renew_at().is_some_and(|at| self.clock >= at)
     }
 
     /// It is time.

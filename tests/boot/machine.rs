@@ -510,6 +510,15 @@ pub fn keeper(debian: Debian, name: &str, network: &Path) -> Command {
     keeper
 }
 
+/// The first block of code in this section of README.md, as it stands there.
+pub fn block_of_the_readme(section: &str) -> &'static str {
+    let heading = format!("\n## {section}");
+    let (_, text) = include_str!("../../README.md").split_once(&heading).expect("a section");
+    let (_, block) = text.split_once("\n```").expect("a block of code");
+    let (_, block) = block.split_once('\n').expect("its language");
+    block.split_once("```").expect("its end").0
+}
+
 /// An `Environment=` that stands for an option of the program.
 pub fn setting(option: &str, value: &str) -> String {
     format!("[Service]\nEnvironment=TAILSCALE_AUTOCONNECT_{option}={value}\n")

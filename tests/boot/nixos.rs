@@ -11,7 +11,7 @@ use serde::Deserialize;
 use tailnet_harness::Tailnet;
 use tempfile::TempDir;
 
-use crate::machine::{Debian, Machine, UNIT};
+use crate::machine::{Debian, Machine, UNIT, block_of_the_readme};
 
 const UNITS: &str = "etc/systemd/system";
 const INSTALL: &str = "usr/local/sbin/agenix-install";
@@ -40,8 +40,7 @@ struct Host {
 /// The flake in README.md, as it stands there, beside the configuration that a host has of its own: what a
 /// comment says that it is with.
 fn flake_of_the_readme() -> TempDir {
-    let (_, flake) = include_str!("../../README.md").split_once("\n```nix\n").expect("a flake");
-    let (flake, _) = flake.split_once("```").expect("its end");
+    let flake = block_of_the_readme("NixOS");
     let (_, own) = flake.split_once("./configuration.nix # with ").expect("a comment");
     let (own, _) = own.split_once(':').expect("an option and what it is for");
     let folder = tempfile::tempdir().expect("a folder of our own");

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use tailnet_harness::Tailnet;
 
-use crate::machine::{Debian, Machine, UNIT, package};
+use crate::machine::{Debian, Machine, UNIT, block_of_the_readme, package};
 
 #[test]
 fn its_manual_page_and_completions_are_where_they_are_looked_for() {
@@ -61,14 +61,6 @@ fn installed_on_a_running_machine_it_joins_at_the_next_boot() {
     assert_eq!(tailnet.state().key(&key).uses, 1);
 }
 
-/// The commands for Debian in README.md, as they stand there.
-fn commands_of_the_readme() -> &'static str {
-    let (_, section) =
-        include_str!("../../README.md").split_once("\n## Debian").expect("a section");
-    let (_, commands) = section.split_once("\n```sh\n").expect("a block of commands");
-    commands.split_once("```").expect("its end").0
-}
-
 /// What the text before the commands asks for is there before them: tailscale (root.sh installs it), the
 /// package in the folder where they are typed, and the auth key in the file that they name. A drop-in
 /// names the control server of the test.
@@ -78,7 +70,7 @@ fn a_new_user_joins_with_the_commands_of_the_readme() {
     let key = tailnet.single_use_key();
     let mut machine = Machine::bare(Debian::Trixie, &tailnet);
     machine.put_package();
-    let commands = commands_of_the_readme();
+    let commands = block_of_the_readme("Debian");
     let (_, file) = commands.split_once("_AUTHKEY_FILE=/").expect("they name the key file");
     let file = file.split_whitespace().next().expect("a path");
     machine.write(file, &format!("{key}\n"));

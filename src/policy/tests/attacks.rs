@@ -190,22 +190,28 @@ fn a_node_that_is_about_to_come_online_is_not_moved_to_another_server() {
     assert!(matches!(walk.next(), Action::Finish(_)));
 }
 
-/// The login came while a pause was waited out, or beside a run that waits for the key file.
-#[test]
-fn a_node_that_is_still_online_at_the_server_that_it_leaves_has_not_come_to_the_other_one() {
-    const OTHER: &str = "https://other.example";
-    let settling = with_error(known_node("Starting"), "fetch control key: connection refused");
-    let mut walk = Walk::at(OTHER, settling.clone(), of(OWN));
+/// A login that takes a node from its own login server to another one, and has come to tailscaled.
+fn leaving() -> Walk {
+    let mut walk = Walk::at(OTHER, known_node_in_trouble(), of(OWN));
     walk.logs_in();
     walk.tells(with(&of(OWN), json!({ "ControlURL": OTHER })));
+    walk
+}
+
+fn known_node_in_trouble() -> Status {
+    with_error(known_node("Starting"), "fetch control key: connection refused")
+}
+
+#[test]
+fn a_node_that_is_still_online_at_the_server_that_it_leaves_has_not_come_to_the_other_one() {
+    let mut walk = leaving();
     let action = walk.see(online());
     assert_eq!(waits_for(&action), &Waiting::LoggingIn);
     assert!(walk.store.login.is_some());
 
-    let mut stopped = walk;
-    stopped.see(settling);
-    stopped.take(Event::Stop);
-    let action = stopped.waits(seconds(2));
+    walk.see(known_node_in_trouble());
+    walk.take(Event::Stop);
+    let action = walk.waits(seconds(2));
     assert!(
         matches!(&action, Action::TakeBack { prefs, .. } if prefs["ControlURL"] == OWN),
         "{action:?}"
@@ -214,17 +220,14 @@ fn a_node_that_is_still_online_at_the_server_that_it_leaves_has_not_come_to_the_
 
 #[test]
 fn a_node_that_its_command_says_is_up_has_come_to_the_other_server() {
-    const OTHER: &str = "https://other.example";
-    let settling = with_error(known_node("Starting"), "fetch control key: connection refused");
-    let mut walk = Walk::at(OTHER, settling, of(OWN));
-    walk.logs_in();
-    walk.tells(with(&of(OWN), json!({ "ControlURL": OTHER })));
+    let mut walk = leaving();
     walk.see(online());
     let action = walk.on(Event::Ended(Ended::Done));
     assert!(matches!(action, Action::Finish(_)), "{action:?}");
     assert_eq!(walk.store.login, None);
 }
 
+/// The login came while a pause was waited out, or beside a run that waits for the key file.
 #[test]
 fn what_a_login_changed_is_put_back_whatever_was_thought_of_it_when_it_came() {
     let before = with(&of(OWN), json!({ "RunWebClient": true }));

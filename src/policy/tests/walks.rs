@@ -75,6 +75,13 @@ fn a_joined_node_that_reboots_with_a_used_key_never_reads_it() {
     assert!(!walk.has_done("read_key"));
 }
 
+/// What comes of a login whose command has just been asked for, when its key is refused.
+fn when_refused(walk: &mut Walk) -> Action {
+    walk.begin(json!({}));
+    walk.on(Event::Ended(Ended::LoginError(refusal())));
+    walk.after(Duration::from_secs(2))
+}
+
 #[test]
 fn a_refused_key_is_taken_back_and_never_sent_again() {
     let mut walk = new_login();
@@ -90,9 +97,7 @@ fn a_refused_key_is_taken_back_and_never_sent_again() {
     assert!(walk.has_done("forget_key") && walk.store.refused.is_none());
     let again = walk.after(Duration::from_secs(30));
     assert!(is_login(&again), "{again:?}");
-    walk.begin(json!({}));
-    walk.on(Event::Ended(Ended::LoginError(refusal())));
-    let end = walk.after(Duration::from_secs(2));
+    let end = when_refused(&mut walk);
     assert!(matches!(end, Action::Fail(Failure::Refused(_))), "{end:?}");
     assert_eq!(
         (&walk.prefs["WantRunning"], &walk.prefs["ControlURL"]),
@@ -114,26 +119,20 @@ fn a_key_that_nobody_knows_is_final_at_once_where_the_node_was_logged_in_before(
     let mut walk = Walk::new(status("NeedsLogin"));
     walk.store.last.login = 1;
     assert!(is_login(&walk.go()));
-    walk.begin(json!({}));
-    walk.on(Event::Ended(Ended::LoginError(refusal())));
-    let end = walk.after(Duration::from_secs(2));
+    let end = when_refused(&mut walk);
     assert!(matches!(end, Action::Fail(Failure::Refused(_))), "{end:?}");
 }
 
 #[test]
 fn a_key_that_may_not_be_known_yet_is_sent_twice_however_often_a_run_is_started() {
     let mut walk = new_login();
-    walk.begin(json!({}));
-    walk.on(Event::Ended(Ended::LoginError(refusal())));
-    let early = walk.after(Duration::from_secs(2));
+    let early = when_refused(&mut walk);
     assert!(matches!(early, Action::Wait(Waiting::Retry(..), _)), "{early:?}");
     assert_eq!(walk.on(Event::Stop), Action::Stopped);
     let mut next = Walk::new(status("NeedsLogin"));
     next.store = walk.store;
     assert!(is_login(&next.go()));
-    next.begin(json!({}));
-    next.on(Event::Ended(Ended::LoginError(refusal())));
-    let end = next.after(Duration::from_secs(2));
+    let end = when_refused(&mut next);
     assert!(matches!(end, Action::Fail(Failure::Refused(_))), "{end:?}");
 }
 
@@ -141,9 +140,7 @@ fn a_key_that_may_not_be_known_yet_is_sent_twice_however_often_a_run_is_started(
 fn a_key_that_may_not_be_known_yet_is_sent_once_more_where_the_disk_is_full() {
     let mut walk = new_login();
     walk.disk_full = true;
-    walk.begin(json!({}));
-    walk.on(Event::Ended(Ended::LoginError(refusal())));
-    let early = walk.after(Duration::from_secs(2));
+    let early = when_refused(&mut walk);
     assert!(matches!(early, Action::Wait(Waiting::Retry(..), _)), "{early:?}");
     assert!(is_login(&walk.waits(Duration::from_secs(40))));
 }
