@@ -52,11 +52,11 @@ impl Run<'_> {
             return Ok(None);
         }
         let not_taken = self.set(&prefs).await?;
-        if !self.is_profile(profile).await? {
-            self.give_back(&prefs).await?;
-            return Ok(None);
+        if self.is_profile(profile).await? {
+            return Ok(Some(not_taken));
         }
-        Ok(Some(not_taken))
+        self.give_back(&prefs).await?;
+        Ok(None)
     }
 
     /// Sets the preferences, and names those that are not taken.
@@ -90,15 +90,15 @@ impl Run<'_> {
             }
         };
         let _ = timeout(CATCH_UP_LIMIT, catch_up).await;
-        let are_set =
-            |prefs: &Prefs| set.iter().all(|(name, value)| prefs.get(name) == Some(value));
-        if let [.., before, after] = told.as_slice()
-            && are_set(after)
-            && !are_set(before)
-        {
-            let own = before.iter().filter(|(name, _)| set.contains_key(*name));
-            let own = own.map(|(name, value)| (name.clone(), value.clone())).collect();
-            self.api.edit_prefs(&own).await?;
+        let is_of_node = |prefs: &Prefs| {
+            ["Config", "ControlURL"].iter().all(|name| prefs.get(*name) == now.get(*name))
+        };
+        let is_set = |prefs: &Prefs| set.keys().all(|name| prefs.get(name) == now.get(name));
+        // 1.66 tells the same preferences more than once.
+        let before = told.into_iter().rev().take_while(is_of_node).find(|prefs| !is_set(prefs));
+        if let Some(mut before) = before {
+            before.retain(|name, _| set.contains_key(name));
+            self.api.edit_prefs(&before).await?;
         }
         Ok(())
     }
