@@ -10,7 +10,6 @@ use serde_json::{Value, json};
 
 use crate::key::KeyFileError;
 use crate::tailscaled::{LocalApiError, Status};
-use crate::up::{Ended, NotStarted, Refusal, Refused};
 
 /// The node is on its tailnet.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -81,7 +80,34 @@ pub enum Failure {
     Internal(String),
 }
 
+/// What a control server refuses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    pub what: Refused,
+    /// The server's own words.
+    pub words: String,
+}
+
+/// What it is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// The auth key or OAuth client secret.
+    Key,
+    /// An auth key that the control server does not know. One that was made a moment ago may not have
+    /// come to it yet.
+    UnknownKey,
+    /// The key's owner, who may be let in again.
+    Owner,
+    /// The tags that are asked for.
+    Tags,
+}
+
 impl Refused {
+    /// Whether it's the key itself that was refused.
+    pub fn is_key(self) -> bool {
+        matches!(self, Self::Key | Self::UnknownKey)
+    }
+
     fn advice(self) -> &'static str {
         match self {
             Self::Key | Self::UnknownKey => {
@@ -162,35 +188,6 @@ impl Failure {
             LocalApiError::Locked(_) => Mistake::LockedConfig.into(),
             error => Self::Denied(error.to_string()),
         }
-    }
-
-    /// What this end of `tailscale up` comes to at once, if it cannot pass.
-    pub fn of_command(ended: &Ended, program: &Path) -> Option<Self> {
-        Some(match ended {
-            Ended::SecretRefused(refusal) => Self::Refused(refusal.clone()),
-            Ended::Denied(why) => Self::Denied(why.clone()),
-            Ended::Locked => Mistake::LockedConfig.into(),
-            Ended::UnknownFlag(_, said) | Ended::BadFlags(said) => {
-                Mistake::Flags(said.clone()).into()
-            }
-            Ended::OtherServer => Mistake::OtherServer.into(),
-            Ended::BadSettings(said) => Mistake::Settings(said.clone()).into(),
-            Ended::Mute(code @ (126 | 127)) => {
-                Mistake::NoTailscale { program: program.to_owned(), code: *code }.into()
-            }
-            _ => return None,
-        })
-    }
-
-    /// What it is that the command cannot be started, unless that may pass.
-    pub fn not_started(why: &NotStarted, program: &Path) -> Option<Self> {
-        let program = program.to_owned();
-        Some(Self::Misconfigured(match why {
-            NotStarted::ForNow(_) => return None,
-            NotStarted::NoCommand => Mistake::NoCommand(program),
-            NotStarted::CannotRun(error) => Mistake::CannotRun { program, error: error.clone() },
-            NotStarted::Untrusted(why) => Mistake::Untrusted(why.clone()),
-        }))
     }
 
     /// The exit status of a run that ends with it.

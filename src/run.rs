@@ -407,7 +407,7 @@ impl<'a> Run<'a> {
             biased;
             notice = bus.told() => Event::Told(notice),
             () = ended(up) => Event::Ended(match self.up.take() {
-                Some(up) => up.said().await,
+                Some(up) => up.said(&self.config.setup.cli.program).await,
                 None => Ended::Killed,
             }),
             () = sleep(timer) => Event::Woke,

@@ -5,12 +5,12 @@
 use std::time::Duration;
 
 use crate::check::seen::Seen;
-use crate::failure::{Failure, Waiting};
+use crate::failure::{Failure, Mistake, Waiting};
 use crate::flags;
 use crate::key::NoKey;
 use crate::policy::{Action, Event, Machine, Setup, Time};
 use crate::tailscaled::LocalApiError;
-use crate::up::{Ended, NoVersion, NotStarted};
+use crate::up::{Ended, NoVersion};
 
 /// More steps than any walk has.
 const MOST_STEPS: usize = 200;
@@ -149,8 +149,8 @@ fn walk(seen: &Seen, steps: &mut Vec<Step>) -> End {
                     let why = "the tailscale command does nothing".to_owned();
                     return End::Waits(Waiting::Retry(why, Duration::ZERO));
                 }
-                if let Some(why) = not_started(seen) {
-                    Event::Started(Err(why))
+                if let Some(mistake) = not_started(seen) {
+                    Event::Started(Err(mistake.into()))
                 } else if let Some(ended) = ended(seen) {
                     machine.on(Event::Started(Ok(())), now);
                     Event::Ended(ended)
@@ -177,10 +177,10 @@ fn walk(seen: &Seen, steps: &mut Vec<Step>) -> End {
 }
 
 /// Why `tailscale up` would not be started, as far as that shows before.
-fn not_started(seen: &Seen) -> Option<NotStarted> {
+fn not_started(seen: &Seen) -> Option<Mistake> {
     match &seen.cli.version {
-        Err(NoVersion::CannotRun(why)) => Some(why.clone()),
-        _ => seen.distrust.clone().map(NotStarted::Untrusted),
+        Err(NoVersion::CannotRun(mistake)) => Some(mistake.clone()),
+        _ => seen.distrust.clone(),
     }
 }
 
@@ -190,10 +190,9 @@ fn ended(seen: &Seen) -> Option<Ended> {
     let own = seen.prefs.as_ref().and_then(|prefs| prefs.get("AdvertiseTags")?.as_array());
     let has_tags = !asked.is_empty() || own.is_some_and(|tags| !tags.is_empty());
     match seen.objection() {
-        Some(LocalApiError::Locked(_)) => Some(Ended::Locked),
-        Some(error) => Some(Ended::Denied(error.to_string())),
+        Some(error) => Some(Ended::Final(Failure::of_change(error))),
         None if seen.key.key.as_ref().is_ok_and(|key| key.kind.is_oauth_secret()) && !has_tags => {
-            Some(Ended::BadSettings("oauth authkeys require --advertise-tags".to_owned()))
+            Some(Mistake::Settings("oauth authkeys require --advertise-tags".to_owned()).into())
         }
         None => None,
     }

@@ -24,6 +24,7 @@ use tokio::time::timeout;
 
 use crate::check::report::Report;
 use crate::check::seen::{CliSeen, Seen};
+use crate::failure::Mistake;
 use crate::file_system::{FileFacts, LIMIT, SILENT, in_time};
 use crate::key::{Look, Problem, belongs_to, look};
 use crate::output::terminal::may_color;
@@ -100,9 +101,9 @@ async fn socket_file(path: PathBuf) -> Result<FileFacts, String> {
 }
 
 /// Why an auth key would not be sent to this socket.
-async fn distrust(cli: &Cli) -> Option<String> {
+async fn distrust(cli: &Cli) -> Option<Mistake> {
     match timeout(LIMIT, cli.trust_socket()).await {
-        Ok(Err(NotStarted::Untrusted(why))) => Some(why),
+        Ok(Err(NotStarted::Final(mistake))) => Some(mistake),
         _ => None,
     }
 }

@@ -9,7 +9,7 @@ use crate::check::finding::{Finding, NOT_VALID_NOW, conclude};
 use crate::check::foresee::{End, Foresight, Step, foresee};
 use crate::check::seen::Seen;
 use crate::check::words::{self, NodeKey};
-use crate::failure::{Failure, Waiting};
+use crate::failure::Waiting;
 use crate::output::terminal::{BOLD, GREEN, PLAIN, RED, YELLOW};
 use crate::policy::Situation;
 use crate::redact::{excerpt, one_line};
@@ -466,11 +466,7 @@ fn command(seen: &Seen, if_needed: Mark) -> Line {
     let path = seen.command().display();
     match &seen.cli.version {
         Ok(version) => ok("command", format!("{path}, version {version}")),
-        Err(NoVersion::CannotRun(why)) => {
-            let failure = Failure::not_started(why, &seen.setup.cli.program);
-            let text = failure.map(|failure| failure.to_string()).unwrap_or_default();
-            line(if_needed, "command", text)
-        }
+        Err(NoVersion::CannotRun(mistake)) => line(if_needed, "command", mistake.to_string()),
         Err(NoVersion::Silent) => {
             line(if_needed, "command", format!("{path} does not answer `version`"))
         }

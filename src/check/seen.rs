@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::failure::Obstacle;
+use crate::failure::{Mistake, Obstacle};
 use crate::file_system::FileFacts;
 use crate::key::Look;
 use crate::policy::{
@@ -26,7 +26,7 @@ pub struct Seen {
     pub socket_file: Result<FileFacts, String>,
     pub status: Result<Status, LocalApiError>,
     /// Why an auth key would not be sent to whoever is behind the socket.
-    pub distrust: Option<String>,
+    pub distrust: Option<Mistake>,
     /// The first of the node's addresses that cannot be bound yet.
     pub unbound: Option<IpAddr>,
     pub prefs: Option<Prefs>,

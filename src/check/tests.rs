@@ -11,7 +11,7 @@ use crate::check::metrics;
 use crate::check::report::{Mark, Report};
 use crate::check::seen::{CliSeen, Seen};
 use crate::documents::manual::terms;
-use crate::failure::{Connected, Waiting, to_json};
+use crate::failure::{Connected, Mistake, Waiting, to_json};
 use crate::file_system::FileFacts;
 use crate::key::{KeyFacts, KeyFileError, KeyKind, Look, Problem};
 use crate::policy::{Setup, Situation, TAILSCALES_SERVER};
@@ -19,7 +19,7 @@ use crate::prefs::Prefs;
 use crate::record::{BegunLogin, Record, RefusedKey};
 use crate::samples::{REFUSAL, asking, keyed, online, status, with_error};
 use crate::tailscaled::{LocalApiError, Profile, Status};
-use crate::up::{Cli, NoVersion, NotStarted};
+use crate::up::{Cli, NoVersion};
 
 const DOWN: &str = "fetch control key: dial tcp 192.0.2.1:443: connect: connection refused";
 
@@ -133,7 +133,7 @@ fn keys() -> Vec<(bool, Result<KeyFacts, KeyFileError>)> {
 fn commands() -> Vec<Result<String, NoVersion>> {
     vec![
         Ok("1.98.10".into()),
-        Err(NoVersion::CannotRun(NotStarted::NoCommand)),
+        Err(NoVersion::CannotRun(Mistake::NoCommand("tailscale".into()))),
         Err(NoVersion::Silent),
         Err(NoVersion::Failed("it ends with 3".into())),
     ]
@@ -296,7 +296,7 @@ fn the_verdicts_one_by_one() {
         (
             {
                 let mut seen = seen(Ok(status("NeedsLogin")));
-                seen.distrust = Some("it is bob's; ask bob".into());
+                seen.distrust = Some(Mistake::Untrusted("it is bob's; ask bob".into()));
                 verdict(&seen)
             },
             Kind::Failure,

@@ -3,14 +3,14 @@
 
 use std::time::Duration;
 
-use crate::failure::{Failure, Mistake, Note};
+use crate::failure::{Failure, Mistake, Note, Refusal};
 use crate::flags;
 use crate::policy::put_back::History;
 use crate::policy::{CHANGE_PATIENCE, Key, Machine, RETRY_FIRST, Situation, Time, is_same_server};
 use crate::prefs::{self, Prefs};
 use crate::record::{BegunLogin, Record};
 use crate::tailscaled::LocalApiError;
-use crate::up::{Ended, LoginError, NotStarted, Refusal};
+use crate::up::{Ended, LoginError, NotStarted};
 
 /// How long a refusal is looked at before it's believed: it may be an older login's.
 pub(super) const DOUBT: Duration = Duration::from_secs(2);
@@ -102,13 +102,12 @@ impl Machine {
                 self.logins += 1;
             }
             // No key was sent.
-            Err(why) => self.came_to_nothing(
-                match Failure::not_started(&why, &self.setup.cli.program) {
-                    Some(failure) => Then::Impossible(failure),
-                    None => Then::Pause(why.words().to_owned(), RETRY_FIRST),
-                },
-                now,
-            ),
+            Err(NotStarted::ForNow(words)) => {
+                self.came_to_nothing(Then::Pause(words, RETRY_FIRST), now)
+            }
+            Err(NotStarted::Final(mistake)) => {
+                self.came_to_nothing(Then::Impossible(mistake.into()), now)
+            }
         }
     }
 
@@ -404,18 +403,20 @@ impl Machine {
             self.login = Login::None;
             return;
         }
-        let failure = Failure::of_command(&ended, &self.setup.cli.program);
-        let then = match (failure, &ended) {
-            (Some(Failure::Refused(refusal)), _) => Then::Refused(refusal),
-            (Some(failure), _) => Then::Impossible(failure),
-            (None, Ended::Lost(words)) => {
+        // What a CLI has sent that was killed may come a moment later, and is taken back in any case.
+        let may_have_come = has_come || ended == Ended::Killed;
+        let then = match ended {
+            Ended::Final(Failure::Refused(refusal)) => Then::Refused(refusal),
+            Ended::Final(failure) => Then::Impossible(failure),
+            Ended::UnknownFlag(_, said) => Then::Impossible(Mistake::Flags(said).into()),
+            Ended::Lost(words) => {
                 self.notes.push(Note::LoginBroke(words.clone()));
                 if has_come {
-                    return self.pause(words.clone(), RETRY_FIRST, now);
+                    return self.pause(words, RETRY_FIRST, now);
                 }
-                Then::Pause(words.clone(), RETRY_FIRST)
+                Then::Pause(words, RETRY_FIRST)
             }
-            (None, ended) => {
+            ended => {
                 let words = ended.to_string();
                 self.notes.push(match ended {
                     Ended::Idle => Note::NothingCame,
@@ -432,8 +433,7 @@ impl Machine {
                 }
             }
         };
-        // What a CLI has sent that was killed may come a moment later, and is taken back in any case.
-        match has_come || ended == Ended::Killed {
+        match may_have_come {
             true => self.come_to(Login::Failing(then), now),
             false => self.came_to_nothing(then, now),
         }

@@ -3,7 +3,7 @@
 
 use super::login::{DOUBT, Login, RECOVERY_PATIENCE};
 use super::*;
-use crate::up::{Refusal, Refused};
+use crate::failure::{Refusal, Refused};
 
 /// How long the CLI may run without anything of it coming to tailscaled.
 const COMMAND_PATIENCE: Duration = Duration::from_secs(30);

@@ -8,7 +8,6 @@ use super::{CATCH_UP_LIMIT, Run};
 use crate::failure::Connected;
 use crate::prefs::Prefs;
 use crate::tailscaled::{LocalApiError, Profile};
-use crate::up::NotStarted;
 
 /// How often an exit node is looked for, with which pause, and how long each may take.
 const EXIT_NODE_TRIES: u32 = 4;
@@ -20,9 +19,8 @@ impl Run<'_> {
         let Some((key, _)) = &self.key else {
             return Err(LocalApiError::NoAnswer);
         };
-        let trusted = self.config.setup.cli.trust_socket().await;
-        if let Err(NotStarted::Untrusted(why) | NotStarted::ForNow(why)) = trusted {
-            return Err(LocalApiError::Denied(why));
+        if let Err(why) = self.config.setup.cli.trust_socket().await {
+            return Err(LocalApiError::Denied(why.to_string()));
         }
         log::info!(
             "renewing the node key with the auth key from {}",

@@ -17,8 +17,9 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::{Child, ChildStderr, ChildStdout, Command};
 use tokio::time::timeout;
 
-pub use crate::up::said::{Ended, LoginError, Refusal, Refused, last_login_error, trouble};
+pub use crate::up::said::{Ended, LoginError, last_login_error, trouble};
 
+use crate::failure::Mistake;
 use crate::file_system::{SILENT, in_time};
 use crate::key::trust::{self, Named, Process};
 use crate::key::{self, AuthKey};
@@ -66,7 +67,7 @@ impl Cli {
 
     /// Runs `tailscale set` with these flags, for no longer than `limit`. What it complains of, if it does.
     pub async fn set(&self, flags: &[String], limit: Duration) -> Result<(), String> {
-        let words = |why: NotStarted| why.words().to_owned();
+        let words = |why: NotStarted| why.to_string();
         let mut command = Command::new(self.program().await.map_err(words)?);
         command.arg(self.socket_flag()).arg("set").args(flags);
         match self.start(command).map_err(words)?.end_within(limit).await {
@@ -96,11 +97,12 @@ impl Cli {
                 self.program.display()
             )));
         };
-        let (program, named, parts) = found.ok_or(NotStarted::NoCommand)?;
+        let none = || Mistake::NoCommand(self.program.clone());
+        let (program, named, parts) = found.ok_or_else(none)?;
         // One that cannot be looked at cannot be started either, which says why.
         if let Ok(parts) = parts {
             trust::may_run(&program, named, &parts, Process::current())
-                .map_err(NotStarted::Untrusted)?;
+                .map_err(Mistake::Untrusted)?;
         }
         Ok(program)
     }
@@ -115,7 +117,7 @@ impl Cli {
         match (listener, parts) {
             (Ok(listener), Ok(parts)) => {
                 trust::may_have_key(&self.socket, listener, &parts, Process::current())
-                    .map_err(NotStarted::Untrusted)
+                    .map_err(|why| Mistake::Untrusted(why).into())
             }
             (Err(error), _) | (_, Err(error)) => Err(NotStarted::ForNow(format!(
                 "cannot see who listens on the socket {} ({error})",
@@ -128,13 +130,13 @@ impl Cli {
     pub async fn version(&self, limit: Duration) -> Result<String, NoVersion> {
         let program = self.program().await.map_err(|why| match why {
             NotStarted::ForNow(_) => NoVersion::Silent,
-            why => NoVersion::CannotRun(why),
+            NotStarted::Final(mistake) => NoVersion::CannotRun(mistake),
         })?;
         let mut command = Command::new(program);
         command.arg("version");
         let run = self.start(command).map_err(|why| match why {
             NotStarted::ForNow(why) => NoVersion::Failed(why),
-            why => NoVersion::CannotRun(why),
+            NotStarted::Final(mistake) => NoVersion::CannotRun(mistake),
         })?;
         let (code, output, errors) = run.end_within(limit).await.ok_or(NoVersion::Silent)?;
         match (code, output.lines().next()) {
@@ -181,8 +183,11 @@ fn not_started(program: &Path, error: &io::Error) -> NotStarted {
             "the tailscale command {} cannot be started now ({error})",
             program.display()
         )),
-        io::ErrorKind::NotFound => NotStarted::NoCommand,
-        _ => NotStarted::CannotRun(error.to_string()),
+        io::ErrorKind::NotFound => Mistake::NoCommand(program.to_owned()).into(),
+        _ => {
+            let (program, error) = (program.to_owned(), error.to_string());
+            Mistake::CannotRun { program, error }.into()
+        }
     }
 }
 
@@ -192,31 +197,20 @@ pub fn find(program: &Path) -> Option<(PathBuf, Named)> {
 }
 
 /// Why the command was not started.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotStarted {
     /// It may be tried again.
+    #[error("{0}")]
     ForNow(String),
-    NoCommand,
-    CannotRun(String),
-    /// Others control the command or the socket.
-    Untrusted(String),
-}
-
-impl NotStarted {
-    /// What stands in the way, as far as it is not known from its kind.
-    pub fn words(&self) -> &str {
-        match self {
-            Self::ForNow(words) | Self::CannotRun(words) | Self::Untrusted(words) => words,
-            Self::NoCommand => "",
-        }
-    }
+    #[error(transparent)]
+    Final(#[from] Mistake),
 }
 
 /// Why the command does not tell its version.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NoVersion {
     /// As a login would end.
-    CannotRun(NotStarted),
+    CannotRun(Mistake),
     /// It did not end in time.
     Silent,
     /// It failed, with these words.
@@ -254,13 +248,13 @@ impl Up {
         }
     }
 
-    /// What its end says. To be called after [`Up::ended`].
-    pub async fn said(self) -> Ended {
+    /// What the end of `program` says. To be called after [`Up::ended`].
+    pub async fn said(self, program: &Path) -> Ended {
         let (code, output, errors) = self.end().await;
         for line in output.lines().chain(errors.lines()) {
             log::debug!("tailscale up: {line}");
         }
-        said::read(code, &errors)
+        said::read(program, code, &errors)
     }
 
     /// The same as [`Up::end`], unless it takes longer than this; then it is stopped.

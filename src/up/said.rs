@@ -5,6 +5,9 @@
 #[cfg(test)]
 mod tests;
 
+use std::path::Path;
+
+use crate::failure::{Failure, Mistake, Refusal, Refused};
 use crate::redact::excerpt;
 
 /// An error of the last login.
@@ -16,35 +19,6 @@ pub enum LoginError {
     Unreachable(String),
     /// The control server's own words, and not known to be about the key: they may pass.
     Unknown(String),
-}
-
-/// What a control server refuses.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refusal {
-    pub what: Refused,
-    /// The server's own words.
-    pub words: String,
-}
-
-/// What it is about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refused {
-    /// The auth key or OAuth client secret.
-    Key,
-    /// An auth key that the control server does not know. One that was made a moment ago may not have
-    /// come to it yet.
-    UnknownKey,
-    /// The key's owner, who may be let in again.
-    Owner,
-    /// The tags that are asked for.
-    Tags,
-}
-
-impl Refused {
-    /// Whether it's the key itself that was refused.
-    pub fn is_key(self) -> bool {
-        matches!(self, Self::Key | Self::UnknownKey)
-    }
 }
 
 impl LoginError {
@@ -224,33 +198,19 @@ pub enum Ended {
     /// The control server wants the next register to come later. tailscaled sees to that.
     #[error("{0}")]
     RateLimited(String),
-    /// The API that makes an auth key of an OAuth client secret refuses that.
-    #[error("{}", .0.words)]
-    SecretRefused(Refusal),
-    /// tailscaled lets this user change nothing.
-    #[error("{0}")]
-    Denied(String),
-    /// tailscaled takes no changes but by its config file.
-    #[error("the config file is locked")]
-    Locked,
+    /// It cannot pass.
+    #[error(transparent)]
+    Final(Failure),
     /// A flag that this version of the CLI doesn't know, by its name, with what it said.
     #[error("{1}")]
     UnknownFlag(String, String),
-    /// The flags cannot be used.
-    #[error("{0}")]
-    BadFlags(String),
-    #[error("the node is another login server's")]
-    OtherServer,
-    /// A known mistake in the settings.
-    #[error("{0}")]
-    BadSettings(String),
     /// tailscaled went away, and the key with it; or it took none.
     #[error("{0}")]
     Lost(String),
     /// On the way to somewhere.
     #[error("{0}")]
     Unreachable(String),
-    /// It is no `tailscale`, it seems: it ended with this exit code and said nothing.
+    /// It ended with this exit code and said nothing.
     #[error("`tailscale up` ended with {0}")]
     Mute(i32),
     /// By a signal.
@@ -264,6 +224,12 @@ pub enum Ended {
     Unknown(String),
 }
 
+impl From<Mistake> for Ended {
+    fn from(mistake: Mistake) -> Self {
+        Self::Final(mistake.into())
+    }
+}
+
 impl Ended {
     /// Whether it may be a mistake in the configuration that is not known.
     pub fn is_complaint(&self) -> bool {
@@ -271,9 +237,9 @@ impl Ended {
     }
 }
 
-/// Reads the end of `tailscale up`: its exit code (none: ended by a signal) and what it wrote to
+/// Reads the end of `program up`: its exit code (none: ended by a signal) and what it wrote to
 /// standard error (cmd/tailscale/cli/up.go).
-pub fn read(code: Option<i32>, stderr: &str) -> Ended {
+pub fn read(program: &Path, code: Option<i32>, stderr: &str) -> Ended {
     if code == Some(0) {
         return Ended::Done;
     }
@@ -285,7 +251,7 @@ pub fn read(code: Option<i32>, stderr: &str) -> Ended {
     }
     // `Access denied` comes with advice over several lines.
     if let Some((_, reason)) = stderr.split_once("Access denied: ") {
-        return Ended::Denied(brief(reason));
+        return Ended::Final(Failure::Denied(brief(reason)));
     }
     // The flag package's way to end: the complaint, then the usage.
     if let Some((_, name)) = stderr.split_once("flag provided but not defined: ") {
@@ -298,17 +264,17 @@ pub fn read(code: Option<i32>, stderr: &str) -> Ended {
         return Ended::Unreachable(brief(stderr));
     }
     if code == Some(2) {
-        return Ended::BadFlags(brief(stderr));
+        return Mistake::Flags(brief(stderr)).into();
     }
     if stderr.contains("can't change --login-server without --force-reauth") {
-        return Ended::OtherServer;
+        return Mistake::OtherServer.into();
     }
     if stderr.contains("config file is locked") {
-        return Ended::Locked;
+        return Mistake::LockedConfig.into();
     }
     let error = last_line(stderr);
     if let Some(what) = refused_by_api(stderr) {
-        return Ended::SecretRefused(Refusal { what, words: brief(error) });
+        return Ended::Final(Failure::Refused(Refusal { what, words: brief(error) }));
     }
     // What else the API says, or who stands in for it, may pass.
     const API: [&str; 3] = ["oauth2: ", "Status: ", "json.Unmarshal"];
@@ -334,7 +300,7 @@ pub fn read(code: Option<i32>, stderr: &str) -> Ended {
         "requires --",
     ];
     if SETTINGS.iter().any(|words| stderr.contains(words)) {
-        return Ended::BadSettings(brief(error));
+        return Mistake::Settings(brief(error)).into();
     }
     const LOST: [&str; 2] =
         ["failed to connect to local tailscaled", "500 Internal Server Error: "];
@@ -343,6 +309,10 @@ pub fn read(code: Option<i32>, stderr: &str) -> Ended {
         return Ended::Lost(brief(error));
     }
     match (error, code) {
+        // The shell's codes for a command that cannot be run, or is not there.
+        ("", Some(code @ (126 | 127))) => {
+            Mistake::NoTailscale { program: program.to_owned(), code }.into()
+        }
         ("", Some(code)) => Ended::Mute(code),
         (_, None) => Ended::Killed,
         _ if is_unreachable(error) => Ended::Unreachable(brief(error)),

@@ -7,10 +7,10 @@ use fastrand::Rng;
 use serde_json::json;
 
 use super::*;
+use crate::failure::{Mistake, Refusal, Refused};
 use crate::key::KeyKind;
 use crate::record::RefusedKey;
 use crate::samples::REFUSAL;
-use crate::up::{Refusal, Refused};
 
 pub const OWN: &str = "https://hs.example.org";
 pub const OTHER: &str = "https://hs.example.com";
@@ -169,16 +169,16 @@ pub fn ended(rng: &mut Rng) -> Ended {
         0 | 1 => Ended::Done,
         2 | 3 => Ended::LoginError(LoginError::of(&words)),
         4 => Ended::RateLimited(words),
-        5 => Ended::SecretRefused(Refusal { what: Refused::Key, words }),
-        6 => Ended::Denied(words),
-        7 => Ended::Locked,
+        5 => Ended::Final(Failure::Refused(Refusal { what: Refused::Key, words })),
+        6 => Ended::Final(Failure::Denied(words)),
+        7 => Mistake::LockedConfig.into(),
         8 => Ended::UnknownFlag("ssh".into(), words),
-        9 => Ended::BadFlags(words),
-        10 => Ended::OtherServer,
-        11 => Ended::BadSettings(words),
+        9 => Mistake::Flags(words).into(),
+        10 => Mistake::OtherServer.into(),
+        11 => Mistake::Settings(words).into(),
         12 => Ended::Lost(words),
         13 => Ended::Unreachable(words),
-        14 => Ended::Mute(one(rng, &[0, 1, 127, -1])),
+        14 => Ended::Mute(one(rng, &[0, 1, 125, -1])),
         15 => Ended::Killed,
         _ => Ended::Unknown(words),
     }
@@ -188,9 +188,9 @@ fn started(rng: &mut Rng) -> Result<(), NotStarted> {
     let words = words(rng);
     match rng.u8(..12) {
         0 => Err(NotStarted::ForNow(words)),
-        1 => Err(NotStarted::NoCommand),
-        2 => Err(NotStarted::CannotRun(words)),
-        3 => Err(NotStarted::Untrusted(words)),
+        1 => Err(Mistake::NoCommand(words.into()).into()),
+        2 => Err(Mistake::Complaint(words).into()),
+        3 => Err(Mistake::Untrusted(words).into()),
         _ => Ok(()),
     }
 }

@@ -5,9 +5,9 @@ use serde_json::json;
 use super::walk::*;
 use super::*;
 use crate::failure::Mistake;
+use crate::failure::{Refusal, Refused};
 use crate::record::RefusedKey;
 use crate::samples::{REFUSAL, asking, keyed, online, status, with_error};
-use crate::up::{Refusal, Refused};
 
 const TROUBLE: &str = "fetch control key: dial tcp: connect: connection refused";
 const ODD: &str = "database is locked (5) (SQLITE_BUSY)";
@@ -153,7 +153,7 @@ fn a_secret_that_the_api_refuses_is_final_also_after_another_key_was_refused() {
     assert!(is_login(&walk.go()));
     walk.on(Event::Started(Ok(())));
     let refusal = Refusal { what: Refused::Key, words: "Status: 403".into() };
-    let end = walk.on(Event::Ended(Ended::SecretRefused(refusal)));
+    let end = walk.on(Event::Ended(Ended::Final(Failure::Refused(refusal))));
     assert!(matches!(end, Action::Fail(Failure::Refused(_))), "{end:?}");
 }
 

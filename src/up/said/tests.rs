@@ -15,6 +15,11 @@ fn of_health(text: &str) -> Option<LoginError> {
     error
 }
 
+/// The end of a command of that name.
+fn read(code: Option<i32>, stderr: &str) -> Ended {
+    super::read(Path::new("tailscale"), code, stderr)
+}
+
 fn of_command(text: &str) -> Ended {
     read(Some(1), &format!("backend error: {text}\n"))
 }
@@ -134,12 +139,15 @@ fn what_cannot_work_is_told_from_what_is_not_known() {
         file; config file is locked";
     let unknown_flag = "flag provided but not defined: -nope\nUSAGE\n  tailscale up\n";
     let bad_value = "invalid boolean value \"x\" for -ssh\nUSAGE";
-    assert!(matches!(read(Some(2), bad_value), Ended::BadFlags(_)));
+    assert!(matches!(
+        read(Some(2), bad_value),
+        Ended::Final(Failure::Misconfigured(Mistake::Flags(_)))
+    ));
     assert_eq!(
         read(Some(1), "can't change --login-server without --force-reauth\n"),
-        Ended::OtherServer
+        Mistake::OtherServer.into()
     );
-    assert_eq!(read(Some(1), config), Ended::Locked);
+    assert_eq!(read(Some(1), config), Mistake::LockedConfig.into());
     let unknown_flag = read(Some(2), unknown_flag);
     assert!(matches!(unknown_flag, Ended::UnknownFlag(name, _) if name == "nope"));
     for settings in [
@@ -152,7 +160,7 @@ fn what_cannot_work_is_told_from_what_is_not_known() {
         "too many non-flag arguments: [\"true\"]",
         "500 Internal Server Error: The Tailscale SSH server has been administratively disabled.",
     ] {
-        assert_eq!(read(Some(1), settings), Ended::BadSettings(settings.into()));
+        assert_eq!(read(Some(1), settings), Mistake::Settings(settings.into()).into());
     }
     let unknown = Ended::Unknown("nobody knows this".into());
     assert_eq!(read(Some(1), "warning\nnobody knows this\n\n"), unknown);
@@ -162,7 +170,7 @@ fn what_cannot_work_is_told_from_what_is_not_known() {
 #[test]
 fn no_right_to_log_in_is_not_a_matter_of_configuration() {
     let stderr = "Access denied: checkprefs access denied\n\nUse 'sudo tailscale up …'.\n";
-    let denied = Ended::Denied("checkprefs access denied".into());
+    let denied = Ended::Final(Failure::Denied("checkprefs access denied".into()));
     assert_eq!(read(Some(1), stderr), denied);
 }
 
@@ -175,7 +183,7 @@ fn a_secret_that_the_api_refuses_is_told_from_an_api_that_cannot_be_reached() {
         ("Status: 400, Message: \"requested tags [tag:x] are invalid\"", Refused::Tags),
     ] {
         let read = read(Some(1), stderr);
-        let Ended::SecretRefused(refusal) = &read else {
+        let Ended::Final(Failure::Refused(refusal)) = &read else {
             panic!("{read:?}");
         };
         assert_eq!(refusal.what, what);
@@ -214,8 +222,10 @@ fn an_api_that_is_in_trouble_and_a_command_that_crashed_may_pass() {
 fn an_end_without_words_is_named() {
     assert_eq!(read(None, ""), Ended::Killed);
     assert!(Ended::Killed.to_string().contains("killed"));
-    assert_eq!(read(Some(127), "\n"), Ended::Mute(127));
-    assert!(Ended::Mute(127).to_string().contains("127"));
+    assert_eq!(read(Some(125), "\n"), Ended::Mute(125));
+    assert!(Ended::Mute(125).to_string().contains("125"));
+    let mistake = Mistake::NoTailscale { program: "tailscale".into(), code: 127 };
+    assert_eq!(read(Some(127), "\n"), mistake.into());
 }
 
 proptest! {
@@ -233,7 +243,9 @@ proptest! {
         let ended = read(code, &format!("{start}{text}"));
         prop_assert_eq!(ended == Ended::Done, code == Some(0));
         let said = ended.to_string();
-        prop_assert!(said.chars().count() <= 201 && said.lines().count() <= 1, "{said}");
+        // A failure says what to do, too.
+        let most = if matches!(ended, Ended::Final(_)) { 400 } else { 201 };
+        prop_assert!(said.chars().count() <= most && said.lines().count() <= 1, "{said}");
     }
 
     #[test]
