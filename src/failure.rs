@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::key::KeyFileError;
@@ -205,14 +206,16 @@ impl Failure {
     }
 }
 
-/// Why a node key is not renewed, though it is time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+/// Why a node key is not renewed, though it is time. The names are those in the metrics; documented.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, thiserror::Error)]
+#[serde(rename_all = "kebab-case")]
 pub enum Obstacle {
     #[error("this tailscaled is older than 1.82, and a renewal that fails would cut the node off")]
     OldVersion,
     #[error("the clock of this machine is not set")]
     Clock,
     #[error("an OAuth client secret makes tagged keys, which would change whose node this is")]
+    #[serde(rename = "oauth-secret")]
     OAuthSecret,
     #[error("the node has tags that its settings do not ask for, and a renewal could change them")]
     Tags,
@@ -228,24 +231,6 @@ pub enum Obstacle {
     RefusedKey,
     #[error("the auth key in the file cannot be used")]
     NoKey,
-}
-
-impl Obstacle {
-    /// Its name in the metrics; documented.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::OldVersion => "old-version",
-            Self::Clock => "clock",
-            Self::OAuthSecret => "oauth-secret",
-            Self::Tags => "tags",
-            Self::Elsewhere => "elsewhere",
-            Self::Trouble => "trouble",
-            Self::Offline => "offline",
-            Self::LockedOut => "locked-out",
-            Self::RefusedKey => "refused-key",
-            Self::NoKey => "no-key",
-        }
-    }
 }
 
 /// What is said where the record was made on another machine.

@@ -1,6 +1,8 @@
 //! The verdict of `--check`: one sentence that says what is wrong and the one thing to do next. The
 //! sentences are documented in the manual page, and a test compares the two.
 
+use serde::Serialize;
+
 use crate::check::foresee::{End, Foresight, Step};
 use crate::check::seen::Seen;
 use crate::check::words;
@@ -12,9 +14,10 @@ use crate::tailscaled::LocalApiError;
 use crate::up::LoginError;
 
 macro_rules! kinds {
-    ($($kind:ident $name:literal $sentence:expr;)*) => {
-        /// Kinds of verdicts.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    ($($kind:ident $sentence:expr;)*) => {
+        /// Kinds of verdicts. Their names are those in `--json`.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+        #[serde(rename_all = "kebab-case")]
         pub enum Kind {
             $($kind,)*
         }
@@ -23,10 +26,10 @@ macro_rules! kinds {
             #[cfg(test)]
             pub const ALL: &[Kind] = &[$(Kind::$kind,)*];
 
-            /// Its name in `--json`, and its sentence with braces around what is filled in.
-            pub fn name_and_sentence(self) -> (&'static str, &'static str) {
+            /// Its sentence, with braces around what is filled in.
+            pub fn sentence(self) -> &'static str {
                 match self {
-                    $(Self::$kind => ($name, $sentence),)*
+                    $(Self::$kind => $sentence,)*
                 }
             }
         }
@@ -34,76 +37,58 @@ macro_rules! kinds {
 }
 
 kinds! {
-    Connected "connected" "{WHO}; there is nothing to do";
-    NoAddress "no-address"
-        "{WHO}, but the address {ADDRESS} is not on the interface; if that lasts, restart tailscaled";
-    LockedOut "locked-out"
-        "{WHO}, but tailnet lock keeps the node from its peers ({REASON}); sign it from a trusted \
-         node: tailscale lock sign NODE-KEY";
-    Copied "copied" failure::COPIED;
-    NoState "no-state"
-        "tailscaled cannot open its state ({REASON}); check its log (journalctl -u tailscaled), its \
-         disk, its TPM and its --state";
-    NoTailscaled "no-tailscaled"
-        "tailscaled is not running ({REASON}); start it (systemctl start tailscaled), or name its \
-         socket with --socket";
-    MuteTailscaled "mute-tailscaled"
-        "tailscaled does not answer; check its log (journalctl -u tailscaled), and restart it";
-    NotUnderstood "not-understood"
-        "the answer on the socket is not understood ({REASON}); check that --socket names the socket \
-         of tailscaled";
-    Settling "settling"
-        "tailscaled is still starting; check again in a minute, and if it still is, check its log \
-         (journalctl -u tailscaled)";
-    UnknownState "unknown-state"
-        "tailscaled is in the unknown state {STATE}; check what `tailscale status` says";
-    Unreachable "unreachable"
-        "the control server cannot be reached ({REASON}); check this machine's network and firewall, \
-         and whether the server is up";
-    NoNetwork "no-network"
-        "this machine has no route to the control server ({REASON}); check its network: ip address, \
-         ip route";
-    Dns "dns"
-        "the name of the control server cannot be resolved ({REASON}); check this machine's DNS: \
-         /etc/resolv.conf";
-    ServerError "server-error"
-        "the control server reports an error of its own ({REASON}); wait, or ask its operator";
-    Clock "clock"
-        "the control server's certificate is not valid at the time of this machine's clock, {CLOCK}; \
-         set the clock if it is wrong; if it is right, the server needs a new certificate";
-    Certificate "certificate"
-        "the control server's certificate is not trusted ({REASON}); check its URL, the proxy, and \
-         the root certificates of this machine";
-    Offline "offline"
-        "the node uses its last network map and has no connection to its control server; check this \
-         machine's network, DNS and firewall, and check in the admin console whether the node was \
-         deleted";
-    Stranded "stranded"
-        "an auth key that was sent earlier was refused ({REASON}) and keeps this node offline; start \
-         a run, which restarts the login without a key: systemctl restart tailscale-autoconnect";
-    Refused "refused"
-        "the control server refused the auth key that was sent last ({REASON}); put a new key into \
-         {FILE} if it still holds that one, and start a run: systemctl restart \
-         tailscale-autoconnect";
-    Stopped "stopped"
-        "this node was stopped with `tailscale down`; start a run, which brings it up without a key: \
-         systemctl restart tailscale-autoconnect";
-    NeedsLogin "needs-login"
-        "this node needs a login ({CAUSE}), and no obstacle was found; start a run: \
-         systemctl restart tailscale-autoconnect";
-    UnderWay "under-way"
-        "a login seems to be under way; check again in a minute, and if it still is, start a run: \
-         systemctl restart tailscale-autoconnect";
-    OtherRun "other-run"
-        "another run is using the auth key; check again in a minute, or check what it waits for: \
-         systemctl status tailscale-autoconnect";
-    MuteCommand "mute-command"
-        "this node needs a login ({CAUSE}), but the tailscale command {COMMAND} does not answer; \
-         repair it, or name another with --tailscale";
-    Approval "approval" "this device is not approved yet; an admin has to approve it at {PAGE}";
-    Waits "waits" "a run would be {WAITING}; check again in a minute";
+    Connected "{WHO}; there is nothing to do";
+    NoAddress "{WHO}, but the address {ADDRESS} is not on the interface; if that lasts, restart \
+        tailscaled";
+    LockedOut "{WHO}, but tailnet lock keeps the node from its peers ({REASON}); sign it from a \
+        trusted node: tailscale lock sign NODE-KEY";
+    Copied failure::COPIED;
+    NoState "tailscaled cannot open its state ({REASON}); check its log (journalctl -u \
+        tailscaled), its disk, its TPM and its --state";
+    NoTailscaled "tailscaled is not running ({REASON}); start it (systemctl start tailscaled), or \
+        name its socket with --socket";
+    MuteTailscaled "tailscaled does not answer; check its log (journalctl -u tailscaled), and \
+        restart it";
+    NotUnderstood "the answer on the socket is not understood ({REASON}); check that --socket \
+        names the socket of tailscaled";
+    Settling "tailscaled is still starting; check again in a minute, and if it still is, check its \
+        log (journalctl -u tailscaled)";
+    UnknownState "tailscaled is in the unknown state {STATE}; check what `tailscale status` says";
+    Unreachable "the control server cannot be reached ({REASON}); check this machine's network and \
+        firewall, and whether the server is up";
+    NoNetwork "this machine has no route to the control server ({REASON}); check its network: ip \
+        address, ip route";
+    Dns "the name of the control server cannot be resolved ({REASON}); check this machine's DNS: \
+        /etc/resolv.conf";
+    ServerError "the control server reports an error of its own ({REASON}); wait, or ask its \
+        operator";
+    Clock "the control server's certificate is not valid at the time of this machine's clock, \
+        {CLOCK}; set the clock if it is wrong; if it is right, the server needs a new certificate";
+    Certificate "the control server's certificate is not trusted ({REASON}); check its URL, the \
+        proxy, and the root certificates of this machine";
+    Offline "the node uses its last network map and has no connection to its control server; check \
+        this machine's network, DNS and firewall, and check in the admin console whether the node \
+        was deleted";
+    Stranded "an auth key that was sent earlier was refused ({REASON}) and keeps this node \
+        offline; start a run, which restarts the login without a key: systemctl restart \
+        tailscale-autoconnect";
+    Refused "the control server refused the auth key that was sent last ({REASON}); put a new key \
+        into {FILE} if it still holds that one, and start a run: systemctl restart \
+        tailscale-autoconnect";
+    Stopped "this node was stopped with `tailscale down`; start a run, which brings it up without \
+        a key: systemctl restart tailscale-autoconnect";
+    NeedsLogin "this node needs a login ({CAUSE}), and no obstacle was found; start a run: \
+        systemctl restart tailscale-autoconnect";
+    UnderWay "a login seems to be under way; check again in a minute, and if it still is, start a \
+        run: systemctl restart tailscale-autoconnect";
+    OtherRun "another run is using the auth key; check again in a minute, or check what it waits \
+        for: systemctl status tailscale-autoconnect";
+    MuteCommand "this node needs a login ({CAUSE}), but the tailscale command {COMMAND} does not \
+        answer; repair it, or name another with --tailscale";
+    Approval "this device is not approved yet; an admin has to approve it at {PAGE}";
+    Waits "a run would be {WAITING}; check again in a minute";
     // What a run would end with, in its own words.
-    Failure "failure" "{FAILURE}";
+    Failure "{FAILURE}";
 }
 
 /// A verdict.
@@ -140,7 +125,7 @@ pub fn conclude(seen: &Seen, foresight: &Foresight) -> Finding {
             Failure::timed_out(waiting.clone(), answered, &seen.setup.cli.socket).exit()
         }
     };
-    let sentence = fill(kind.name_and_sentence().1, |place| match place {
+    let sentence = fill(kind.sentence(), |place| match place {
         "WHO" => {
             let status = seen.status.as_ref().ok();
             status.map(|status| Connected::of(status, false).to_string()).unwrap_or_default()

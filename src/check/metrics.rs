@@ -4,6 +4,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use humantime::parse_rfc3339_weak;
+use serde_json::json;
 
 use crate::check::report::Report;
 
@@ -17,8 +18,8 @@ pub fn text(report: &Report) -> String {
     let refusal = seen.record.refused.as_ref().map(|refused| refused.at);
     let is_connected = Some(seen.situation().is_connected().into());
     let is_refused = Some(seen.holds_refused_key().into());
-    let verdict = format!("{{verdict=\"{}\"}}", report.finding.kind.name_and_sentence().0);
-    let reason = obstacle.map(|why| format!("{{reason=\"{}\"}}", why.name()));
+    let verdict = format!("{{verdict={}}}", json!(report.finding.kind));
+    let reason = obstacle.map(|why| format!("{{reason={}}}", json!(why)));
     let (is_held_up, reason) = (reason.as_ref().map(|_| 1), reason.unwrap_or_default());
     let metrics = [
         gauge("connected", "", is_connected, "Whether the node is on its tailnet."),

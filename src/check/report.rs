@@ -120,7 +120,7 @@ impl Report {
             "schema": SCHEMA,
             "outcome": exit.outcome(),
             "exit_code": exit.code,
-            "verdict": self.finding.kind.name_and_sentence().0,
+            "verdict": self.finding.kind,
             "message": self.finding.sentence,
             "a_run_would": self.would,
             "lines": lines.collect::<Vec<_>>(),

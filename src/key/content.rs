@@ -2,6 +2,7 @@
 
 use zeroize::Zeroizing;
 
+use crate::key::Problem::{self, Empty, Encrypted, Holds, Unusable};
 use crate::key::parameters::Parameters;
 use crate::server::is_tailscales;
 
@@ -45,41 +46,24 @@ pub fn belongs_to(kind: KeyKind, server: &str) -> Result<(), &'static str> {
     }
 }
 
-/// Why there is no key in what a file holds. Nothing of it is repeated.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Unfit {
-    /// Nothing is in it but white space.
-    #[error("is empty")]
-    Empty,
-    #[error("is still encrypted with {0}; name the decrypted file instead")]
-    Encrypted(&'static str),
-    #[error("holds {0}, not an auth key; put only the auth key into it")]
-    Holds(&'static str),
-    /// In words that go on from the name of the file.
-    #[error("{0}")]
-    Because(&'static str),
-}
-
-use Unfit::{Because, Encrypted, Holds};
-
-/// The key in what a file holds, and of what kind it is.
-pub fn parse(bytes: &[u8]) -> Result<(&str, KeyKind), Unfit> {
+/// The key in what a file holds, and of what kind it is. Nothing of what is no key is repeated.
+pub fn parse(bytes: &[u8]) -> Result<(&str, KeyKind), Problem> {
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     if bytes.len() > MAX_BYTES {
-        return Err(Because("is longer than 4 KiB; an auth key is one short line"));
+        return Err(Unusable("is longer than 4 KiB; an auth key is one short line"));
     }
     if bytes.starts_with(b"age-encryption.org/") {
         return Err(Encrypted("age"));
     }
     let text = std::str::from_utf8(bytes)
-        .map_err(|_| Because("is not text; put the auth key into it as one line"))?;
+        .map_err(|_| Unusable("is not text; put the auth key into it as one line"))?;
     let word = text.trim();
     if word.is_empty() {
-        return Err(Unfit::Empty);
+        return Err(Empty);
     }
     let beginning = BEGINNINGS.iter().find(|(start, _)| word.starts_with(start));
     match (beginning, kind(word)) {
-        (Some((_, unfit)), _) => Err(*unfit),
+        (Some((_, problem)), _) => Err(problem.clone()),
         (None, Some(_)) if is_placeholder(word) => Err(Holds("a placeholder")),
         (None, Some(kind)) => Ok((word, kind)),
         (None, None) => Err(known_by_its_shape(word)),
@@ -136,14 +120,14 @@ fn is_of_a_key(byte: u8) -> bool {
 }
 
 /// What begins so is no auth key. The first that fits is it.
-const BEGINNINGS: [(&str, Unfit); 22] = [
+static BEGINNINGS: [(&str, Problem); 22] = [
     ("-----BEGIN AGE ENCRYPTED FILE-----", Encrypted("age")),
     ("-----BEGIN PGP MESSAGE-----", Encrypted("PGP")),
     ("-----BEGIN ", Holds("a PEM document")),
     ("$ANSIBLE_VAULT", Encrypted("Ansible Vault")),
     (
         "tskey-api-",
-        Because(
+        Unusable(
             "holds an API access token, which cannot join a node; \
              put an auth key or an OAuth client secret into it",
         ),
@@ -163,8 +147,8 @@ const BEGINNINGS: [(&str, Unfit); 22] = [
     ("../", Holds("the path of a file")),
     ("~/", Holds("the path of a file")),
     ("eyJ", Holds("a JSON web token")),
-    ("dHNrZXkt", Because(IN_BASE64)),
-    ("aHNrZXkt", Because(IN_BASE64)),
+    ("dHNrZXkt", Unusable(IN_BASE64)),
+    ("aHNrZXkt", Unusable(IN_BASE64)),
 ];
 
 const IN_BASE64: &str = "holds an auth key in base64; decode it (base64 -d)";
@@ -192,7 +176,7 @@ fn is_placeholder(word: &str) -> bool {
 }
 
 /// What this is that is no key.
-fn known_by_its_shape(word: &str) -> Unfit {
+fn known_by_its_shape(word: &str) -> Problem {
     const MASKS: [&str; 6] = ["***", "•", "…", "...", "[key hidden]", "REDACTED"];
     const QUOTES: [char; 7] = ['"', '\'', '“', '”', '‘', '’', '«'];
     let has_all = |parts: &[&str]| parts.iter().all(|part| word.contains(part));
@@ -200,7 +184,7 @@ fn known_by_its_shape(word: &str) -> Unfit {
     if has_all(&["ENC[AES256_GCM,"]) || has_all(&["sops", "lastmodified", "mac"]) {
         Encrypted("sops")
     } else if MASKS.iter().any(|mask| word.contains(mask)) {
-        Because("holds a key of which a part is masked or left out; put the whole key into it")
+        Unusable("holds a key of which a part is masked or left out; put the whole key into it")
     } else if word.starts_with("{{") || word.starts_with("<%") {
         Holds("a template that was not filled in")
     } else if word.starts_with(['{', '[']) {
@@ -208,7 +192,7 @@ fn known_by_its_shape(word: &str) -> Unfit {
     } else if word.starts_with(['$', '`']) {
         Holds("a shell expression, which nobody evaluates")
     } else if word.starts_with(QUOTES) || word.ends_with(QUOTES) {
-        Because("holds quotes; put the auth key into it without them")
+        Unusable("holds quotes; put the auth key into it without them")
     } else if is_base64(word) {
         Holds("base64")
     } else if value_of(word, '=').is_some() {
@@ -220,23 +204,23 @@ fn known_by_its_shape(word: &str) -> Unfit {
     } else if is_placeholder(word) || word.starts_with('<') {
         Holds("a placeholder")
     } else if word.lines().nth(1).is_some() {
-        Because("holds more than one line; put only the auth key into it")
+        Unusable("holds more than one line; put only the auth key into it")
     } else if word.starts_with("tskey-client-") && word.contains('?') {
-        Because(
+        Unusable(
             "holds an OAuth client secret with other parameters than ephemeral=true|false, \
              preauthorized=true|false and baseURL=URL; correct them",
         )
     } else if begins_as_key(word) && word.contains('?') {
-        Because(
+        Unusable(
             "holds an auth key with parameters, which only an OAuth client secret takes; \
              put only the auth key into it",
         )
     } else if begins_as_key(word) {
-        Because(
+        Unusable(
             "holds an incomplete auth key, or other text with it; put only the auth key into it",
         )
     } else {
-        Because("does not hold an auth key but other text; put only the auth key into it")
+        Unusable("does not hold an auth key but other text; put only the auth key into it")
     }
 }
 
@@ -274,7 +258,7 @@ mod tests {
     const OLD_KEY: &str = "4e1243bd22c66e76c2ba9eddc1f91394e57f9f83a2b1c0d9";
 
     fn problem(bytes: &[u8]) -> String {
-        parse(bytes).map_or_else(|unfit| unfit.to_string(), |_| "none".to_owned())
+        parse(bytes).map_or_else(|problem| problem.to_string(), |_| "none".to_owned())
     }
 
     #[test]

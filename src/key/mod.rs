@@ -8,22 +8,20 @@ mod parameters;
 mod tests;
 pub mod trust;
 
-use std::borrow::Cow;
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, MemfdFlags, OFlags, flock, memfd_create};
+use rustix::fs::{FileType, FlockOperation, MemfdFlags, OFlags, flock, memfd_create};
 use rustix::io::Errno;
 use zeroize::Zeroizing;
 
 pub use self::content::{KeyKind, MAX_BYTES, belongs_to, kind};
 pub use self::parameters::{Parameters, TRUTHS};
 
-use self::content::Unfit;
-use self::trust::{FileKind, PathPart, Process};
+use self::trust::{PathPart, Process};
 use crate::file_system::{FileFacts, SILENT};
 use crate::redact;
 
@@ -49,9 +47,13 @@ pub enum Problem {
     /// Nothing is in it but white space.
     #[error("is empty; put an auth key into it")]
     Empty,
+    #[error("is still encrypted with {0}; name the decrypted file instead")]
+    Encrypted(&'static str),
+    #[error("holds {0}, not an auth key; put only the auth key into it")]
+    Holds(&'static str),
     /// It is no file with an auth key, and will not become one by itself.
     #[error("{0}")]
-    Unusable(Cow<'static, str>),
+    Unusable(&'static str),
 }
 
 impl Problem {
@@ -85,23 +87,14 @@ impl Problem {
             Self::Unreadable { .. } => "not readable",
             Self::Empty => "empty",
             Self::Changing => "being written",
-            Self::Unusable(_) => "unusable",
+            Self::Encrypted(_) | Self::Holds(_) | Self::Unusable(_) => "unusable",
         }
     }
 }
 
 impl From<&'static str> for Problem {
     fn from(problem: &'static str) -> Self {
-        Self::Unusable(problem.into())
-    }
-}
-
-impl From<Unfit> for Problem {
-    fn from(unfit: Unfit) -> Self {
-        match unfit {
-            Unfit::Empty => Self::Empty,
-            unfit => Self::Unusable(unfit.to_string().into()),
-        }
+        Self::Unusable(problem)
     }
 }
 
@@ -130,7 +123,7 @@ pub struct KeyFacts {
 pub struct AuthKey {
     /// As `tailscale up` gets it.
     secret: Zeroizing<String>,
-    kind: KeyKind,
+    pub kind: KeyKind,
     /// Open as long as the lock is wanted.
     _lock: File,
 }
@@ -158,10 +151,6 @@ impl AuthKey {
             );
         }
         Ok(Self { secret, kind, _lock: file })
-    }
-
-    pub fn kind(&self) -> KeyKind {
-        self.kind
     }
 
     pub fn facts(&self, salt: &[u8; 16]) -> KeyFacts {
@@ -262,7 +251,7 @@ fn exposure(mode: u32, parts: &[PathPart], process: Process) -> Vec<String> {
              {why}"
         )),
         Ok(of_others) => {
-            of_others.iter().find(|part| part.kind == FileKind::Directory).map(|part| {
+            of_others.iter().find(|part| part.kind == FileType::Directory).map(|part| {
                 format!(
                     "can be replaced by user {}, who then decides which tailnet this machine \
                      joins: the directory {} is that user's",

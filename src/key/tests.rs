@@ -34,9 +34,9 @@ fn what_other_users_can_do_to_the_file_is_named() {
     let root = Process { user: 0, users: trust::Users::All };
     let said = |owner, directory, mode| {
         let parts = [
-            part("/", FileKind::Directory, 0, 0o755),
-            part("/d", FileKind::Directory, owner, directory),
-            part("/d/k", FileKind::Other, 0, mode),
+            part("/", FileType::Directory, 0, 0o755),
+            part("/d", FileType::Directory, owner, directory),
+            part("/d/k", FileType::RegularFile, 0, mode),
         ];
         exposure(mode, &parts, root).join(" + ")
     };
@@ -57,7 +57,7 @@ fn what_other_users_can_do_to_the_file_is_named() {
          the directory /d is that user's"
     );
     // Whoever has made the file another user's has chosen that user.
-    let owned = [part("/k", FileKind::Other, 1001, 0o400)];
+    let owned = [part("/k", FileType::RegularFile, 1001, 0o400)];
     assert_eq!(exposure(0o400, &owned, root), Vec::<String>::new());
 }
 

@@ -12,10 +12,10 @@ use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{Access, AtFlags, CWD, StatxAttributes, StatxFlags, access, statx};
+use rustix::fs::{Access, AtFlags, CWD, FileType, StatxAttributes, StatxFlags, access, statx};
 use rustix::io::Errno;
 
 const ROOT: u32 = 0;
@@ -102,21 +102,13 @@ fn is_mapped(uid_map: &str, user: u32) -> bool {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PathPart {
     pub path: PathBuf,
-    pub kind: FileKind,
+    pub kind: FileType,
     pub owner: u32,
     pub mode: u32,
     /// It stands in a directory in which everybody can put things, such as /tmp.
     pub in_shared_directory: bool,
     /// What was mounted there, or above it last, belongs to [`OVERFLOW`].
     pub on_mount_of_overflow: bool,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FileKind {
-    Directory,
-    Link,
-    Socket,
-    Other,
 }
 
 /// All parts of a path, links and what they lead to included. Only looks, and opens nothing.
@@ -137,7 +129,7 @@ pub fn path_parts(path: &Path) -> io::Result<Vec<PathPart>> {
         }
         let next = here.join(&name);
         let part = part(&next, within.last())?;
-        if part.kind == FileKind::Link {
+        if part.kind == FileType::Symlink {
             links += 1;
             if links > MOST_LINKS {
                 return Err(Errno::LOOP.into());
@@ -168,19 +160,13 @@ fn names(path: &Path) -> VecDeque<OsString> {
 
 fn part(path: &Path, directory: Option<&PathPart>) -> io::Result<PathPart> {
     let metadata = fs::symlink_metadata(path)?;
-    let kind = metadata.file_type();
     let on_mount_of_overflow = match is_mount(path) {
         true => metadata.uid() == OVERFLOW,
         false => directory.is_some_and(|directory| directory.on_mount_of_overflow),
     };
     Ok(PathPart {
         path: path.to_owned(),
-        kind: match kind {
-            _ if kind.is_dir() => FileKind::Directory,
-            _ if kind.is_symlink() => FileKind::Link,
-            _ if kind.is_socket() => FileKind::Socket,
-            _ => FileKind::Other,
-        },
+        kind: FileType::from_raw_mode(metadata.mode()),
         owner: metadata.uid(),
         mode: metadata.mode(),
         in_shared_directory: directory.is_some_and(|directory| is_world_writable(directory.mode)),
@@ -212,10 +198,10 @@ pub fn parts_of_other_users(
         let (path, owner) = (part.path.display(), part.owner);
         let is_sticky = part.mode & 0o1000 != 0;
         match part.kind {
-            FileKind::Directory if is_world_writable(part.mode) && !is_sticky => {
+            FileType::Directory if is_world_writable(part.mode) && !is_sticky => {
                 return Err(format!("everybody can write to the directory {path}; chmod o-w it"));
             }
-            FileKind::Other if is_world_writable(part.mode) => {
+            FileType::RegularFile if is_world_writable(part.mode) => {
                 return Err(format!("everybody can write to {path}; chmod o-w it"));
             }
             _ if process.trusts(owner) => {}
@@ -347,7 +333,7 @@ mod tests {
     type Owned<'a> = &'a [(u32, u32)];
 
     /// The parts of a path, from pairs of owner and mode; the last one is of this kind.
-    fn path(kind: FileKind, parts: Owned) -> Vec<PathPart> {
+    fn path(kind: FileType, parts: Owned) -> Vec<PathPart> {
         let mut path = PathBuf::from("/");
         let mut in_shared_directory = false;
         let last = parts.len() - 1;
@@ -355,7 +341,7 @@ mod tests {
             if nth > 0 {
                 path.push(format!("step{nth}"));
             }
-            let kind = if nth == last { kind } else { FileKind::Directory };
+            let kind = if nth == last { kind } else { FileType::Directory };
             let part = PathPart {
                 path: path.clone(),
                 kind,
@@ -372,7 +358,7 @@ mod tests {
 
     fn to_socket(listener: u32, parts: Owned, process: Process) -> Result<(), String> {
         let socket = Path::new("/the/socket");
-        may_have_key(socket, listener, &path(FileKind::Socket, parts), process)
+        may_have_key(socket, listener, &path(FileType::Socket, parts), process)
     }
 
     const ETC: (u32, u32) = (ROOT, 0o755);
@@ -473,7 +459,7 @@ mod tests {
         assert_eq!(to_socket(ROOT, &parts, inside), Ok(()));
         assert!(to_socket(OVERFLOW, &parts, inside).is_err());
         assert!(
-            parts_of_other_users(&path(FileKind::Socket, &parts[..3]), ROOTS)
+            parts_of_other_users(&path(FileType::Socket, &parts[..3]), ROOTS)
                 .is_ok_and(|all| all.len() == 2)
         );
         let theirs = [(OVERFLOW, 0o755), (OVERFLOW, 0o1777), (OVERFLOW, 0o666)];
@@ -500,7 +486,7 @@ mod tests {
     fn a_command_that_was_mounted_into_a_container_from_outside_is_run() {
         let program = |parts: &[(u32, u32, bool)], users| {
             let owned: Vec<_> = parts.iter().map(|(owner, mode, _)| (*owner, *mode)).collect();
-            let mut path = path(FileKind::Other, &owned);
+            let mut path = path(FileType::RegularFile, &owned);
             for (part, (_, _, on_mount)) in path.iter_mut().zip(parts) {
                 part.on_mount_of_overflow = *on_mount;
             }
@@ -534,7 +520,7 @@ mod tests {
     #[test]
     fn a_command_found_in_path_must_be_roots_under_root() {
         let run = |named, parts: Owned, process| {
-            may_run(Path::new("/x/tailscale"), named, &path(FileKind::Other, parts), process)
+            may_run(Path::new("/x/tailscale"), named, &path(FileType::RegularFile, parts), process)
         };
         let program = (ROOT, 0o755);
         let store = (ROOT, 0o1775);
@@ -593,13 +579,13 @@ mod tests {
             .filter_map(|part| Some((part.path.strip_prefix(base).ok()?.to_owned(), part.kind)))
             .collect();
         let expected = [
-            ("", FileKind::Directory),
-            ("relative", FileKind::Link),
-            ("absolute", FileKind::Link),
-            ("", FileKind::Directory),
-            ("real", FileKind::Directory),
-            ("real", FileKind::Directory),
-            ("real/file", FileKind::Other),
+            ("", FileType::Directory),
+            ("relative", FileType::Symlink),
+            ("absolute", FileType::Symlink),
+            ("", FileType::Directory),
+            ("real", FileType::Directory),
+            ("real", FileType::Directory),
+            ("real/file", FileType::RegularFile),
         ];
         assert_eq!(found, expected.map(|(path, kind)| (path.into(), kind)));
 

@@ -59,7 +59,7 @@ impl Cli {
             .arg(format!("--auth-key=file:/proc/self/fd/{}", memfd.as_raw_fd()))
             .arg("--reset")
             .args(flags);
-        if key.kind().is_oauth_secret() {
+        if key.kind.is_oauth_secret() {
             command.envs(in_time(proxy::of_tailscaled).await.unwrap_or_default());
         }
         self.start(command)
