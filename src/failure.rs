@@ -267,11 +267,11 @@ pub enum Note {
     LockedOut(String),
     #[error("the node key was renewed{}", .0.as_ref().map(|date| format!("; it expires {date}")).unwrap_or_default())]
     Renewed(Option<String>),
-    #[error("the node key is not renewed, and expires in {}: {obstacle}", days(*.left))]
+    #[error("the node key is not renewed, and expires in {}: {obstacle}", in_words(*.left))]
     NotRenewed { obstacle: Obstacle, left: Duration },
     #[error(
         "the node key could not be renewed, and expires in {}: {words}; the node stays connected until then",
-        days(*.left)
+        in_words(*.left)
     )]
     RenewalFailed { words: String, left: Duration },
     #[error("connected, but the address {0} is not on the interface yet")]
@@ -279,7 +279,7 @@ pub enum Note {
 }
 
 /// A length of time in words that fit it.
-fn days(time: Duration) -> String {
+pub fn in_words(time: Duration) -> String {
     match time.as_secs() {
         seconds @ 172_800.. => format!("{} days", seconds / 86_400),
         seconds @ 7_200.. => format!("{} hours", seconds / 3_600),
@@ -304,7 +304,7 @@ pub enum Waiting {
     #[error("the login seems to be refused, looking again: {0}")]
     Verdict(String),
     /// The next login comes after this time.
-    #[error("the login failed and is tried again in {left}: {0}", left = days(*.1))]
+    #[error("the login failed and is tried again in {left}: {0}", left = in_words(*.1))]
     Retry(String, Duration),
     #[error("waiting for the address {0}")]
     Address(IpAddr),

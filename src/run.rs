@@ -331,10 +331,8 @@ impl<'a> Run<'a> {
         };
         let now = self.now();
         self.machine.on(Event::RecordAgain(record), now);
-        let silent = || Err(NoKey::File(Problem::silent().at(&self.config.setup.key_file)));
-        let key = in_time(move || AuthKey::read(&setup.key_file, &parameters))
-            .await
-            .unwrap_or_else(silent)?;
+        let key = in_time(move || AuthKey::read(&setup.key_file, &parameters)).await;
+        let key = key.unwrap_or_else(|| Err(NoKey::File(Problem::silent())))?;
         let facts = key.facts(&self.machine.salt());
         self.key = Some((key, lock));
         Ok(facts)

@@ -65,6 +65,10 @@ impl Foresight {
 pub fn foresee(seen: &Seen) -> Foresight {
     let mut steps = Vec::new();
     let end = walk(seen, &mut steps);
+    if let (End::Waits(_), Some(Step::Wait(_))) = (&end, steps.last()) {
+        // That one has no end.
+        steps.pop();
+    }
     Foresight { steps, end }
 }
 
@@ -73,27 +77,12 @@ fn walk(seen: &Seen, steps: &mut Vec<Step>) -> End {
     let mut machine = Machine::new(Setup { stay: false, ..seen.setup.clone() }, 0);
     let mut prefs = seen.prefs.clone();
     let mut now = Time::ZERO;
-    // What is waited for, while nothing is done.
-    let mut waited: Option<Waiting> = None;
     for _ in 0..MOST_STEPS {
         let action = machine.next(now);
-        let is_done = !matches!(
-            action,
-            Action::Wait(..)
-                | Action::Look
-                | Action::ReadKey
-                | Action::ReadPrefs
-                | Action::ReadRecord
-                | Action::Write(_)
-                | Action::ReleaseKey
-        );
         if matches!(action, Action::Restart(_)) && steps.contains(&Step::Rescue) {
             // What it leads to is not known; that it is done again and again is.
             let error = seen.situation().login_error().map(|error| error.words().to_owned());
             return End::Waits(Waiting::ControlServer(error));
-        }
-        if is_done && let Some(waiting) = waited.take() {
-            steps.push(Step::Wait(waiting));
         }
         let event = match action {
             Action::ReadRecord => Event::Record(seen.record.clone()),
@@ -123,10 +112,9 @@ fn walk(seen: &Seen, steps: &mut Vec<Step>) -> End {
                 }
                 // Time is taken in ever longer steps, so that each limit is met.
                 now = until.max(now + now / 2);
-                if waited.as_ref() != Some(&waiting)
-                    && let Some(before) = waited.replace(waiting)
-                {
-                    steps.push(Step::Wait(before));
+                let step = Step::Wait(waiting);
+                if steps.last() != Some(&step) {
+                    steps.push(step);
                 }
                 Event::Woke
             }
@@ -145,7 +133,7 @@ fn walk(seen: &Seen, steps: &mut Vec<Step>) -> End {
             }
             Action::LogIn(_) => {
                 steps.push(Step::LogIn);
-                if seen.cli.version == Err(NoVersion::Silent) {
+                if seen.version == Err(NoVersion::Silent) {
                     let why = "the tailscale command does nothing".to_owned();
                     return End::Waits(Waiting::Retry(why, Duration::ZERO));
                 }
@@ -165,20 +153,22 @@ fn walk(seen: &Seen, steps: &mut Vec<Step>) -> End {
             }
             Action::PutBack { .. } => Event::PutBack(Ok(Some(Vec::new()))),
             Action::StopCommand => Event::CommandStopped,
-            // These are for a run that stays.
-            Action::Renew => Event::Renewed(Ok(())),
-            Action::Postpone(obstacle) => Event::Postponed(obstacle),
-            Action::Ping => Event::Pinged,
-            Action::Stopped => return End::Tries,
+            // These are for a run that stays, or is told to end.
+            Action::Renew | Action::Postpone(_) | Action::Ping | Action::Stopped => {
+                return End::Tries;
+            }
         };
         machine.on(event, now);
     }
-    End::Waits(waited.unwrap_or(Waiting::Settling))
+    match steps.last() {
+        Some(Step::Wait(waiting)) => End::Waits(waiting.clone()),
+        _ => End::Waits(Waiting::Settling),
+    }
 }
 
 /// Why `tailscale up` would not be started, as far as that shows before.
 fn not_started(seen: &Seen) -> Option<Mistake> {
-    match &seen.cli.version {
+    match &seen.version {
         Err(NoVersion::CannotRun(mistake)) => Some(mistake.clone()),
         _ => seen.distrust.clone(),
     }

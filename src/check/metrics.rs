@@ -3,7 +3,6 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use humantime::parse_rfc3339_weak;
 use serde_json::json;
 
 use crate::check::report::Report;
@@ -11,9 +10,7 @@ use crate::check::report::Report;
 /// All of them. One that is not known is left out.
 pub fn text(report: &Report) -> String {
     let (seen, last) = (&report.seen, &report.seen.record.last);
-    let status = seen.status.as_ref().ok();
-    let expiry = status.and_then(|status| status.node.key_expiry.as_deref());
-    let expiry = expiry.and_then(|expiry| parse_rfc3339_weak(expiry).ok());
+    let expiry = seen.status.as_ref().ok().and_then(|status| status.node.expiry());
     let (due, obstacle) = seen.renewal().unwrap_or_default();
     let refusal = seen.record.refused.as_ref().map(|refused| refused.at);
     let is_connected = Some(seen.situation().is_connected().into());

@@ -23,7 +23,7 @@ use std::time::SystemTime;
 use tokio::time::timeout;
 
 use crate::check::report::Report;
-use crate::check::seen::{CliSeen, Seen};
+use crate::check::seen::Seen;
 use crate::failure::Mistake;
 use crate::file_system::{FileFacts, LIMIT, SILENT, in_time};
 use crate::key::{Look, Problem, belongs_to, look};
@@ -58,12 +58,14 @@ async fn see(config: &Config) -> Seen {
     let setup = &config.setup;
     let store = config.store.clone();
     let (record, is_copied) = in_time(move || store.read_of()).await.unwrap_or_default();
-    let (socket_file, distrust, key, (status, prefs, access), cli) = tokio::join!(
+    let program = setup.cli.program.clone();
+    let (socket_file, distrust, key, (status, prefs, access), version, command) = tokio::join!(
         socket_file(setup.cli.socket.clone()),
         distrust(&setup.cli),
         key_file(config, &record),
         daemon(&setup.cli.socket),
-        command(&setup.cli),
+        setup.cli.version(LIMIT),
+        in_time(move || find(&program).map(|(path, _)| path)),
     );
     let mut seen = Seen {
         now: SystemTime::now(),
@@ -78,14 +80,15 @@ async fn see(config: &Config) -> Seen {
         is_copied,
         key,
         key_has_params: !config.parameters.is_empty(),
-        cli,
+        version,
+        command: command.flatten(),
     };
     let is_server_known = seen.prefs.is_some() || setup.server.is_some();
     if let Ok(key) = &seen.key.key
         && is_server_known
         && let Err(problem) = belongs_to(key.kind, seen.server_of_login())
     {
-        seen.key.key = Err(Problem::from(problem).at(&setup.key_file));
+        seen.key.key = Err(problem.into());
     }
     seen
 }
@@ -102,18 +105,17 @@ async fn socket_file(path: PathBuf) -> Result<FileFacts, String> {
 
 /// Why an auth key would not be sent to this socket.
 async fn distrust(cli: &Cli) -> Option<Mistake> {
-    match timeout(LIMIT, cli.trust_socket()).await {
-        Ok(Err(NotStarted::Final(mistake))) => Some(mistake),
+    match cli.trust_socket().await {
+        Err(NotStarted::Final(mistake)) => Some(mistake),
         _ => None,
     }
 }
 
 async fn key_file(config: &Config, record: &Record) -> Look {
     let Config { setup, parameters, .. } = config.clone();
-    let silent = Problem::silent().at(&setup.key_file);
     let salt = record.salt;
     let look = in_time(move || look(&setup.key_file, &parameters, &salt)).await;
-    look.unwrap_or_else(|| Look::without_key(silent))
+    look.unwrap_or_else(|| Look::without_key(Problem::silent()))
 }
 
 /// The status, the preferences, and what tailscaled says to a change.
@@ -146,12 +148,4 @@ async fn answer<T>(
     request: impl Future<Output = Result<T, LocalApiError>>,
 ) -> Result<T, LocalApiError> {
     timeout(LIMIT, request).await.unwrap_or(Err(LocalApiError::NoAnswer))
-}
-
-async fn command(cli: &Cli) -> CliSeen {
-    let program = cli.program.clone();
-    CliSeen {
-        version: cli.version(LIMIT).await,
-        found: in_time(move || find(&program).map(|(path, _)| path)).await.flatten(),
-    }
 }

@@ -109,7 +109,8 @@ impl Report {
         let status = seen.status.as_ref().ok();
         let node_key = status.map(|status| words::node_key(status, seen.now));
         let socket_file = seen.socket_file.as_ref().ok();
-        let (key, problem) = (seen.key.key.as_ref().ok(), seen.key.key.as_ref().err());
+        let key = seen.key.key.as_ref();
+        let problem = key.err().map(|problem| problem.clone().at(&seen.setup.key_file).to_string());
         let key_file = seen.key.file.as_ref();
         let written = key_file.and_then(|file| file.modified);
         let (flags, without_flag) = seen.settings().unwrap_or_default();
@@ -154,9 +155,9 @@ impl Report {
                 },
                 "key_file": {
                     "path": seen.setup.key_file.display().to_string(),
-                    "usable": key.is_some(),
-                    "kind": key.map(|key| words::kind(key.kind).0),
-                    "problem": problem.map(ToString::to_string),
+                    "usable": key.is_ok(),
+                    "kind": key.ok().map(|key| words::kind(key.kind).0),
+                    "problem": problem,
                     "owner": key_file.map(|file| &file.owner),
                     "mode": key_file.map(|file| octal(file.mode)),
                     "age_seconds": written
@@ -165,7 +166,7 @@ impl Report {
                 },
                 "command": {
                     "path": seen.command().display().to_string(),
-                    "version": seen.cli.version.as_ref().ok(),
+                    "version": seen.version.as_ref().ok(),
                 },
                 "settings": {
                     "flags": flags,
@@ -446,7 +447,8 @@ fn key_file(seen: &Seen, if_needed: Mark) -> Vec<Line> {
     let facts = seen.key.file.as_ref().map(|file| words::file(file, seen.now));
     let kind = match &seen.key.key {
         Ok(key) => key.kind,
-        Err(error) => {
+        Err(problem) => {
+            let error = problem.clone().at(&seen.setup.key_file);
             let facts = facts.map(|facts| format!(" ({facts})")).unwrap_or_default();
             return vec![line(if_needed, "key file", format!("{error}{facts}"))];
         }
@@ -464,7 +466,7 @@ fn key_file(seen: &Seen, if_needed: Mark) -> Vec<Line> {
 
 fn command(seen: &Seen, if_needed: Mark) -> Line {
     let path = seen.command().display();
-    match &seen.cli.version {
+    match &seen.version {
         Ok(version) => ok("command", format!("{path}, version {version}")),
         Err(NoVersion::CannotRun(mistake)) => line(if_needed, "command", mistake.to_string()),
         Err(NoVersion::Silent) => {

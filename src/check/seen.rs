@@ -39,13 +39,8 @@ pub struct Seen {
     pub key: Look,
     /// Parameters for an OAuth client secret are given.
     pub key_has_params: bool,
-    pub cli: CliSeen,
-}
-
-/// The `tailscale` command.
-#[derive(Clone, Debug)]
-pub struct CliSeen {
-    pub found: Option<PathBuf>,
+    /// Where the `tailscale` command was found.
+    pub command: Option<PathBuf>,
     pub version: Result<String, NoVersion>,
 }
 
@@ -91,7 +86,7 @@ impl Seen {
 
     /// The command, where it was found or as it was asked for.
     pub fn command(&self) -> &Path {
-        self.cli.found.as_ref().unwrap_or(&self.setup.cli.program)
+        self.command.as_ref().unwrap_or(&self.setup.cli.program)
     }
 
     /// The control server that the node has had to do with so far; empty if none.

@@ -9,11 +9,11 @@ use crate::check::finding::{Finding, Kind, conclude};
 use crate::check::foresee::{End, Step, foresee};
 use crate::check::metrics;
 use crate::check::report::{Mark, Report};
-use crate::check::seen::{CliSeen, Seen};
+use crate::check::seen::Seen;
 use crate::documents::manual::terms;
 use crate::failure::{Connected, Mistake, Waiting, to_json};
 use crate::file_system::FileFacts;
-use crate::key::{KeyFacts, KeyFileError, KeyKind, Look, Problem};
+use crate::key::{KeyFacts, KeyKind, Look, Problem};
 use crate::policy::{Setup, Situation, TAILSCALES_SERVER};
 use crate::prefs::Prefs;
 use crate::record::{BegunLogin, Record, RefusedKey};
@@ -32,7 +32,7 @@ fn now() -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_518_000)
 }
 
-fn key(kind: KeyKind) -> Result<KeyFacts, KeyFileError> {
+fn key(kind: KeyKind) -> Result<KeyFacts, Problem> {
     Ok(KeyFacts { kind, digest: "d".into() })
 }
 
@@ -60,7 +60,8 @@ fn seen(status: Result<Status, LocalApiError>) -> Seen {
             key: key(KeyKind::Auth),
         },
         key_has_params: false,
-        cli: CliSeen { found: Some("/usr/bin/tailscale".into()), version: Ok("1.98.10".into()) },
+        command: Some("/usr/bin/tailscale".into()),
+        version: Ok("1.98.10".into()),
     }
 }
 
@@ -116,9 +117,9 @@ fn daemons() -> Vec<Seen> {
 }
 
 /// Everything that may be seen of the key file.
-fn keys() -> Vec<(bool, Result<KeyFacts, KeyFileError>)> {
+fn keys() -> Vec<(bool, Result<KeyFacts, Problem>)> {
     let reason = "permission denied".into();
-    let not_usable = |problem: Problem| (false, Err(problem.at("/k".as_ref())));
+    let not_usable = |problem: Problem| (false, Err(problem));
     vec![
         (false, key(KeyKind::Auth)),
         (false, key(KeyKind::OAuthSecret { names_api: false })),
@@ -153,7 +154,7 @@ fn for_all(mut test: impl FnMut(&Seen)) {
             seen.key.locked = locked;
             seen.key.key = key;
             for version in commands() {
-                seen.cli.version = version;
+                seen.version = version;
                 for access in &accesses {
                     seen.access = access.clone();
                     for prefs in [Prefs::new(), under_way.clone()] {
@@ -244,7 +245,7 @@ fn whatever_is_seen_makes_metrics_that_prometheus_reads() {
 fn the_verdicts_one_by_one() {
     let of = |status: Status| verdict(&seen(Ok(status)));
     let error = |state: &str, error: &str| of(with_error(status(state), error));
-    let with_key = |(locked, key): (bool, Result<KeyFacts, KeyFileError>)| {
+    let with_key = |(locked, key): (bool, Result<KeyFacts, Problem>)| {
         let mut seen = seen(Ok(status("NeedsLogin")));
         seen.key.locked = locked;
         seen.key.key = key;
@@ -252,7 +253,7 @@ fn the_verdicts_one_by_one() {
     };
     let with_command = |version| {
         let mut seen = seen(Ok(status("NeedsLogin")));
-        seen.cli.version = version;
+        seen.version = version;
         verdict(&seen)
     };
     let with_access = |state: &str, access| {
@@ -519,8 +520,8 @@ fn what_stands_in_the_way_is_a_problem_and_the_rest_is_not() {
     };
     let without_key = |state: Status| {
         let mut seen = seen(Ok(state));
-        seen.key.key = Err(Problem::Missing.at("/k".as_ref()));
-        seen.cli.version = Err(NoVersion::Silent);
+        seen.key.key = Err(Problem::Missing);
+        seen.version = Err(NoVersion::Silent);
         seen
     };
     for name in ["key file", "command"] {
@@ -550,7 +551,7 @@ fn the_text_says_what_is_seen_what_a_run_would_do_and_the_verdict() {
         problem  health          You are logged out. The last login error was: invalid
                                  key: API key does not exist
         ok       key file        /k: an auth key of Tailscale; owner root, mode 0600,
-                                 written 1 minute ago
+                                 written 90 s ago
         ok       other run       none holds the auth key
         ok       command         /usr/bin/tailscale, version 1.98.10
         ok       settings        as on a new node
@@ -575,7 +576,7 @@ fn the_text_fits_a_console_and_shows_its_marks_without_colors() {
     assert!(plain.lines().all(|line| line.chars().count() <= 80), "{plain}");
     assert!(!plain.contains('\u{1b}') && !plain.contains("kSecret"), "{plain}");
     assert!(plain.contains("\nproblem  state           NoState: "), "{plain}");
-    assert!(plain.contains("\nok       key file        /k: an auth key of Tailscale; owner root, mode 0600,\n                         written 1 minute ago\n"), "{plain}");
+    assert!(plain.contains("\nok       key file        /k: an auth key of Tailscale; owner root, mode 0600,\n                         written 90 s ago\n"), "{plain}");
     let colored = report.to_text(true);
     assert!(colored.contains("\u{1b}[31mproblem\u{1b}[0m  state "), "{colored}");
     let mut stripped = colored;

@@ -2,9 +2,10 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use humantime::{format_rfc3339_seconds, parse_rfc3339_weak};
+use humantime::format_rfc3339_seconds;
 
 use crate::check::seen::Seen;
+use crate::failure::in_words;
 use crate::file_system::FileFacts;
 use crate::key::KeyKind;
 use crate::tailscaled::Status;
@@ -55,8 +56,7 @@ pub enum NodeKey {
 
 /// How the node key of this node is.
 pub fn node_key(status: &Status, now: SystemTime) -> NodeKey {
-    let expiry = status.node.key_expiry.as_deref();
-    let expiry = expiry.and_then(|text| parse_rfc3339_weak(text).ok());
+    let expiry = status.node.expiry();
     // Before 1.66 tailscaled doesn't say whether it has one.
     let has_one = status.have_node_key || status.node.online || expiry.is_some();
     match expiry {
@@ -83,22 +83,10 @@ pub fn kind(kind: KeyKind) -> (&'static str, &'static str) {
 pub fn file(facts: &FileFacts, now: SystemTime) -> String {
     let written = match facts.modified.map(|modified| now.duration_since(modified)) {
         None => String::new(),
-        Some(Ok(age)) => format!(", written {} ago", span(age)),
+        Some(Ok(age)) => format!(", written {} ago", in_words(age)),
         Some(Err(_)) => ", written in the future".to_owned(),
     };
     format!("owner {}, mode {:04o}{written}", facts.owner, facts.mode)
-}
-
-/// A length of time in its largest unit.
-fn span(time: Duration) -> String {
-    let seconds = time.as_secs();
-    let (count, unit) = match seconds {
-        86_400.. => (seconds / 86_400, "day"),
-        3_600.. => (seconds / 3_600, "hour"),
-        60.. => (seconds / 60, "minute"),
-        _ => (seconds, "second"),
-    };
-    format!("{count} {unit}{}", if count == 1 { "" } else { "s" })
 }
 
 /// The same of a time in seconds since 1970.
@@ -111,7 +99,7 @@ pub fn date(at: SystemTime, now: SystemTime) -> String {
     let date = format_rfc3339_seconds(at).to_string();
     let date = date.split('T').next().unwrap_or_default();
     match at.duration_since(now) {
-        Ok(left) => format!("{date} (in {})", span(left)),
-        Err(error) => format!("{date} ({} ago)", span(error.duration())),
+        Ok(left) => format!("{date} (in {})", in_words(left)),
+        Err(error) => format!("{date} ({} ago)", in_words(error.duration())),
     }
 }

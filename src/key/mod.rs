@@ -63,7 +63,7 @@ impl Problem {
         Self::Unreadable { reason: SILENT.to_owned(), remedy }
     }
 
-    /// The same, of this file.
+    /// The same, of the file at `path`.
     pub fn at(self, path: &Path) -> KeyFileError {
         KeyFileError { path: path.to_owned(), problem: self }
     }
@@ -104,7 +104,7 @@ pub enum NoKey {
     /// Another run of this program holds the lock on the key file.
     Busy,
     /// The file cannot be used.
-    File(KeyFileError),
+    File(Problem),
 }
 
 /// What is told of a key that can be used.
@@ -132,15 +132,14 @@ impl AuthKey {
     /// Opens, locks and reads the key file, once: what is checked is what is used. The parameters are
     /// for an OAuth client secret, and win over those in the file.
     pub fn read(path: &Path, parameters: &Parameters) -> Result<Self, NoKey> {
-        let unusable = |problem: Problem| NoKey::File(problem.at(path));
-        let (mut file, metadata) = open(path).map_err(unusable)?;
+        let (mut file, metadata) = open(path).map_err(NoKey::File)?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
             Err(Errno::WOULDBLOCK) => return Err(NoKey::Busy),
             // A file system without locks: better to go on than never to join.
             Err(error) => log::debug!("cannot lock {}: {error}", path.display()),
         }
-        let (secret, kind) = key_in(&mut file, &metadata, parameters).map_err(unusable)?;
+        let (secret, kind) = key_in(&mut file, &metadata, parameters).map_err(NoKey::File)?;
         for how in exposure_of(path, &metadata) {
             log::warn!("the auth key file {} {how}", path.display());
         }
@@ -182,13 +181,13 @@ pub struct Look {
     pub locked: bool,
     /// What other users can do to it, if it can be used.
     pub exposure: Vec<String>,
-    pub key: Result<KeyFacts, KeyFileError>,
+    pub key: Result<KeyFacts, Problem>,
 }
 
 impl Look {
     /// Nothing is told but why there is no key.
-    pub fn without_key(error: KeyFileError) -> Self {
-        Self { file: None, locked: false, exposure: Vec::new(), key: Err(error) }
+    pub fn without_key(problem: Problem) -> Self {
+        Self { file: None, locked: false, exposure: Vec::new(), key: Err(problem) }
     }
 }
 
@@ -197,13 +196,13 @@ pub fn look(path: &Path, parameters: &Parameters, salt: &[u8; 16]) -> Look {
     let file = fs::metadata(path).ok().as_ref().map(FileFacts::from);
     let (mut opened, metadata) = match open(path) {
         Ok(opened) => opened,
-        Err(problem) => return Look { file, ..Look::without_key(problem.at(path)) },
+        Err(problem) => return Look { file, ..Look::without_key(problem) },
     };
     let key = key_in(&mut opened, &metadata, parameters);
     Look {
         file,
         exposure: exposure_of(path, &metadata),
-        key: key.map(|(secret, kind)| facts(&secret, kind, salt)).map_err(|why| why.at(path)),
+        key: key.map(|(secret, kind)| facts(&secret, kind, salt)),
         locked: is_locked(opened),
     }
 }

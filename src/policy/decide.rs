@@ -154,17 +154,16 @@ impl Machine {
             Key::Unread => Action::ReadKey,
             Key::Ready(facts) => ready(facts),
             Key::Busy => self.wait(Waiting::OtherRun, now),
-            Key::Wanting(KeyFileError { path, problem: Problem::Missing })
-                if self.setup.authkey_optional =>
-            {
-                Action::Fail(Failure::NoKey(path.clone()))
+            Key::Wanting(Problem::Missing) if self.setup.authkey_optional => {
+                Action::Fail(Failure::NoKey(self.setup.key_file.clone()))
             }
-            Key::Wanting(error) => {
+            Key::Wanting(problem) => {
+                let error = problem.clone().at(&self.setup.key_file);
                 let over =
                     self.key_wanted_since.unwrap_or(now).saturating_add(self.setup.authkey_wait);
-                match error.problem.is_worth_a_wait() && now < over {
-                    true => self.wait_until(Waiting::KeyFile(error.clone()), over, now),
-                    false => Action::Fail(Failure::KeyFile(error.clone())),
+                match problem.is_worth_a_wait() && now < over {
+                    true => self.wait_until(Waiting::KeyFile(error), over, now),
+                    false => Action::Fail(Failure::KeyFile(error)),
                 }
             }
         }

@@ -215,9 +215,9 @@ impl Machine {
                 Key::Ready(facts)
             }
             Err(NoKey::Busy) => Key::Busy,
-            Err(NoKey::File(error)) => {
+            Err(NoKey::File(problem)) => {
                 self.key_wanted_since.get_or_insert(now);
-                Key::Wanting(error)
+                Key::Wanting(problem)
             }
         };
         self.look_at_key(now);

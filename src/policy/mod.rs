@@ -24,7 +24,7 @@ pub use crate::policy::stay::{Clock, obstacle, obstacle_of_key, renew_at};
 
 use crate::failure::{Connected, Failure, Note, Obstacle, Waiting};
 use crate::flags;
-use crate::key::{KeyFacts, KeyFileError, NoKey, Problem, belongs_to};
+use crate::key::{KeyFacts, NoKey, Problem, belongs_to};
 use crate::policy::login::Login;
 use crate::policy::put_back::History;
 use crate::policy::stay::{Keeping, Stay};
@@ -231,7 +231,7 @@ enum Key {
     Unread,
     Ready(KeyFacts),
     Busy,
-    Wanting(KeyFileError),
+    Wanting(Problem),
 }
 
 /// The preferences as they are known to be.

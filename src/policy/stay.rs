@@ -6,7 +6,7 @@
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::{Duration, UNIX_EPOCH};
 
-use humantime::{format_rfc3339_seconds, parse_rfc3339_weak};
+use humantime::format_rfc3339_seconds;
 use serde_json::Value;
 
 use crate::failure::{Connected, Note, Obstacle, Waiting};
@@ -256,8 +256,7 @@ impl Machine {
 
     /// When the node key expires; none if it never does, or nobody knows.
     fn expiry(&self) -> Option<Clock> {
-        let expiry = self.status.as_ref()?.node.key_expiry.as_deref()?;
-        parse_rfc3339_weak(expiry).ok()?.duration_since(UNIX_EPOCH).ok()
+        self.status.as_ref()?.node.expiry()?.duration_since(UNIX_EPOCH).ok()
     }
 
     /// How much is left of the node key's life, as far as it was seen while the node was connected.

@@ -270,7 +270,7 @@ impl LocalApi {
             let response = timeout(REQUEST_LIMIT, request.send())
                 .await
                 .map_err(|_| LocalApiError::NoAnswer)?
-                .map_err(|error| classify(&error))?;
+                .map_err(classify)?;
             match response.status() {
                 StatusCode::OK => Ok(response),
                 status => Err(LocalApiError::BadAnswer(format!("watch-ipn-bus: {status}"))),

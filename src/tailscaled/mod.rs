@@ -54,12 +54,11 @@ struct Peers {
     peer: Option<HashMap<String, Peer>>,
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
 struct Peer {
-    #[serde(default)]
     active: bool,
-    #[serde(default, rename = "TailscaleIPs")]
+    #[serde(rename = "TailscaleIPs")]
     tailscale_ips: Option<Vec<IpAddr>>,
 }
 
@@ -252,21 +251,16 @@ pub async fn listener(socket: &Path) -> io::Result<u32> {
 
 /// Sends `request` and returns the body of a good answer, within the limits of time and size.
 async fn answer(request: RequestBuilder) -> Result<Vec<u8>, LocalApiError> {
-    let exchange = async {
-        let mut response = request.send().await.map_err(|error| classify(&error))?;
-        let status = response.status();
-        let mut body = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(|error| classify(&error))? {
-            if body.len() + chunk.len() > MAX_BODY {
-                let text = format!("an answer of more than {} KiB", MAX_BODY / 1024);
-                return Err(LocalApiError::BadAnswer(text));
-            }
-            body.extend_from_slice(&chunk);
+    let mut response = request.timeout(REQUEST_LIMIT).send().await.map_err(classify)?;
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(classify)? {
+        if body.len() + chunk.len() > MAX_BODY {
+            let text = format!("an answer of more than {} KiB", MAX_BODY / 1024);
+            return Err(LocalApiError::BadAnswer(text));
         }
-        Ok((status, body))
-    };
-    let (status, body) =
-        timeout(REQUEST_LIMIT, exchange).await.map_err(|_| LocalApiError::NoAnswer)??;
+        body.extend_from_slice(&chunk);
+    }
+    let status = response.status();
     if status.is_success() {
         return Ok(body);
     }
@@ -306,8 +300,11 @@ fn parse<'a, T: Deserialize<'a>>(what: &str, body: &'a [u8]) -> Result<T, LocalA
 }
 
 /// Names the cause at the bottom of a reqwest error.
-fn classify(error: &reqwest::Error) -> LocalApiError {
-    let mut cause: &dyn Error = error;
+fn classify(error: reqwest::Error) -> LocalApiError {
+    if error.is_timeout() {
+        return LocalApiError::NoAnswer;
+    }
+    let mut cause: &dyn Error = &error;
     while let Some(source) = cause.source() {
         cause = source;
     }

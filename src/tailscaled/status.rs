@@ -2,7 +2,9 @@
 //! fields that matter here, within limits.
 
 use std::net::IpAddr;
+use std::time::SystemTime;
 
+use humantime::parse_rfc3339_weak;
 use serde::de::Error;
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
@@ -41,9 +43,8 @@ pub struct Status {
 
 /// The `CurrentTailnet` part of a status.
 #[derive(Clone, Debug, Default, Deserialize)]
-#[serde(rename_all = "PascalCase")]
+#[serde(default, rename_all = "PascalCase")]
 pub struct Tailnet {
-    #[serde(default)]
     pub name: String,
 }
 
@@ -60,24 +61,27 @@ impl Status {
 
 /// The `Self` part of a status.
 #[derive(Clone, Debug, Default, Deserialize)]
-#[serde(rename_all = "PascalCase")]
+#[serde(default, rename_all = "PascalCase")]
 pub struct SelfNode {
-    #[serde(default, rename = "DNSName", deserialize_with = "dns_name")]
+    #[serde(rename = "DNSName", deserialize_with = "dns_name")]
     pub dns_name: String,
     /// Its node key, as `nodekey:` and hexadecimal digits.
-    #[serde(default)]
     pub public_key: String,
-    #[serde(default, deserialize_with = "null_is_default")]
+    #[serde(deserialize_with = "null_is_default")]
     pub tags: Vec<String>,
     /// Whether a map poll to the control server is open now.
-    #[serde(default)]
     pub online: bool,
     /// Whether the control server says that its node key has expired.
-    #[serde(default)]
     pub expired: bool,
     /// When its node key expires, as RFC 3339; none if it never does, or nobody knows yet.
-    #[serde(default)]
     pub key_expiry: Option<String>,
+}
+
+impl SelfNode {
+    /// When its node key expires, if that can be read.
+    pub fn expiry(&self) -> Option<SystemTime> {
+        parse_rfc3339_weak(self.key_expiry.as_deref()?).ok()
+    }
 }
 
 fn null_is_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>

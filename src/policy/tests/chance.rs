@@ -157,8 +157,8 @@ pub fn key(rng: &mut Rng) -> Result<KeyFacts, NoKey> {
     let kinds = [KeyKind::Auth, KeyKind::Headscale, KeyKind::OAuthSecret { names_api: true }];
     match rng.u8(..12) {
         0 => Err(NoKey::Busy),
-        1 => Err(NoKey::File(Problem::Missing.at("/k".as_ref()))),
-        2 => Err(NoKey::File(Problem::from("is a directory").at("/k".as_ref()))),
+        1 => Err(NoKey::File(Problem::Missing)),
+        2 => Err(NoKey::File("is a directory".into())),
         _ => Ok(KeyFacts { kind: one(rng, &kinds), digest: digest(rng) }),
     }
 }

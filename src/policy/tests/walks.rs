@@ -528,7 +528,7 @@ fn the_time_limit_names_what_was_waited_for() {
     let end = walk.on(Event::TimeUp(Some(waiting.clone())));
     assert_eq!(end, Action::Fail(Failure::TimedOut(waiting)));
     let mut walk = Walk::new(status("NeedsLogin"));
-    walk.key = Err(NoKey::File(Problem::Missing.at("/k".as_ref())));
+    walk.key = Err(NoKey::File(Problem::Missing));
     walk.machine.setup.authkey_wait = Duration::from_secs(60);
     let waiting = waits_for(&walk.go()).clone();
     let end = walk.on(Event::TimeUp(Some(waiting)));
@@ -539,11 +539,11 @@ fn the_time_limit_names_what_was_waited_for() {
 fn a_key_file_that_stays_away_ends_the_run_and_one_that_cannot_be_used_does_at_once() {
     let mut walk = Walk::new(status("NeedsLogin"));
     walk.machine.setup.authkey_wait = Duration::from_secs(60);
-    walk.key = Err(NoKey::File(Problem::Missing.at("/k".as_ref())));
+    walk.key = Err(NoKey::File(Problem::Missing));
     assert!(matches!(waits_for(&walk.go()), Waiting::KeyFile(_)));
     assert!(matches!(walk.after(Duration::from_secs(60)), Action::Fail(Failure::KeyFile(_))));
     let mut walk = Walk::new(status("NeedsLogin"));
-    walk.key = Err(NoKey::File(Problem::from("is a directory").at("/k".as_ref())));
+    walk.key = Err(NoKey::File("is a directory".into()));
     assert!(matches!(walk.go(), Action::Fail(Failure::KeyFile(_))));
     let mut walk = Walk::new(status("NeedsLogin"));
     walk.key = Err(NoKey::Busy);

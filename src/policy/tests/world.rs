@@ -712,7 +712,7 @@ impl World {
                 Some(secret) => {
                     Ok(KeyFacts { kind: KeyKind::Headscale, digest: format!("d{secret}") })
                 }
-                None => Err(NoKey::File(Problem::Missing.at("/k".as_ref()))),
+                None => Err(NoKey::File(Problem::Missing)),
             }),
             Action::ReleaseKey => Event::Released,
             Action::Write(record) => {
