@@ -34,9 +34,6 @@ const END_LIMIT: Duration = Duration::from_secs(3);
 /// How long a bus may take to tell what was there to be read.
 const CATCH_UP_LIMIT: Duration = Duration::from_secs(2);
 
-/// For how long a refused or ended bus is not asked for again.
-const BUS_REST: Duration = Duration::from_secs(1);
-
 /// What a run is to do, and with what.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -291,7 +288,7 @@ impl<'a> Run<'a> {
     /// The bus is opened before the preferences are read, so that no change is missed.
     async fn read_prefs(&mut self) -> Event {
         if self.machine.wants_bus() {
-            self.bus.open(&self.api, BUS_REST);
+            self.bus.open(&self.api);
         }
         let (first, profile) = tokio::join!(self.bus.first_prefs(), self.api.profile());
         let prefs = match first {
@@ -396,7 +393,7 @@ impl<'a> Run<'a> {
         if !self.machine.wants_bus() {
             self.bus.close();
         } else if self.machine.situation() != Some(&Situation::NoDaemon) {
-            self.bus.open(&self.api, BUS_REST);
+            self.bus.open(&self.api);
         }
         let timer = until.saturating_sub(self.now());
         let (up, bus) = (&mut self.up, &mut self.bus);

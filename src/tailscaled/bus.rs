@@ -23,6 +23,9 @@ const MASK: u32 = 2 | 4 | 16 | 128;
 const MOST_IN_VAIN: u32 = 30;
 const REST: Duration = Duration::from_millis(100);
 
+/// For how long a bus that was refused or has ended is not asked for again.
+const REOPEN_AFTER: Duration = Duration::from_secs(1);
+
 /// How long the bus is waited for before it's done without, and how long its first words.
 const OPENING_LIMIT: Duration = Duration::from_secs(2);
 const FIRST_LIMIT: Duration = Duration::from_millis(100);
@@ -49,25 +52,23 @@ type Opening = Pin<Box<dyn Future<Output = Result<Response, LocalApiError>>>>;
 pub struct Bus {
     opening: Option<Opening>,
     open: Option<Open>,
-    /// After it was refused or has ended, it's not asked for again until then.
+    /// It's not asked for again until then.
     reopen_at: Option<Instant>,
+    /// The preferences that it has told last.
+    last_prefs: Option<Prefs>,
     in_vain: u32,
     /// A bus that is never silent is not listened to before then.
     rests_until: Option<Instant>,
 }
 
-/// A bus that is open, or has come to its end.
+/// A bus that is open, or whose end is still to be told.
 #[derive(Default)]
 struct Open {
     /// None after its end.
     response: Option<Response>,
     /// The start of a line that has not come to its end.
     line: Vec<u8>,
-    /// The line was too long to be kept; it is passed over.
-    overlong: bool,
     has_told: bool,
-    last_prefs: Option<Prefs>,
-    has_told_end: bool,
     /// What is to be told next, as far as it has come.
     notice: Option<Notice>,
 }
@@ -82,19 +83,13 @@ struct Notify<'a> {
 }
 
 impl Bus {
-    /// Sees to it that there is a bus, if there can be one: [`Bus::told`] opens it. `rest` is the
-    /// time to do without one where it's refused or has ended.
-    pub fn open(&mut self, api: &LocalApi, rest: Duration) {
-        let now = Instant::now();
-        if self.open.as_ref().is_some_and(Open::is_over) {
-            self.open = None;
-            self.reopen_at = Some(now + rest);
-        }
+    /// Sees to it that there is a bus, if there can be one: [`Bus::told`] opens it.
+    pub fn open(&mut self, api: &LocalApi) {
         let is_there = self.open.is_some() || self.opening.is_some();
-        if is_there || self.reopen_at.is_some_and(|at| now < at) {
+        if is_there || self.reopen_at.is_some_and(|at| Instant::now() < at) {
             return;
         }
-        self.reopen_at = Some(now + rest);
+        self.reopen_at = Some(Instant::now() + REOPEN_AFTER);
         self.opening = Some(Box::pin(api.watch()));
     }
 
@@ -107,7 +102,16 @@ impl Bus {
     /// has come after them. None, if there is no such bus, or if it does not begin so.
     pub async fn first_prefs(&mut self) -> Option<Prefs> {
         let _ = timeout(OPENING_LIMIT, self.opened()).await;
-        timeout(FIRST_LIMIT, self.open.as_mut()?.first_prefs()).await.ok()?
+        let open = self.open.as_mut().filter(|open| !open.has_told)?;
+        let _ = timeout(FIRST_LIMIT, open.read_prefs()).await;
+        let notice = open.notice.as_mut().filter(|notice| !notice.prefs.is_empty())?;
+        let first = notice.prefs.remove(0);
+        if *notice == Notice::default() {
+            open.notice = None;
+        }
+        open.has_told = true;
+        self.last_prefs = Some(first.clone());
+        Some(first)
     }
 
     /// The preferences that it has told by now, if any. That it rang is still to be told.
@@ -115,12 +119,12 @@ impl Bus {
         let open = self.open.as_mut()?;
         open.take_what_is_there().await;
         let prefs = std::mem::take(&mut open.notice.as_mut()?.prefs);
-        (!prefs.is_empty()).then(|| open.noticed(Notice { prefs, ..Notice::default() }))
+        (!prefs.is_empty()).then(|| self.noticed(Notice { prefs, ..Notice::default() }))
     }
 
     /// The preferences that it has told last.
     pub fn last_prefs(&self) -> Option<&Prefs> {
-        self.open.as_ref()?.last_prefs.as_ref()
+        self.last_prefs.as_ref()
     }
 
     /// Whether it tells each change of the preferences.
@@ -136,6 +140,7 @@ impl Bus {
             self.opening = None;
             match opened {
                 Ok(response) => {
+                    self.last_prefs = None;
                     self.open = Some(Open { response: Some(response), ..Open::default() });
                 }
                 Err(error) => log::debug!("there is no bus, the status is polled: {error}"),
@@ -143,7 +148,8 @@ impl Bus {
         }
     }
 
-    /// Waits for news. Nothing is lost if this is dropped.
+    /// Waits until something arrives, or until a bus that has told something ends: tailscaled may be
+    /// restarting then. Nothing is lost if this is dropped.
     pub async fn told(&mut self) -> Notice {
         self.opened().await;
         let Some(open) = &mut self.open else {
@@ -152,9 +158,31 @@ impl Bus {
         if let Some(until) = self.rests_until {
             sleep(until.saturating_duration_since(Instant::now())).await;
         }
-        let notice = open.told().await;
+        if open.notice.is_none() {
+            open.read().await;
+        }
+        // What has arrived together is told together.
+        open.take_what_is_there().await;
+        let is_news = open.has_told || open.notice.is_some();
+        let notice = open.notice.take().unwrap_or_default();
+        open.has_told = true;
+        if open.response.is_none() {
+            self.open = None;
+            self.reopen_at = Some(Instant::now() + REOPEN_AFTER);
+        }
+        if !is_news {
+            return pending().await;
+        }
         self.in_vain += 1;
         self.rests_until = (self.in_vain >= MOST_IN_VAIN).then(|| Instant::now() + REST);
+        self.noticed(notice)
+    }
+
+    fn noticed(&mut self, mut notice: Notice) -> Notice {
+        notice.after_a_gap = self.last_prefs.is_none();
+        if let Some(last) = notice.prefs.last() {
+            self.last_prefs = Some(last.clone());
+        }
         notice
     }
 
@@ -166,28 +194,6 @@ impl Bus {
 }
 
 impl Open {
-    /// It has nothing more to tell. The end of one that never told anything is no news.
-    fn is_over(&self) -> bool {
-        self.response.is_none() && (self.has_told_end || !self.has_told)
-    }
-
-    /// Waits until something arrives, or until a bus that has told something ends: tailscaled may be
-    /// restarting then. One that is over waits for ever.
-    async fn told(&mut self) -> Notice {
-        if self.notice.is_none() {
-            self.read().await;
-            if self.is_over() {
-                return pending().await;
-            }
-        }
-        // What has arrived together is told together.
-        self.take_what_is_there().await;
-        let notice = self.notice.take().unwrap_or_default();
-        self.has_told = true;
-        self.has_told_end = self.response.is_none();
-        self.noticed(notice)
-    }
-
     /// Bounded, for a bus that never falls silent.
     async fn take_what_is_there(&mut self) {
         for _ in 0..64 {
@@ -199,56 +205,32 @@ impl Open {
 
     /// Takes in what comes next, if anything can. Nothing is lost if this is dropped.
     async fn read(&mut self) {
-        if let Some(response) = &mut self.response {
-            let chunk = response.chunk().await;
-            self.take(chunk);
-        }
-    }
-
-    fn noticed(&mut self, mut notice: Notice) -> Notice {
-        notice.after_a_gap = self.last_prefs.is_none();
-        if let Some(last) = notice.prefs.last() {
-            self.last_prefs = Some(last.clone());
-        }
-        notice
-    }
-
-    async fn first_prefs(&mut self) -> Option<Prefs> {
-        if self.has_told {
-            return None;
-        }
-        let has_prefs = |notice: &Notice| !notice.prefs.is_empty();
-        while self.response.is_some() && !self.notice.as_ref().is_some_and(has_prefs) {
-            self.read().await;
-        }
-        let notice = self.notice.as_mut().filter(|notice| has_prefs(notice))?;
-        let first = notice.prefs.remove(0);
-        if *notice == Notice::default() {
-            self.notice = None;
-        }
-        self.has_told = true;
-        self.last_prefs = Some(first.clone());
-        Some(first)
-    }
-
-    fn take<B: AsRef<[u8]>>(&mut self, chunk: reqwest::Result<Option<B>>) {
-        let Ok(Some(chunk)) = chunk else {
+        let Some(response) = &mut self.response else {
+            return;
+        };
+        let Ok(Some(chunk)) = response.chunk().await else {
             self.response = None;
             return;
         };
         let notice = self.notice.get_or_insert_default();
-        for part in chunk.as_ref().split_inclusive(|byte| *byte == b'\n') {
-            self.overlong |= self.line.len() + part.len() > MAX_BODY;
-            if !self.overlong {
-                self.line.extend_from_slice(part);
-            }
-            if part.ends_with(b"\n") {
-                if !self.overlong {
-                    read(&self.line, notice);
-                }
-                self.overlong = false;
+        for part in chunk.split_inclusive(|byte| *byte == b'\n') {
+            if self.line.len() + part.len() > MAX_BODY {
+                // What is left of a line that is too long cannot be read, and is passed over.
                 self.line = Vec::new();
             }
+            self.line.extend_from_slice(part);
+            if part.ends_with(b"\n") {
+                read(&self.line, notice);
+                self.line = Vec::new();
+            }
+        }
+    }
+
+    /// Reads until there are preferences.
+    async fn read_prefs(&mut self) {
+        let has_prefs = |notice: &Notice| !notice.prefs.is_empty();
+        while self.response.is_some() && !self.notice.as_ref().is_some_and(has_prefs) {
+            self.read().await;
         }
     }
 }

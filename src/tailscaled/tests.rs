@@ -53,7 +53,7 @@ fn broken_off<T>(
 /// something and whether it has ended. One that has brought nothing ends without a word.
 async fn listen(api: &LocalApi) -> (bool, bool, bool) {
     let mut bus = Bus::default();
-    bus.open(api, Duration::from_secs(1));
+    bus.open(api);
     bus.opened().await;
     let was_open = bus.is_open();
     let mut has_told = false;
@@ -127,7 +127,7 @@ fn told(chunks: &[&str]) -> Vec<Notice> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let mut bus = Bus::default();
-        bus.open(&api, Duration::from_secs(1));
+        bus.open(&api);
         bus.opened().await;
         let mut notices = Vec::new();
         while bus.is_open() {
@@ -166,7 +166,7 @@ fn nothing_that_the_bus_tells_is_lost_with_a_wait_that_is_broken_off() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let names = runtime.block_on(async {
         let mut bus = Bus::default();
-        bus.open(&api, Duration::from_secs(1));
+        bus.open(&api);
         bus.opened().await;
         let mut names = Vec::new();
         for _ in 0..200 {
@@ -193,17 +193,16 @@ fn the_end_of_a_bus_is_told_also_if_a_look_at_its_preferences_met_it() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let mut bus = Bus::default();
-        bus.open(&api, Duration::ZERO);
+        bus.open(&api);
         assert!(bus.first_prefs().await.is_some());
         while bus.is_open() {
             assert_eq!(bus.prefs_by_now().await, None);
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         // A run asks for a bus before each wait.
-        bus.open(&api, Duration::from_secs(60));
+        bus.open(&api);
         let end = timeout(Duration::from_secs(1), bus.told()).await;
         assert_eq!(end.expect("the end of the bus"), Notice::default());
-        bus.open(&api, Duration::from_secs(60));
         assert!(timeout(Duration::from_millis(50), bus.told()).await.is_err(), "told twice");
     });
 }
