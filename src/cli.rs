@@ -232,19 +232,15 @@ impl Options {
             return usage("--metrics needs --check, and cannot be used with --json");
         }
         flags::check(&self.up_flags).map_err(Failure::Usage)?;
-        if self.login_server.is_some() && self.login_server_flag().is_some() {
+        if self.login_server.is_some() && flags::has(&self.up_flags, "login-server") {
             return usage("--login-server is given twice, before and after `--`; give it once");
         }
         Ok(())
     }
 
-    fn login_server_flag(&self) -> Option<&str> {
-        flags::value(&self.up_flags, "login-server")
-    }
-
     /// The login server, wherever it's given.
     pub fn any_login_server(&self) -> Option<String> {
-        let flag = self.login_server_flag().map(str::to_owned);
+        let flag = flags::value(&self.up_flags, "login-server").map(str::to_owned);
         self.login_server.clone().or(flag)
     }
 }

@@ -8,8 +8,7 @@
 //!
 //! A group that may write to a directory is no objection: whoever owns it has let that group in.
 
-use std::collections::VecDeque;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -113,49 +112,46 @@ pub struct PathPart {
 
 /// All parts of a path, links and what they lead to included. Only looks, and opens nothing.
 pub fn path_parts(path: &Path) -> io::Result<Vec<PathPart>> {
-    let mut left: VecDeque<OsString> = names(&std::path::absolute(path)?);
+    let mut left = std::path::absolute(path)?;
     let mut here = PathBuf::from("/");
     let mut parts = vec![part(&here, None)?];
     // The directory that we are in; and those above it.
     let mut within = parts.clone();
     let mut links = 0;
-    while let Some(name) = left.pop_front() {
-        if name == ".." {
-            if within.len() > 1 {
-                within.pop();
-                here.pop();
-            }
-            continue;
-        }
-        let next = here.join(&name);
-        let part = part(&next, within.last())?;
-        if part.kind == FileType::Symlink {
-            links += 1;
-            if links > MOST_LINKS {
-                return Err(Errno::LOOP.into());
-            }
-            let target = fs::read_link(&next)?;
-            if target.is_absolute() {
+    loop {
+        let mut steps = left.components();
+        let Some(step) = steps.next() else {
+            return Ok(parts);
+        };
+        let mut rest = steps.as_path().to_owned();
+        match step {
+            Component::RootDir => {
                 here = PathBuf::from("/");
                 within.truncate(1);
             }
-            for name in names(&target).into_iter().rev() {
-                left.push_front(name);
+            Component::ParentDir if within.len() > 1 => {
+                here.pop();
+                within.pop();
             }
-        } else {
-            within.push(part.clone());
-            here = next;
+            Component::Normal(name) => {
+                let next = here.join(name);
+                let part = part(&next, within.last())?;
+                parts.push(part.clone());
+                if part.kind == FileType::Symlink {
+                    links += 1;
+                    if links > MOST_LINKS {
+                        return Err(Errno::LOOP.into());
+                    }
+                    rest = fs::read_link(&next)?.join(rest);
+                } else {
+                    here = next;
+                    within.push(part);
+                }
+            }
+            _ => {}
         }
-        parts.push(part);
+        left = rest;
     }
-    Ok(parts)
-}
-
-fn names(path: &Path) -> VecDeque<OsString> {
-    path.components()
-        .filter(|part| matches!(part, Component::Normal(_) | Component::ParentDir))
-        .map(|part| part.as_os_str().to_owned())
-        .collect()
 }
 
 fn part(path: &Path, directory: Option<&PathPart>) -> io::Result<PathPart> {

@@ -86,25 +86,20 @@ impl Cli {
     /// Where the command is, if it's one that may run with our rights.
     async fn program(&self) -> Result<PathBuf, NotStarted> {
         let program = self.program.clone();
-        let found = in_time(move || {
-            let (program, named) = find(&program)?;
-            let parts = trust::path_parts(&program);
-            Some((program, named, parts))
-        });
-        let Some(found) = found.await else {
-            return Err(NotStarted::ForNow(format!(
-                "cannot look at the tailscale command {} ({SILENT})",
-                self.program.display()
-            )));
+        let look = move || {
+            let (path, named) = find(&program).ok_or(Mistake::NoCommand(program))?;
+            // One that cannot be looked at cannot be started either, which says why.
+            if let Ok(parts) = trust::path_parts(&path) {
+                trust::may_run(&path, named, &parts, Process::current())
+                    .map_err(Mistake::Untrusted)?;
+            }
+            Ok(path)
         };
-        let none = || Mistake::NoCommand(self.program.clone());
-        let (program, named, parts) = found.ok_or_else(none)?;
-        // One that cannot be looked at cannot be started either, which says why.
-        if let Ok(parts) = parts {
-            trust::may_run(&program, named, &parts, Process::current())
-                .map_err(Mistake::Untrusted)?;
-        }
-        Ok(program)
+        in_time(look).await.unwrap_or_else(|| {
+            let program = self.program.display();
+            let why = format!("cannot look at the tailscale command {program} ({SILENT})");
+            Err(NotStarted::ForNow(why))
+        })
     }
 
     /// Whether the key may be sent to whoever is behind the socket. The CLI opens the socket once
