@@ -22,7 +22,7 @@ use crate::output::notify::Notify;
 use crate::policy::{Action, Event, Machine, Setup, Situation, Time};
 use crate::prefs::Prefs;
 use crate::record::{Lock, Record, Store, machine_id};
-use crate::tailscaled::{Bus, LocalApi, LocalApiError, Status};
+use crate::tailscaled::{Bus, LocalApi, LocalApiError, REQUEST_LIMIT, Status};
 use crate::up::{Ended, NotStarted, Up};
 
 /// How long something is waited for before it's worth a line in the journal.
@@ -82,7 +82,7 @@ struct Wait {
 
 impl<'a> Run<'a> {
     pub fn new(config: &'a Config, notify: &'a Notify) -> Result<Self, Failure> {
-        let api = LocalApi::new(&config.setup.cli.socket)
+        let api = LocalApi::new(&config.setup.cli.socket, REQUEST_LIMIT)
             .map_err(|error| Failure::Internal(format!("cannot make an HTTP client: {error}")))?;
         Ok(Self {
             config,

@@ -20,8 +20,6 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::SystemTime;
 
-use tokio::time::timeout;
-
 use crate::check::report::Report;
 use crate::check::seen::Seen;
 use crate::failure::Mistake;
@@ -88,7 +86,7 @@ async fn see(config: &Config) -> Seen {
         && is_server_known
         && let Err(problem) = belongs_to(key.kind, seen.server_of_login())
     {
-        seen.key.key = Err(problem.into());
+        seen.key.key = Err(problem);
     }
     seen
 }
@@ -123,11 +121,11 @@ type Daemon = (Result<Status, LocalApiError>, Option<Prefs>, Result<(), LocalApi
 
 async fn daemon(socket: &Path) -> Daemon {
     let unseen = |error| (Err(error), None, Err(LocalApiError::NoAnswer));
-    let api = match LocalApi::new(socket) {
+    let api = match LocalApi::new(socket, LIMIT) {
         Ok(api) => api,
         Err(error) => return unseen(LocalApiError::BadAnswer(error.to_string())),
     };
-    match tokio::join!(answer(api.status()), answer(api.prefs())) {
+    match tokio::join!(api.status(), api.prefs()) {
         (Err(error), _) => unseen(error),
         (status, prefs) => {
             let access = access(&api, prefs.clone()).await;
@@ -141,11 +139,5 @@ async fn access(api: &LocalApi, prefs: Result<Prefs, LocalApiError>) -> Result<(
     let mut prefs = prefs?;
     // What it keeps there of the login is no setting.
     prefs.remove("Config");
-    answer(api.check_prefs(&prefs)).await
-}
-
-async fn answer<T>(
-    request: impl Future<Output = Result<T, LocalApiError>>,
-) -> Result<T, LocalApiError> {
-    timeout(LIMIT, request).await.unwrap_or(Err(LocalApiError::NoAnswer))
+    api.check_prefs(&prefs).await
 }

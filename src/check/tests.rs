@@ -127,7 +127,7 @@ fn keys() -> Vec<(bool, Result<KeyFacts, Problem>)> {
         not_usable(Problem::Missing),
         not_usable(Problem::Empty),
         not_usable(Problem::Unreadable { reason, remedy: "ask root" }),
-        not_usable("is a directory; name the file in it".into()),
+        not_usable(Problem::Unusable("is a directory; name the file in it")),
     ]
 }
 

@@ -30,17 +30,19 @@ impl KeyKind {
 }
 
 /// Whether a key of this kind may go to this login server, of which an empty one stands for
-/// Tailscale's; else why not, in words that go on from the name of the key file.
-pub fn belongs_to(kind: KeyKind, server: &str) -> Result<(), &'static str> {
+/// Tailscale's; else why not.
+pub fn belongs_to(kind: KeyKind, server: &str) -> Result<(), Problem> {
     let is_tailscales = server.is_empty() || is_tailscales(server);
     match (kind, is_tailscales) {
-        (KeyKind::Headscale, true) => {
-            Err("holds a key of headscale, but the login server is Tailscale's; \
-             name the server that has made the key with --login-server")
-        }
+        (KeyKind::Headscale, true) => Err(Unusable(
+            "holds a key of headscale, but the login server is Tailscale's; \
+                 name the server that has made the key with --login-server",
+        )),
         (KeyKind::Auth | KeyKind::Wrapped | KeyKind::OAuthSecret { names_api: false }, false) => {
-            Err("holds a key of Tailscale's service, but the login server is another; \
-                 use a key that this server has made")
+            Err(Unusable(
+                "holds a key of Tailscale's service, but the login server is another; \
+                 use a key that this server has made",
+            ))
         }
         _ => Ok(()),
     }
@@ -384,12 +386,12 @@ mod tests {
             for kind in of_tailscale {
                 assert_eq!(belongs_to(kind, server), Ok(()));
             }
-            let why = belongs_to(Headscale, server).unwrap_err();
+            let why = belongs_to(Headscale, server).unwrap_err().to_string();
             assert!(why.contains("key of headscale") && why.contains("--login-server"));
         }
         for server in others {
             for kind in of_tailscale {
-                let why = belongs_to(kind, server).unwrap_err();
+                let why = belongs_to(kind, server).unwrap_err().to_string();
                 assert!(why.contains("but the login server is another"), "{why}");
             }
             assert_eq!(belongs_to(Headscale, server), Ok(()));

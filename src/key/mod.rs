@@ -21,6 +21,7 @@ use zeroize::Zeroizing;
 pub use self::content::{KeyKind, MAX_BYTES, belongs_to, kind};
 pub use self::parameters::{Parameters, TRUTHS};
 
+use self::Problem::Unusable;
 use self::trust::{PathPart, Process};
 use crate::file_system::{FileFacts, SILENT};
 use crate::redact;
@@ -89,12 +90,6 @@ impl Problem {
             Self::Changing => "being written",
             Self::Encrypted(_) | Self::Holds(_) | Self::Unusable(_) => "unusable",
         }
-    }
-}
-
-impl From<&'static str> for Problem {
-    fn from(problem: &'static str) -> Self {
-        Self::Unusable(problem)
     }
 }
 
@@ -288,9 +283,9 @@ fn must_be_file(metadata: &Metadata) -> Result<(), Problem> {
     match metadata.file_type() {
         kind if kind.is_file() => Ok(()),
         kind if kind.is_dir() => {
-            Err("is a directory; name the file in it that holds the auth key".into())
+            Err(Unusable("is a directory; name the file in it that holds the auth key"))
         }
-        _ => Err("is not a regular file; write the auth key to a file".into()),
+        _ => Err(Unusable("is not a regular file; write the auth key to a file")),
     }
 }
 
@@ -314,14 +309,13 @@ fn not_opened(error: io::Error) -> Problem {
     match Errno::from_io_error(&error) {
         Some(Errno::NOENT) => Problem::Missing,
         Some(Errno::NOTDIR) => {
-            "cannot be there: a part of its path is not a directory; correct the path".into()
+            Unusable("cannot be there: a part of its path is not a directory; correct the path")
         }
-        Some(Errno::LOOP) => {
-            "is a link that leads back to itself; link it to the file that holds the auth key"
-                .into()
-        }
+        Some(Errno::LOOP) => Unusable(
+            "is a link that leads back to itself; link it to the file that holds the auth key",
+        ),
         Some(Errno::NAMETOOLONG) => {
-            "cannot be there: its path is too long; correct the path".into()
+            Unusable("cannot be there: its path is too long; correct the path")
         }
         _ => unreadable(error),
     }

@@ -52,9 +52,8 @@ impl Users {
     fn of(uid_map: &str) -> Self {
         let is_all = |map: &str| map.split_whitespace().eq(["0", "0", "4294967295"]);
         match uid_map {
-            // There are no user namespaces.
-            "" => Self::All,
-            map if is_all(map) => Self::All,
+            // Without user namespaces it is empty.
+            map if map.is_empty() || is_all(map) => Self::All,
             map if is_mapped(map, OVERFLOW) => Self::Some,
             _ => Self::SomeWithoutOverflow,
         }
@@ -87,13 +86,12 @@ impl Process {
 /// Whether `user` has a number in the user namespace with this `uid_map`.
 fn is_mapped(uid_map: &str, user: u32) -> bool {
     uid_map.lines().any(|line| {
-        let mut numbers = line.split_whitespace().map(str::parse::<u64>);
-        match (numbers.next(), numbers.nth(1)) {
-            (Some(Ok(first)), Some(Ok(count))) => {
-                (first..first.saturating_add(count)).contains(&user.into())
-            }
-            _ => false,
-        }
+        let numbers: Vec<u64> =
+            line.split_whitespace().filter_map(|number| number.parse().ok()).collect();
+        let [first, _, count] = numbers[..] else {
+            return false;
+        };
+        (first..first.saturating_add(count)).contains(&user.into())
     })
 }
 

@@ -186,8 +186,7 @@ impl Machine {
             let asked = self.setup.server.as_deref();
             let server = server_of_login(asked, prefs::text(&known.prefs, "ControlURL")).to_owned();
             if let Err(problem) = belongs_to(facts.kind, &server) {
-                let problem = Problem::from(problem).at(&self.setup.key_file);
-                return Action::Fail(Failure::KeyFile(problem));
+                return Action::Fail(Failure::KeyFile(problem.at(&self.setup.key_file)));
             }
             if let Some(refused) = &self.stored.refused
                 && is_refused(facts, &server, refused)

@@ -248,6 +248,8 @@ impl LocalApi {
     /// Opens the bus.
     fn watch(&self) -> impl Future<Output = Result<Response, LocalApiError>> + use<> {
         let request = self.client.get(format!("{BASE}/watch-ipn-bus?mask={MASK}"));
+        // Only its beginning has to come in time.
+        let request = request.timeout(Duration::MAX);
         async {
             let response = timeout(REQUEST_LIMIT, request.send())
                 .await

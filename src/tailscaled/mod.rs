@@ -31,9 +31,9 @@ use crate::redact::excerpt;
 /// tailscaled accepts only this host name (and none), see `validHost` in localapi.go.
 const BASE: &str = "http://local-tailscaled.sock/localapi/v0";
 
-/// The longest that one request may take. tailscaled answers in a millisecond, but leaves
+/// The longest that a request of a run may take. tailscaled answers in a millisecond, but leaves
 /// requests without an answer until its backend exists.
-const REQUEST_LIMIT: Duration = Duration::from_secs(5);
+pub const REQUEST_LIMIT: Duration = Duration::from_secs(5);
 
 /// The longest answer that is read, in bytes. A status without peers has about 2,000.
 const MAX_BODY: usize = 1 << 20;
@@ -120,10 +120,12 @@ pub struct LocalApi {
 }
 
 impl LocalApi {
-    /// A client for the socket at `socket`; nothing is opened yet.
-    pub fn new(socket: &Path) -> Result<Self, reqwest::Error> {
+    /// A client for the socket at `socket`, each request of which is given `limit`; nothing is opened
+    /// yet.
+    pub fn new(socket: &Path, limit: Duration) -> Result<Self, reqwest::Error> {
         let client = Client::builder()
             .unix_socket(socket)
+            .timeout(limit)
             .no_proxy()
             .redirect(reqwest::redirect::Policy::none())
             // A pooled connection would be dead after a restart of tailscaled.
@@ -251,7 +253,7 @@ pub async fn listener(socket: &Path) -> io::Result<u32> {
 
 /// Sends `request` and returns the body of a good answer, within the limits of time and size.
 async fn answer(request: RequestBuilder) -> Result<Vec<u8>, LocalApiError> {
-    let mut response = request.timeout(REQUEST_LIMIT).send().await.map_err(classify)?;
+    let mut response = request.send().await.map_err(classify)?;
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(classify)? {
         if body.len() + chunk.len() > MAX_BODY {

@@ -42,7 +42,7 @@ fn broken_off<T>(
         let fake =
             FakeTailscaled::start(move |request| Response::raw(&answer[..first + request.nth]));
         for _ in lengths {
-            let api = LocalApi::new(fake.socket()).unwrap();
+            let api = LocalApi::new(fake.socket(), REQUEST_LIMIT).unwrap();
             outcomes.push(runtime.block_on(ask(api)));
         }
     }
@@ -123,7 +123,7 @@ fn told(chunks: &[&str]) -> Vec<Notice> {
     }
     answer += "0\r\n\r\n";
     let fake = FakeTailscaled::start(move |_| Response::raw(answer.as_bytes()));
-    let api = LocalApi::new(fake.socket()).unwrap();
+    let api = LocalApi::new(fake.socket(), REQUEST_LIMIT).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let mut bus = Bus::default();
@@ -162,7 +162,7 @@ fn nothing_that_the_bus_tells_is_lost_with_a_wait_that_is_broken_off() {
     let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n".to_owned();
     let answer = head + &line("a") + &line("b") + "0\r\n\r\n";
     let fake = FakeTailscaled::start(move |_| Response::raw(answer.as_bytes()));
-    let api = LocalApi::new(fake.socket()).unwrap();
+    let api = LocalApi::new(fake.socket(), REQUEST_LIMIT).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let names = runtime.block_on(async {
         let mut bus = Bus::default();
@@ -189,7 +189,7 @@ fn the_end_of_a_bus_is_told_also_if_a_look_at_its_preferences_met_it() {
         line.len()
     );
     let fake = FakeTailscaled::start(move |_| Response::raw(answer.as_bytes()));
-    let api = LocalApi::new(fake.socket()).unwrap();
+    let api = LocalApi::new(fake.socket(), REQUEST_LIMIT).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let mut bus = Bus::default();
@@ -343,7 +343,7 @@ proptest! {
             }
         }
         let fake = FakeTailscaled::start(move |_| Response::raw(answer.clone()));
-        let api = LocalApi::new(fake.socket()).unwrap();
+        let api = LocalApi::new(fake.socket(), REQUEST_LIMIT).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()

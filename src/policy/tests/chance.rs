@@ -158,7 +158,7 @@ pub fn key(rng: &mut Rng) -> Result<KeyFacts, NoKey> {
     match rng.u8(..12) {
         0 => Err(NoKey::Busy),
         1 => Err(NoKey::File(Problem::Missing)),
-        2 => Err(NoKey::File("is a directory".into())),
+        2 => Err(NoKey::File(Problem::Unusable("is a directory"))),
         _ => Ok(KeyFacts { kind: one(rng, &kinds), digest: digest(rng) }),
     }
 }

@@ -543,7 +543,7 @@ fn a_key_file_that_stays_away_ends_the_run_and_one_that_cannot_be_used_does_at_o
     assert!(matches!(waits_for(&walk.go()), Waiting::KeyFile(_)));
     assert!(matches!(walk.after(Duration::from_secs(60)), Action::Fail(Failure::KeyFile(_))));
     let mut walk = Walk::new(status("NeedsLogin"));
-    walk.key = Err(NoKey::File("is a directory".into()));
+    walk.key = Err(NoKey::File(Problem::Unusable("is a directory")));
     assert!(matches!(walk.go(), Action::Fail(Failure::KeyFile(_))));
     let mut walk = Walk::new(status("NeedsLogin"));
     walk.key = Err(NoKey::Busy);
