@@ -119,13 +119,14 @@ impl Machine {
         }
         let login = match ended {
             Ended::Done => return,
-            // Also one that may pass: tailscaled tries again at once, and to take the login back in that
-            // moment could burn the key.
-            Ended::LoginError(error) => Login::Doubted { error, told: true },
-            Ended::RateLimited(words) => {
+            // The control server wants the next register later, and tailscaled sees to that.
+            Ended::LoginError(LoginError::Unreachable(words)) => {
                 self.notes.push(Note::LoginBroke(words));
                 return;
             }
+            // Also one that may pass: tailscaled tries again at once, and to take the login back in that
+            // moment could burn the key.
+            Ended::LoginError(error) => Login::Doubted { error, told: true },
             ended => Login::Broke(ended),
         };
         self.come_to(login, now);
@@ -427,7 +428,7 @@ impl Machine {
                     self.come_to(Login::UnderWay, now);
                     return;
                 }
-                match ended.is_complaint() && self.complains(&words) >= COMPLAINTS {
+                match matches!(ended, Ended::Unknown(_)) && self.complains(&words) >= COMPLAINTS {
                     true => Then::Impossible(Mistake::Complaint(words).into()),
                     false => Then::Pause(words, RETRY_FIRST),
                 }

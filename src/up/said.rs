@@ -195,9 +195,6 @@ pub enum Ended {
     /// The login has failed; tailscaled goes on trying with the key.
     #[error("{}", .0.words())]
     LoginError(LoginError),
-    /// The control server wants the next register to come later. tailscaled sees to that.
-    #[error("{0}")]
-    RateLimited(String),
     /// It cannot pass.
     #[error(transparent)]
     Final(Failure),
@@ -210,16 +207,13 @@ pub enum Ended {
     /// On the way to somewhere.
     #[error("{0}")]
     Unreachable(String),
-    /// It ended with this exit code and said nothing.
-    #[error("`tailscale up` ended with {0}")]
-    Mute(i32),
     /// By a signal.
     #[error("`tailscale up` was killed")]
     Killed,
     /// By us, since nothing came of it.
     #[error("nothing came of `tailscale up`")]
     Idle,
-    /// Words that are not known.
+    /// Words that are not known, or none. It may be a mistake in the configuration.
     #[error("{0}")]
     Unknown(String),
 }
@@ -230,13 +224,6 @@ impl From<Mistake> for Ended {
     }
 }
 
-impl Ended {
-    /// Whether it may be a mistake in the configuration that is not known.
-    pub fn is_complaint(&self) -> bool {
-        matches!(self, Self::Unknown(_) | Self::Mute(_))
-    }
-}
-
 /// Reads the end of `program up`: its exit code (none: ended by a signal) and what it wrote to
 /// standard error (cmd/tailscale/cli/up.go).
 pub fn read(program: &Path, code: Option<i32>, stderr: &str) -> Ended {
@@ -244,10 +231,7 @@ pub fn read(program: &Path, code: Option<i32>, stderr: &str) -> Ended {
         return Ended::Done;
     }
     if let Some((_, error)) = stderr.split_once("backend error: ") {
-        return match LoginError::of(error.trim()) {
-            LoginError::Unreachable(words) => Ended::RateLimited(words),
-            error => Ended::LoginError(error),
-        };
+        return Ended::LoginError(LoginError::of(error.trim()));
     }
     // `Access denied` comes with advice over several lines.
     if let Some((_, reason)) = stderr.split_once("Access denied: ") {
@@ -313,7 +297,7 @@ pub fn read(program: &Path, code: Option<i32>, stderr: &str) -> Ended {
         ("", Some(code @ (126 | 127))) => {
             Mistake::NoTailscale { program: program.to_owned(), code }.into()
         }
-        ("", Some(code)) => Ended::Mute(code),
+        ("", Some(code)) => Ended::Unknown(format!("`tailscale up` ended with {code}")),
         (_, None) => Ended::Killed,
         _ if is_unreachable(error) => Ended::Unreachable(brief(error)),
         _ => Ended::Unknown(brief(error)),

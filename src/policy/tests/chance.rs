@@ -168,7 +168,7 @@ pub fn ended(rng: &mut Rng) -> Ended {
     match rng.u8(..17) {
         0 | 1 => Ended::Done,
         2 | 3 => Ended::LoginError(LoginError::of(&words)),
-        4 => Ended::RateLimited(words),
+        4 => Ended::LoginError(LoginError::Unreachable(words)),
         5 => Ended::Final(Failure::Refused(Refusal { what: Refused::Key, words })),
         6 => Ended::Final(Failure::Denied(words)),
         7 => Mistake::LockedConfig.into(),
@@ -178,8 +178,7 @@ pub fn ended(rng: &mut Rng) -> Ended {
         11 => Mistake::Settings(words).into(),
         12 => Ended::Lost(words),
         13 => Ended::Unreachable(words),
-        14 => Ended::Mute(one(rng, &[0, 1, 125, -1])),
-        15 => Ended::Killed,
+        14 | 15 => Ended::Killed,
         _ => Ended::Unknown(words),
     }
 }
