@@ -78,9 +78,7 @@ pub fn is_given_by(flags: &[String], pref: &str) -> bool {
 /// Whether these can be the preferences that `up --reset` has made of its flags, the user's `asked`
 /// and `ours`: what no flag of the user sets is as ours make it.
 pub fn are_of_login(prefs: &Prefs, asked: &[String], ours: &[String]) -> bool {
-    let on = |name: &str| prefs.get(name) == Some(&Value::Bool(true));
-    on("WantRunning")
-        && !on("LoggedOut")
+    login_under_way(prefs)
         && settings(prefs).all(|(name, value)| {
             is_default(name, value) || is_set_by(asked, name) || is_set_by(ours, name)
         })

@@ -8,14 +8,11 @@ pub const WANTED: &str = "takes an http or https URL, such as https://headscale.
 /// An http or https URL with a host. It is held to what both Go and the browsers take for one.
 pub fn http_url(text: &str) -> Option<Url> {
     let (scheme, rest) = text.split_once("://")?;
-    let is_http = ["http", "https"].map(|known| scheme.eq_ignore_ascii_case(known));
+    let is_http = scheme.eq_ignore_ascii_case("http") || scheme.eq_ignore_ascii_case("https");
     // The parser for browsers would look for the host behind more slashes, and drop white space.
     let is_odd = rest.starts_with('/')
         || text.contains(|c: char| c == '\\' || c.is_whitespace() || c.is_control());
-    match is_http.contains(&true) && !is_odd {
-        true => Url::parse(text).ok(),
-        false => None,
-    }
+    Url::parse(text).ok().filter(|_| is_http && !is_odd)
 }
 
 /// Whether a login server is that of Tailscale's own service.

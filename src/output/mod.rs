@@ -30,7 +30,7 @@ static MESSAGES: OnceLock<Messages> = OnceLock::new();
 pub fn init(level: LevelFilter) {
     let messages = MESSAGES.get_or_init(|| {
         if is_journal(stderr()) {
-            return Messages::Journal(Journal::default());
+            return Messages::Journal(Journal::open());
         }
         match Terminal::of_stderr(level >= LevelFilter::Info) {
             Some(terminal) => Messages::Terminal(Mutex::new(terminal)),
