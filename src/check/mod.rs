@@ -120,24 +120,13 @@ async fn key_file(config: &Config, record: &Record) -> Look {
 type Daemon = (Result<Status, LocalApiError>, Option<Prefs>, Result<(), LocalApiError>);
 
 async fn daemon(socket: &Path) -> Daemon {
-    let unseen = |error| (Err(error), None, Err(LocalApiError::NoAnswer));
     let api = match LocalApi::new(socket, LIMIT) {
         Ok(api) => api,
-        Err(error) => return unseen(LocalApiError::BadAnswer(error.to_string())),
-    };
-    match tokio::join!(api.status(), api.prefs()) {
-        (Err(error), _) => unseen(error),
-        (status, prefs) => {
-            let access = access(&api, prefs.clone()).await;
-            (status, prefs.ok(), access)
+        Err(error) => {
+            let error = LocalApiError::BadAnswer(error.to_string());
+            return (Err(error.clone()), None, Err(error));
         }
-    }
-}
-
-/// What tailscaled says to a change: it is asked about the preferences that it has.
-async fn access(api: &LocalApi, prefs: Result<Prefs, LocalApiError>) -> Result<(), LocalApiError> {
-    let mut prefs = prefs?;
-    // What it keeps there of the login is no setting.
-    prefs.remove("Config");
-    api.check_prefs(&prefs).await
+    };
+    let (status, prefs, access) = tokio::join!(api.status(), api.prefs(), api.check_access());
+    (status, prefs.ok(), access)
 }

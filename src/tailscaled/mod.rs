@@ -176,16 +176,16 @@ impl LocalApi {
         answer(request.json(&masked(prefs))).await.map(drop)
     }
 
-    /// Asks whether these preferences would be taken; nothing is changed. The error is
-    /// tailscaled's objection, or that we may change nothing.
-    pub async fn check_prefs(&self, prefs: &Prefs) -> Result<(), LocalApiError> {
+    /// Asks whether we may change preferences; nothing is changed.
+    pub async fn check_access(&self) -> Result<(), LocalApiError> {
         #[derive(Deserialize)]
         #[serde(rename_all = "PascalCase")]
         struct Objection {
             #[serde(default)]
             error: String,
         }
-        let request = self.client.post(format!("{BASE}/check-prefs")).json(prefs);
+        // There can be no objection to what they are like.
+        let request = self.client.post(format!("{BASE}/check-prefs")).json(&json!({}));
         let objection: Objection = parse("check-prefs", &answer(request).await?)?;
         match objection.error.as_str() {
             "" => Ok(()),
