@@ -130,11 +130,9 @@ pub fn has(words: &[String], name: &str) -> bool {
 pub fn each_once(words: &[String]) -> Vec<String> {
     let flags = read(words).unwrap_or_default();
     let is_last = |at: usize, name: &str| flags[at + 1..].iter().all(|(later, _)| *later != name);
-    if flags.iter().enumerate().all(|(at, (name, _))| is_last(at, name)) {
-        return words.to_owned();
-    }
     let last = flags.iter().enumerate().filter(|(at, (name, _))| is_last(*at, name));
-    last.map(|(_, flag)| written(flag)).collect()
+    let once: Vec<_> = last.map(|(_, flag)| written(flag)).collect();
+    if once.len() < flags.len() { once } else { words.to_owned() }
 }
 
 /// Parts the flags for `tailscale up` from those that name an exit node by its name. `up` finds no name

@@ -47,10 +47,7 @@ pub struct Seen {
 impl Seen {
     /// The row of the state table.
     pub fn situation(&self) -> Situation {
-        match &self.status {
-            Ok(status) => Situation::of(status, self.unbound),
-            Err(error) => Situation::without_status(error),
-        }
+        Situation::of(self.status.as_ref(), self.unbound)
     }
 
     /// Why tailscaled lets this user change nothing, if it does not.

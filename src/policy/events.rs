@@ -68,10 +68,7 @@ impl Machine {
         prefs: Option<Prefs>,
         now: Time,
     ) {
-        let situation = match &status {
-            Ok(status) => Situation::of(status, unbound),
-            Err(error) => Situation::without_status(error),
-        };
+        let situation = Situation::of(status.as_ref(), unbound);
         match status {
             Ok(status) => self.status = Some(status),
             // A tailscaled that goes away takes the key with it.

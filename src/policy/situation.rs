@@ -52,8 +52,17 @@ pub enum Situation {
 }
 
 impl Situation {
-    /// What `status` shows. `unbound` is the first of the node's addresses that cannot be bound yet.
-    pub fn of(status: &Status, unbound: Option<IpAddr>) -> Self {
+    /// What a status shows, or that there is none. `unbound` is the first of the node's addresses that
+    /// cannot be bound yet.
+    pub fn of(status: Result<&Status, &LocalApiError>, unbound: Option<IpAddr>) -> Self {
+        let status = match status {
+            Ok(status) => status,
+            Err(LocalApiError::Unreachable(_) | LocalApiError::NoAnswer) => return Self::NoDaemon,
+            Err(LocalApiError::Denied(why)) => return Self::Denied(why.clone()),
+            Err(LocalApiError::Locked(why) | LocalApiError::BadAnswer(why)) => {
+                return Self::Unintelligible(why.clone());
+            }
+        };
         let error = last_login_error(&status.health);
         let trouble = || trouble(&status.health);
         let asks = !status.auth_url.is_empty();
@@ -81,17 +90,6 @@ impl Situation {
             "NeedsLogin" => Self::NeedsLogin { error },
             "NeedsMachineAuth" => Self::NeedsApproval,
             other => Self::Unknown(excerpt(other, 40)),
-        }
-    }
-
-    /// What it is that there is no status, but this error.
-    pub fn without_status(error: &LocalApiError) -> Self {
-        match error {
-            LocalApiError::Unreachable(_) | LocalApiError::NoAnswer => Self::NoDaemon,
-            LocalApiError::Denied(why) => Self::Denied(why.clone()),
-            LocalApiError::Locked(why) | LocalApiError::BadAnswer(why) => {
-                Self::Unintelligible(why.clone())
-            }
         }
     }
 

@@ -29,10 +29,7 @@ impl Shadow {
             Event::Record(record) => self.stored = record.clone(),
             Event::Written { written, .. } => self.stored = (**written).clone(),
             Event::Seen { status, unbound, prefs } => {
-                self.seen = Some(match status {
-                    Ok(status) => Situation::of(status, *unbound),
-                    Err(error) => Situation::without_status(error),
-                });
+                self.seen = Some(Situation::of(status.as_ref(), *unbound));
                 if let Some(prefs) = prefs {
                     server(prefs);
                 }

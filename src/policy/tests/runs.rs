@@ -275,7 +275,7 @@ fn brief(what: &impl std::fmt::Debug) -> String {
 fn brief_event(event: &Event) -> String {
     match event {
         Event::Seen { status: Ok(status), prefs, .. } => {
-            format!("{:?} {prefs:?}", Situation::of(status, None))
+            format!("{:?} {prefs:?}", Situation::of(Ok(status), None))
         }
         event => brief(event),
     }

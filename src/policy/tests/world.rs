@@ -686,10 +686,7 @@ impl World {
             Action::ReadRecord => Event::Record(self.store.clone()),
             Action::Look => {
                 let status = self.mostly().map(|()| self.status());
-                self.seen = Some(match &status {
-                    Ok(status) => Situation::of(status, None),
-                    Err(error) => Situation::without_status(error),
-                });
+                self.seen = Some(Situation::of(status.as_ref(), None));
                 if status.is_err() {
                     self.bus.open &= self.up;
                 }
