@@ -36,6 +36,14 @@ pub struct Record {
     pub last: Box<Last>,
 }
 
+impl Record {
+    /// Whether it was made on another machine, whose state this one has a copy of.
+    pub fn is_copied(&self) -> bool {
+        let own = &self.last.machine;
+        machine_id().is_some_and(|id| !own.is_empty() && id != *own)
+    }
+}
+
 /// What was done last. Times are in seconds since 1970; zero is never.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(default)]
@@ -149,14 +157,6 @@ impl Store {
             );
             Record::default()
         })
-    }
-
-    /// The same, and whether it was made on another machine, whose state this one has a copy of.
-    pub fn read_of(&self) -> (Record, bool) {
-        let record = self.read();
-        let own = &record.last.machine;
-        let is_copied = machine_id().is_some_and(|id| !own.is_empty() && id != *own);
-        (record, is_copied)
     }
 
     /// Replaces what it holds. An empty record leaves no file. A power cut leaves the old or the new once

@@ -196,9 +196,8 @@ impl<'a> Run<'a> {
         match action {
             Action::ReadRecord => {
                 let store = self.config.store.clone();
-                let read = in_time(move || store.read_of());
-                let (record, is_copied) = read.await.unwrap_or_default();
-                if is_copied {
+                let record = in_time(move || store.read()).await.unwrap_or_default();
+                if record.is_copied() {
                     log::warn!("{}", failure::COPIED);
                 }
                 Event::Record(record)

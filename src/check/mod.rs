@@ -55,7 +55,7 @@ pub async fn run(config: &Config, form: Form) -> ExitCode {
 async fn see(config: &Config) -> Seen {
     let setup = &config.setup;
     let store = config.store.clone();
-    let (record, is_copied) = in_time(move || store.read_of()).await.unwrap_or_default();
+    let record = in_time(move || store.read()).await.unwrap_or_default();
     let program = setup.cli.program.clone();
     let (socket_file, distrust, key, (status, prefs, access), version, command) = tokio::join!(
         socket_file(setup.cli.socket.clone()),
@@ -74,8 +74,8 @@ async fn see(config: &Config) -> Seen {
         status,
         prefs,
         access,
+        is_copied: record.is_copied(),
         record,
-        is_copied,
         key,
         key_has_params: !config.parameters.is_empty(),
         version,
