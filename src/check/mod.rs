@@ -122,10 +122,7 @@ type Daemon = (Result<Status, LocalApiError>, Option<Prefs>, Result<(), LocalApi
 async fn daemon(socket: &Path) -> Daemon {
     let api = match LocalApi::new(socket, LIMIT) {
         Ok(api) => api,
-        Err(error) => {
-            let error = LocalApiError::BadAnswer(error.to_string());
-            return (Err(error.clone()), None, Err(error));
-        }
+        Err(error) => return (Err(error.clone()), None, Err(error)),
     };
     let (status, prefs, access) = tokio::join!(api.status(), api.prefs(), api.check_access());
     (status, prefs.ok(), access)

@@ -122,7 +122,7 @@ pub struct LocalApi {
 impl LocalApi {
     /// A client for the socket at `socket`, each request of which is given `limit`; nothing is opened
     /// yet.
-    pub fn new(socket: &Path, limit: Duration) -> Result<Self, reqwest::Error> {
+    pub fn new(socket: &Path, limit: Duration) -> Result<Self, LocalApiError> {
         let client = Client::builder()
             .unix_socket(socket)
             .timeout(limit)
@@ -130,7 +130,8 @@ impl LocalApi {
             .redirect(reqwest::redirect::Policy::none())
             // A pooled connection would be dead after a restart of tailscaled.
             .pool_max_idle_per_host(0)
-            .build()?;
+            .build()
+            .map_err(classify)?;
         Ok(Self { client })
     }
 
