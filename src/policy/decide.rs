@@ -297,6 +297,7 @@ impl Machine {
     pub(super) fn wait(&self, what: Waiting, now: Time) -> Action {
         let least = match self.situation {
             Some(Situation::NoDaemon) => LOOK_LEAST_WITHOUT_DAEMON,
+            _ if self.command_runs && self.is_told => LOOK_LEAST_BESIDE_COMMAND,
             _ => LOOK_LEAST,
         };
         let since = self.since.max(self.login_since);

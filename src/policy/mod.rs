@@ -60,6 +60,8 @@ const LOOK_LEAST: Duration = Duration::from_millis(50);
 /// Without a tailscaled nothing can be told, and to look for its socket costs next to nothing.
 const LOOK_LEAST_WITHOUT_DAEMON: Duration = Duration::from_millis(10);
 const LOOK_MOST: Duration = Duration::from_secs(2);
+/// While the CLI runs, its end and each change of the preferences are told, and each look slows the login.
+const LOOK_LEAST_BESIDE_COMMAND: Duration = Duration::from_millis(500);
 /// How long a look waits that is overdue.
 const OVERDUE: Duration = Duration::from_millis(1);
 
