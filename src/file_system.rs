@@ -3,7 +3,7 @@
 //! look may cost another thread.
 
 use std::fs::{File, Metadata};
-use std::io::{self, Read, read_to_string};
+use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -45,7 +45,10 @@ pub async fn in_time<T: Send + 'static>(look: impl FnOnce() -> T + Send + 'stati
 
 /// The text in a file, or the beginning of one that is far too long.
 pub fn read_text(path: impl AsRef<Path>) -> io::Result<String> {
-    read_to_string(File::open(path)?.take(MOST_TEXT))
+    // A file of /proc does not say how long it is.
+    let mut text = String::with_capacity(4096);
+    File::open(path)?.take(MOST_TEXT).read_to_string(&mut text)?;
+    Ok(text)
 }
 
 /// Who owns a file, and how it is.

@@ -34,6 +34,7 @@ use tokio::time::sleep;
 use crate::check::Form;
 use crate::cli::Options;
 use crate::failure::{Connected, Exit, Failure, USAGE, message, to_json};
+use crate::file_system::read_text;
 use crate::key::trust::Process;
 use crate::output::notify::Notify;
 use crate::policy::Setup;
@@ -144,7 +145,7 @@ async fn run(options: &Options) -> End {
 /// Waits for a signal that asks us to stop, and returns its number. Whoever starts us may have one
 /// ignored: `nohup`, or a shell for a job in the background.
 async fn stop_signal() -> i32 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let status = read_text("/proc/self/status").unwrap_or_default();
     let received = async |kind: SignalKind| {
         let is_heeded = kind == SignalKind::terminate() || !is_ignored(&status, kind);
         if is_heeded

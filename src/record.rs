@@ -60,7 +60,7 @@ pub struct Last {
 
 /// The ID of this machine, see machine-id(5).
 pub fn machine_id() -> Option<String> {
-    let id = fs::read_to_string("/etc/machine-id").ok()?;
+    let id = read_text("/etc/machine-id").ok()?;
     let id = id.trim();
     (id.len() == 32).then(|| id.to_owned())
 }

@@ -17,6 +17,8 @@ use std::path::{Component, Path, PathBuf};
 use rustix::fs::{Access, AtFlags, CWD, FileType, StatxAttributes, StatxFlags, access, statx};
 use rustix::io::Errno;
 
+use crate::file_system::read_text;
+
 const ROOT: u32 = 0;
 
 /// Stands for every user who has no number in our user namespace.
@@ -62,7 +64,7 @@ impl Users {
 
 impl Process {
     pub fn current() -> Self {
-        let users = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+        let users = read_text("/proc/self/uid_map").unwrap_or_default();
         Self { user: rustix::process::geteuid().as_raw(), users: Users::of(&users) }
     }
 
