@@ -680,11 +680,15 @@ impl World {
         wants_prefs: bool,
         happenings: &mut Vec<(Time, u64)>,
     ) -> Event {
-        let takes = self.now + ms(self.rng.u64(..20));
+        // Nobody could tell a change in the very moment of one that takes all back from that one.
+        let most = if matches!(action, Action::TakeBack { .. }) { 1 } else { 20 };
+        let takes = self.now + ms(self.rng.u64(..most));
         self.pass(takes, happenings, false);
         match action {
             Action::ReadRecord => Event::Record(self.store.clone()),
             Action::Look => {
+                // What the bus has told until then comes first.
+                self.told_before = (!self.bus.queue.is_empty()).then(|| self.notice());
                 let status = self.mostly().map(|()| self.status());
                 self.seen = Some(Situation::of(status.as_ref(), None));
                 if status.is_err() {
