@@ -83,7 +83,7 @@ impl Machine {
         }
         self.answered |= situation != Situation::NoDaemon;
         self.looked = now;
-        let kind = std::mem::discriminant(&situation);
+        let kind = Some(std::mem::discriminant(&situation));
         if kind != self.kind {
             self.kind = kind;
             self.since = now;

@@ -22,9 +22,10 @@ pub(super) const RECOVERY_PATIENCE: Duration = Duration::from_secs(10);
 const COMPLAINTS: u32 = 3;
 
 /// How a login stands.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub enum Login {
     /// There is none.
+    #[default]
     None,
     /// The record of one that a run before has begun; whether it is still under way is not known yet.
     Found,

@@ -228,8 +228,9 @@ pub enum Event {
 }
 
 /// What is known of the auth key file.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 enum Key {
+    #[default]
     Unread,
     Ready(KeyFacts),
     Busy,
@@ -283,12 +284,13 @@ struct Stopping {
 }
 
 /// All that a run knows.
+#[derive(Default)]
 pub struct Machine {
     setup: Setup,
     rng: fastrand::Rng,
     /// What was seen last, and since when it has been of this kind. None: it has to be looked at.
     situation: Option<Situation>,
-    kind: std::mem::Discriminant<Situation>,
+    kind: Option<std::mem::Discriminant<Situation>>,
     since: Time,
     /// When it was looked at last.
     looked: Time,
@@ -347,45 +349,7 @@ impl Machine {
             true => Stay::Asked,
             false => Stay::No,
         };
-        Self {
-            setup,
-            stay,
-            clock: Clock::ZERO,
-            rng: fastrand::Rng::with_seed(seed),
-            situation: None,
-            kind: std::mem::discriminant(&Situation::NoDaemon),
-            since: Time::ZERO,
-            looked: Time::ZERO,
-            status: None,
-            answered: false,
-            known: None,
-            is_told: false,
-            server: None,
-            record: None,
-            stored: Record::default(),
-            unsaved: None,
-            key: Key::Unread,
-            key_wanted_since: None,
-            login: Login::None,
-            login_since: Time::ZERO,
-            before: None,
-            history: None,
-            profile: None,
-            command_runs: false,
-            logins: 0,
-            has_logged_in: false,
-            failures: Backoff::default(),
-            complaint: (String::new(), 0),
-            unknown_flags: Vec::new(),
-            secondhand: 0,
-            others_login: false,
-            stranded: Backoff::default(),
-            offline: Backoff::default(),
-            brought_up: false,
-            objection: None,
-            stopping: None,
-            notes: Vec::new(),
-        }
+        Self { setup, stay, rng: fastrand::Rng::with_seed(seed), ..Self::default() }
     }
 
     // ---- what others may know

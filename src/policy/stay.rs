@@ -51,9 +51,10 @@ const SANE: Clock = Duration::from_secs(1_704_067_200);
 const KEEPS_ITS_MAP: (u32, u32) = (1, 82);
 
 /// Whether the process goes on when the node is connected.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub enum Stay {
     /// It ends then.
+    #[default]
     No,
     /// It goes on, once the node has been connected.
     Asked,
