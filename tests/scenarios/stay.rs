@@ -90,6 +90,12 @@ impl Kept {
         assert!(self.run.is_alive());
     }
 
+    /// Where tailscaled does not notice by itself, that is tried after half a minute.
+    fn wait_connected_once_unexpired(&self) {
+        self.tailnet.unexpire(self.device.id);
+        self.wait_status_for(Duration::from_secs(60), "connected as ");
+    }
+
     /// No register with an auth key comes for a while.
     pub fn assert_no_key_is_sent(&self) {
         self.tailnet.assert_no_key_is_sent();
@@ -549,12 +555,11 @@ fn a_node_that_an_admin_expired_is_left_alone_and_followed_when_that_is_taken_ba
     let kept = Kept::new(LIFE * 100);
     kept.tailnet.expire(kept.device.id);
     assert_left_alone(&kept, "NeedsLogin");
-    kept.tailnet.unexpire(kept.device.id);
-    kept.wait_status("connected as ");
+    kept.wait_connected_once_unexpired();
     assert_eq!(kept.assert_same_device().node_key, kept.device.node_key);
 }
 
-/// tailscaled doesn't notice by itself after a restart. Slow: it's tried after half a minute.
+/// tailscaled doesn't notice by itself after a restart.
 #[test]
 fn a_node_that_was_expired_and_restarted_comes_back_without_a_key_when_that_is_taken_back() {
     let kept = Kept::new(LIFE * 100);
@@ -563,8 +568,7 @@ fn a_node_that_was_expired_and_restarted_comes_back_without_a_key_when_that_is_t
     kept.node.restart();
     kept.wait_status(LEFT_ALONE);
     kept.node.wait_state("NeedsLogin");
-    kept.tailnet.unexpire(kept.device.id);
-    kept.wait_status_for(Duration::from_secs(60), "connected as ");
+    kept.wait_connected_once_unexpired();
     assert_eq!(kept.assert_same_device().node_key, kept.device.node_key);
     assert_eq!(kept.registers_with_key(), 1);
 }
@@ -617,8 +621,7 @@ fn no_other_node_than_a_deleted_one_joins_anew_where_that_is_asked_for() {
     let kept = Kept::with(LIFE * 100, Tailnet::reusable_key, options);
     kept.tailnet.expire(kept.device.id);
     assert_left_alone(&kept, "NeedsLogin");
-    kept.tailnet.unexpire(kept.device.id);
-    kept.wait_status("connected as ");
+    kept.wait_connected_once_unexpired();
     kept.node.tailscale_ok(["logout"]);
     assert_left_alone(&kept, "NeedsLogin");
 }
