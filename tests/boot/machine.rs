@@ -404,7 +404,11 @@ impl Machine {
 
     /// Waits for anything.
     pub fn wait<T>(&self, what: &str, seen: impl Fn() -> Option<T>) -> T {
-        let deadline = Instant::now() + PATIENCE;
+        self.wait_for(PATIENCE, what, seen)
+    }
+
+    pub fn wait_for<T>(&self, limit: Duration, what: &str, seen: impl Fn() -> Option<T>) -> T {
+        let deadline = Instant::now() + limit;
         loop {
             if let Some(seen) = seen() {
                 return seen;
