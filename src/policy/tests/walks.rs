@@ -4,8 +4,7 @@ use serde_json::json;
 
 use super::walk::*;
 use super::*;
-use crate::failure::Mistake;
-use crate::failure::{Refusal, Refused};
+use crate::failure::{Mistake, Refusal, Refused};
 use crate::record::RefusedKey;
 use crate::samples::{REFUSAL, asking, keyed, online, status, with_error};
 

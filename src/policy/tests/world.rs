@@ -680,10 +680,12 @@ impl World {
         wants_prefs: bool,
         happenings: &mut Vec<(Time, u64)>,
     ) -> Event {
-        // Nobody could tell a change in the very moment of one that takes all back from that one.
-        let most = if matches!(action, Action::TakeBack { .. }) { 1 } else { 20 };
-        let takes = self.now + ms(self.rng.u64(..most));
+        let wanted = self.profile().wanted.clone();
+        let takes = self.now + ms(self.rng.u64(..20));
         self.pass(takes, happenings, false);
+        // Nobody can tell a change in the very moment of one that takes all back from that one.
+        self.was_disturbed |=
+            matches!(action, Action::TakeBack { .. }) && self.profile().wanted != wanted;
         match action {
             Action::ReadRecord => Event::Record(self.store.clone()),
             Action::Look => {
