@@ -40,7 +40,7 @@ impl Record {
     /// Whether it was made on another machine, whose state this one has a copy of.
     pub fn is_copied(&self) -> bool {
         let own = &self.last.machine;
-        machine_id().is_some_and(|id| !own.is_empty() && id != *own)
+        !own.is_empty() && machine_id().is_some_and(|id| id != *own)
     }
 }
 

@@ -2,7 +2,6 @@
 //! (<https://systemd.io/JOURNAL_NATIVE_PROTOCOL>).
 //! For single short lines, it is one datagram of `NAME=value` lines, which needs no library.
 
-use std::fs;
 use std::io::{self, Write, stderr};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixDatagram;
@@ -11,6 +10,7 @@ use std::sync::{Mutex, MutexGuard};
 use log::Level;
 use rustix::fs::fstat;
 
+use crate::file_system::read_text;
 use crate::redact::one_line;
 
 const SOCKET: &str = "/run/systemd/journal/socket";
@@ -42,7 +42,7 @@ struct Context {
 
 impl Journal {
     pub fn open() -> Self {
-        let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        let groups = read_text("/proc/self/cgroup").unwrap_or_default();
         Self { socket: open().ok(), unit: one_line(unit_of(&groups)), context: Mutex::default() }
     }
 
